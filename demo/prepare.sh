@@ -1,0 +1,38 @@
+# Sourced by run_zero2.sh when it is given no model and no data: makes the demo's once, and says how to train on them.
+
+DEMO_DIR=$HERE/output/demo
+MODEL=$DEMO_DIR/model
+DATA=$DEMO_DIR/data/train
+HELD_OUT=$DEMO_DIR/data/held_out
+
+# One sum over everything that makes the two; when it changes they are made again.
+MAKERS=$(cat "$HERE"/demo/{scenes,make_data}.py "$HERE"/demo/{clip,qwen}/* "$HERE"/train_llava/{build_model,chat}.py | sha256sum)
+if [ "$MAKERS" != "$(cat "$DEMO_DIR/makers" 2>/dev/null)" ]; then
+    echo "Making the demo's pictures and its untrained LLaVA (once) ..."
+    rm -rf "$DEMO_DIR"
+    "$PYTHON" -m demo.make_data --output_dir "$DEMO_DIR/data"
+    "$PYTHON" -m train_llava.build_model --vision_model_name_or_path "$HERE/demo/clip" \
+        --language_model_name_or_path "$HERE/demo/qwen" --output_dir "$MODEL"
+    echo "$MAKERS" >"$DEMO_DIR/makers"
+fi
+EXAMPLE_IMAGE=$HELD_OUT/images/held_out_000000.jpg
+
+# Settings for a model of two million weights: high rates, a global batch of 32, and no checkpoints on the way.
+case $TRAIN_TYPE in
+    use_lora) DEMO_RATE=2e-3 ;;
+    *) DEMO_RATE=1e-3 ;;
+esac
+DEMO_FLAGS=(
+    --overwrite_output_dir true
+    --num_train_epochs 3
+    --per_device_train_batch_size 16
+    --gradient_accumulation_steps 1
+    --learning_rate "$DEMO_RATE"
+    --save_strategy no
+    --logging_steps 20
+)
+
+show_demo() {
+    echo
+    "$PYTHON" -m demo.show --model_name_or_path "$OUTPUT_DIR" --data_path "$HELD_OUT"
+}

@@ -1,0 +1,95 @@
+"""The demo world: small pictures of one or two coloured handwritten digits, and their exact captions.
+
+The handwriting is real: 1,797 scans of 8 x 8 pixels that scikit-learn ships (`sklearn.datasets.load_digits`,
+from the UCI "Optical Recognition of Handwritten Digits" set). The scans are split once, so that a held-out
+picture shows handwriting that no training picture, and no pretraining, has used.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from PIL import Image
+from sklearn.datasets import load_digits
+
+IMAGE_SIZE = 56  # pixels; four patches of 14 on a side
+DIGIT_SIZE = 24  # pixels; fits a quadrant of 28 with room to move
+TRAIN_SCANS = 1400  # of 1,797; the other 397 are held out
+
+DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+COLOURS = {
+    "red": (235, 60, 50),
+    "green": (60, 200, 80),
+    "blue": (70, 120, 255),
+    "yellow": (245, 215, 60),
+    "purple": (200, 90, 230),
+    "white": (240, 240, 240),
+}
+PLACES = ["top left", "top right", "bottom left", "bottom right"]
+
+# How a person may ask for a description: the wordings are ours, the kind is that of LLaVA-CC3M-Pretrain-595K.
+INSTRUCTIONS = [
+    "Describe this picture in one sentence.",
+    "What do you see in the image?",
+    "Give a short caption for the picture.",
+    "Say briefly what the image shows.",
+    "What is in this picture?",
+    "Write a brief description of the image.",
+]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One digit of a scene: which, in which colour, where (an index into PLACES), written by which scan."""
+
+    digit: int
+    colour: str
+    place: int
+    scan: int
+
+
+Scene = tuple[Item, ...]
+
+
+@cache
+def load_scans(split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Scans and labels of a split, "train" or "held_out": (count, 8, 8) float in [0, 1] and (count,) int.
+
+    The order is one fixed permutation of the data set, so that the split never depends on another seed.
+    """
+    digits = load_digits()
+    order = np.random.default_rng(0).permutation(len(digits.target))
+    chosen = {"train": order[:TRAIN_SCANS], "held_out": order[TRAIN_SCANS:]}[split]
+    return digits.images[chosen] / 16.0, digits.target[chosen]
+
+
+def random_scene(rng: np.random.Generator, split: str) -> Scene:
+    """One digit (a quarter of the scenes) or two, in different places, listed in reading order."""
+    labels = load_scans(split)[1]
+    count = 2 if rng.random() < 0.75 else 1
+    places = sorted(rng.choice(len(PLACES), size=count, replace=False))
+    scans = rng.integers(len(labels), size=count)
+    colours = rng.choice(list(COLOURS), size=count)
+    return tuple(Item(int(labels[s]), str(c), int(p), int(s)) for s, c, p in zip(scans, colours, places, strict=True))
+
+
+def caption(scene: Scene) -> str:
+    """The one right caption: "a red seven at the top left and a blue one at the bottom right"."""
+    return " and ".join(f"a {item.colour} {DIGITS[item.digit]} at the {PLACES[item.place]}" for item in scene)
+
+
+def draw(scene: Scene, rng: np.random.Generator, split: str) -> Image.Image:
+    """The picture of a scene, 56 x 56 RGB; `rng` sets the background and tilts and moves each digit a little."""
+    scans = load_scans(split)[0]
+    background = rng.integers(10, 40, size=3)
+    canvas = np.broadcast_to(background, (IMAGE_SIZE, IMAGE_SIZE, 3)).astype(np.float32).copy()
+    half = IMAGE_SIZE // 2
+    for item in scene:
+        ink = Image.fromarray((scans[item.scan] * 255).astype(np.uint8))
+        ink = ink.resize((DIGIT_SIZE, DIGIT_SIZE), Image.BICUBIC).rotate(rng.uniform(-8, 8), Image.BICUBIC)
+        alpha = np.asarray(ink, dtype=np.float32)[..., None] / 255.0
+        top, left = (item.place // 2) * half, (item.place % 2) * half
+        dy, dx = rng.integers(0, half - DIGIT_SIZE + 1, size=2)
+        window = canvas[top + dy : top + dy + DIGIT_SIZE, left + dx : left + dx + DIGIT_SIZE]
+        window += alpha * (np.array(COLOURS[item.colour], dtype=np.float32) - window)
+    return Image.fromarray(canvas.round().astype(np.uint8))

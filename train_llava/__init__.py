@@ -1,0 +1,1 @@
+"""Build, train and use one's own LLaVA."""

@@ -1,0 +1,45 @@
+"""The flags of `python -m train_llava.train`: ours, and all of transformers' TrainingArguments."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from transformers import TrainingArguments
+
+
+def flag(help: str, **kwargs) -> object:
+    """A field with the text that --help shows."""
+    return field(metadata={"help": help}, **kwargs)
+
+
+@dataclass
+class ModelArguments:
+    """What is trained."""
+
+    model_name_or_path: str = flag("a LLaVA folder, as train_llava.build_model writes it")
+    train_type: Literal["use_lora", "freeze_vision", "none", "projector"] = flag(
+        "use_lora: adapters in the language model's attention, and the projector; freeze_vision: projector and "
+        "language model; none: nothing is frozen; projector: the projector alone",
+        default="use_lora",
+    )
+    train_projector: bool = flag("with use_lora: train the projector, and save it with the adapter", default=True)
+    lora_r: int = flag("rank of the adapters", default=32)
+    lora_alpha: int = flag("the adapters are scaled by lora_alpha / lora_r", default=64)
+    lora_dropout: float = flag("dropout before the adapters", default=0.05)
+
+
+@dataclass
+class DataArguments:
+    """What it is trained on."""
+
+    data_path: str = flag("folder with chat.json and pictures, or a LLaVA JSON file")
+    eval_data_path: str | None = flag(
+        "held-out data of the same form, for --eval_strategy steps or epoch", default=None
+    )
+
+
+@dataclass
+class LlavaTrainingArguments(TrainingArguments):
+    """transformers' own flags; these two differ in their default or are new."""
+
+    remove_unused_columns: bool = flag("the collator needs every column", default=False)
+    overwrite_output_dir: bool = flag("replace the run that --output_dir holds instead of refusing", default=False)

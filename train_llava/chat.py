@@ -1,0 +1,106 @@
+"""Messages -> token ids and label mask, in one place, for training and for asking alike.
+
+A conversation is rendered by the model's own chat template with a mark in place of each message's text. So the text
+that the template wrote and the text that people wrote stay apart: special tokens count in the template alone, and the
+spans to supervise are known by construction, never searched for afterwards.
+"""
+
+import re
+
+from transformers import PreTrainedTokenizerBase
+
+from train_llava.command import InputError
+
+Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text with <image> placeholders}
+
+IGNORE_INDEX = -100  # what the loss skips, as everywhere in transformers
+IMAGE_TOKEN = "<image>"
+MARK = re.compile("\ue000(\\d+)\ue001")  # private-use characters: no tokenizer or template gives them a meaning
+PROBE = ["What is this?\nSay it in 3 words.", "A small house.", "Where?", "By the sea, I think!"]  # for the self-test
+
+
+class ChatEncoder:
+    """Turns conversations into ids and labels for one tokenizer and its chat template.
+
+    Args:
+        tokenizer: has `<image>` as one token.
+        tokens_per_image: how many ids each `<image>` becomes, the number of features of the vision tower.
+        chat_template: Jinja text, as `processor.chat_template` holds it.
+
+    Raises:
+        InputError: the template or tokenizer is of a kind whose answers cannot be told apart exactly.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, tokens_per_image: int, chat_template: str) -> None:
+        self.tokenizer, self.tokens_per_image, self.chat_template = tokenizer, tokens_per_image, chat_template
+        self.special_ids = {str(token): i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+        longest_first = sorted(self.special_ids, key=len, reverse=True)
+        self.special = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
+        # Llama 3's template strips every message, Qwen's does not
+        self.strips = "  a  " not in self.render([{"role": "user", "content": "  a  "}])
+        self.end_of_turn_id = self._self_test()
+
+    def encode(self, messages: list[Message], add_generation_prompt: bool = False) -> tuple[list[int], list[int]]:
+        """Ids and labels of a conversation, two lists of one length.
+
+        Labels are the ids at each answer and its end-of-turn token, IGNORE_INDEX everywhere else. Text that looks like
+        a special token inside a message stays text; `<image>` alone is a placeholder for `tokens_per_image` ids.
+        """
+        ids: list[int] = []
+        labels: list[int] = []
+        run = ""  # ordinary text not yet tokenised: it may join template and message, as in "user\n" + "Hello"
+        answered = False  # an answer has been written and waits for its end-of-turn token
+
+        def add(new: list[int], supervised: bool = False) -> None:
+            nonlocal run
+            before = self._tokenize(run)
+            run = ""
+            ids.extend(before + new)
+            labels.extend([IGNORE_INDEX] * len(before) + (new if supervised else [IGNORE_INDEX] * len(new)))
+
+        marked = [{"role": m["role"], "content": f"\ue000{i}\ue001"} for i, m in enumerate(messages)]
+        for k, piece in enumerate(MARK.split(self.render(marked, add_generation_prompt))):
+            if k % 2 == 0:  # the template's own text
+                for text in self.special.split(piece):
+                    if text in self.special_ids:
+                        add([self.special_ids[text]], supervised=answered)
+                        answered = False
+                    else:
+                        run += text
+                continue
+            message = messages[int(piece)]
+            content = message["content"].strip() if self.strips else message["content"]
+            if message["role"] == "assistant":
+                add([])  # a cut where generation starts, so that training sees what generation will see
+                add(self._tokenize(content), supervised=True)
+                answered = True
+                continue
+            for i, text in enumerate(content.split(IMAGE_TOKEN)):
+                if i:
+                    add([self.special_ids[IMAGE_TOKEN]] * self.tokens_per_image)
+                run += text
+        add([])
+        return ids, labels
+
+    def render(self, messages: list[Message], add_generation_prompt: bool = False) -> str:
+        """The conversation as the chat template writes it."""
+        options = {"tokenize": False, "add_generation_prompt": add_generation_prompt}
+        return self.tokenizer.apply_chat_template(messages, chat_template=self.chat_template, **options)
+
+    def _tokenize(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids if text else []
+
+    def _self_test(self) -> int:
+        """Compares PROBE's ids with the template's whole text tokenised at once; returns the end-of-turn id."""
+        probe = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(PROBE)]
+        ids, labels = self.encode(probe)
+        whole = self.tokenizer(self.render(probe), add_special_tokens=False).input_ids
+        spans = zip(labels, [*labels[1:], IGNORE_INDEX], strict=True)
+        ends = {label for label, after in spans if label != IGNORE_INDEX and after == IGNORE_INDEX}
+        if ids != whole or len(ends) != 1 or not ends <= set(self.special_ids.values()):
+            raise InputError(
+                f"{self.tokenizer.name_or_path}: this chat template or tokenizer is not supported, because its answers "
+                "cannot be told apart exactly. It must write every message as it is and close every answer with one "
+                "special token, as those of Qwen and Llama 3 do."
+            )
+        return ends.pop()

@@ -1,0 +1,79 @@
+"""What a build must prove before it is called done: weights equal to their sources, and an answer about a picture."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from PIL import Image
+from safetensors import safe_open
+from transformers import LlavaForConditionalGeneration, pipeline
+
+PREFIX = re.compile(r"^(model\.)?(vision_tower\.|language_model\.)?(vision_model\.|model\.)?")
+
+
+def canonical(name: str, part: str = "") -> str:
+    """One name for a tensor, however a version of transformers nests it in a file."""
+    if "multi_modal_projector" in name:
+        return name.removeprefix("model.")
+    part = part or ("vision" if "vision_tower" in name else "language")
+    return f"{part}: {PREFIX.sub('', name)}"
+
+
+def stored_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Name and value of every tensor in a folder's weight files, one in memory at a time."""
+    shards = sorted(folder.glob("*.safetensors"))
+    for path in shards:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 (not a dict)
+                yield name, file.get_tensor(name)
+    for path in [] if shards else sorted(folder.glob("*.bin")):
+        yield from torch.load(path, map_location="cpu", mmap=True, weights_only=True).items()
+
+
+def check_weights(output_dir: Path, model: LlavaForConditionalGeneration, sources: tuple[Path, Path] | None) -> int:
+    """Compares a built folder's files with the files of its two sources, tensor by tensor, bit for bit.
+
+    `sources` are the vision and the language folder; None after a build with random weights, where the reference is
+    `model`, from which the folder was saved. Returns how many tensors were compared.
+
+    Raises:
+        RuntimeError: names the first tensor that differs, is missing or has no source.
+    """
+    built = {canonical(name): value for name, value in model.state_dict().items()}
+    published = {} if sources else built
+    for part, folder in zip(("vision", "language"), sources or (), strict=False):
+        published |= {canonical(name, part): value for name, value in stored_tensors(folder)}
+    saved = {"language: lm_head.weight"} if model.config.tie_word_embeddings else set()
+    for name, value in ((canonical(name), value) for name, value in stored_tensors(output_dir)):
+        saved.add(name)
+        reference = built[name] if "projector" in name else published.get(name)  # the projector has no source
+        if reference is None:
+            raise RuntimeError(f"{output_dir}: {name} has no counterpart in the sources")
+        # a table that was made larger has new rows, which no source knows
+        if not torch.equal(value[: len(reference)] if value.ndim else value, reference.to(value.dtype)):
+            raise RuntimeError(f"{output_dir}: {name} differs from its source")
+    if lacking := sorted(set(built) - saved):
+        raise RuntimeError(f"{output_dir}: {len(lacking)} tensors were not saved, such as {lacking[0]}")
+    return len(saved)
+
+
+def check_answers(output_dir: Path) -> str:
+    """Loads a built folder as any user of transformers would, and asks it about a grey picture.
+
+    Raises:
+        RuntimeError: the processor writes another number of image tokens than the model has features.
+    """
+    pipe = pipeline("image-text-to-text", model=str(output_dir))
+    picture = Image.new("RGB", (64, 48), "grey")
+    inputs = pipe.processor(images=picture, text="<image>", return_tensors="pt").to(pipe.model.device, pipe.model.dtype)
+    tokens = int((inputs.input_ids == pipe.model.config.image_token_id).sum())
+    with torch.no_grad():
+        features = len(pipe.model.get_image_features(inputs.pixel_values).pooler_output[0])
+    if tokens != features:
+        raise RuntimeError(
+            f"{output_dir}: the processor writes {tokens} image tokens, the model has {features} features"
+        )
+    content = [{"type": "image", "image": picture}, {"type": "text", "text": "What is this?"}]
+    chat = [{"role": "user", "content": content}]
+    return pipe(text=chat, max_new_tokens=8, return_full_text=False)[0]["generated_text"]

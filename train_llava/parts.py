@@ -1,0 +1,28 @@
+"""The parts of a LLaVA, counted: for the table after a build and the one before a training."""
+
+from torch import nn
+
+
+def part_of(name: str) -> str:
+    """The part that a parameter belongs to, by its name."""
+    for mark, part in (("lora_", "LoRA adapters"), ("projector", "projector"), ("vision_tower", "vision tower")):
+        if mark in name:
+            return part
+    return "head" if "lm_head" in name else "language model"
+
+
+def parts_table(model: nn.Module) -> str:
+    """Parameters, trained ones and dtype of every part, as text."""
+    parts: dict[str, list] = {}
+    for name, parameter in model.named_parameters():
+        if "original_module" in name:  # PEFT keeps the projector it started from beside the one it trains
+            continue
+        for part in (part_of(name), "together"):
+            count, trained, dtypes = parts.setdefault(part, [0, 0, set()])
+            size = parameter.numel()
+            parts[part] = [count + size, trained + size * parameter.requires_grad, dtypes | {str(parameter.dtype)[6:]}]
+    parts["together"] = parts.pop("together")  # to the end
+    rows = [f"{'part':<15}{'parameters':>15}{'trained':>15}  dtype"]
+    for part, (count, trained, dtypes) in parts.items():
+        rows.append(f"{part:<15}{count:>15,}{f'{trained:,}' if trained else 'frozen':>15}  {', '.join(sorted(dtypes))}")
+    return "\n".join(rows)
