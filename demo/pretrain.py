@@ -49,6 +49,7 @@ from demo.scenes import (
 
 FOLDER = Path(__file__).parent
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]  # Qwen's names, in Qwen's order
+PATCH_SIZE = 28  # a quadrant: a token that holds a whole digit, as the patches of a large CLIP hold whole things
 VOCAB_ROWS = 448  # like Qwen's, the table has more rows than tokens, so `<image>` finds a free one
 CHAT_TEMPLATE = (  # ChatML with Qwen1.5's default system message
     "{%- if messages[0]['role'] != 'system' %}"
@@ -125,10 +126,11 @@ def train_clip(
     """Trains on random training scenes; returns the model, its processor and held-out retrieval@1 of 256."""
     size = {"hidden_size": 128, "intermediate_size": 512, "num_attention_heads": 4, "hidden_act": "gelu"}
     config = CLIPConfig(
-        vision_config={**size, "num_hidden_layers": 4, "image_size": IMAGE_SIZE, "patch_size": 14},
+        vision_config={**size, "num_hidden_layers": 4, "image_size": IMAGE_SIZE, "patch_size": PATCH_SIZE},
         text_config={
             **size,
             "num_hidden_layers": 2,
+            "intermediate_size": 256,
             "vocab_size": VOCAB_ROWS,
             "max_position_embeddings": 64,
             "eos_token_id": tokenizer.convert_tokens_to_ids("<|endoftext|>"),

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
 
-IMAGE_SIZE = 56  # pixels; four patches of 14 on a side
+IMAGE_SIZE = 56  # pixels on a side
 DIGIT_SIZE = 24  # pixels; fits a quadrant of 28 with room to move
 TRAIN_SCANS = 1400  # of 1,797; the other 397 are held out
 

@@ -45,8 +45,6 @@ def build_llava(
     """
     vision, language = fetch(vision), fetch(language)
     tower = load_part(transformers.AutoModel, vision, dtype, random_weights)
-    if tower.config.model_type not in VISION_TYPES or not tower.config.patch_size:
-        raise InputError(f"{vision}: a {tower.config.model_type!r} is not a vision model with patches. {SUPPORTED}")
     if not (vision / "preprocessor_config.json").is_file():
         raise InputError(f"{vision}: no preprocessor_config.json, so the size and colours it expects are unknown.")
     chat_model = load_part(transformers.AutoModelForCausalLM, language, dtype, random_weights)
@@ -112,19 +110,22 @@ def fetch(name: str | Path) -> Path:
 
 def load_part(auto_class: type, folder: Path, dtype: torch.dtype | None, random_weights: bool) -> PreTrainedModel:
     """One half with every weight from the folder; of a CLIP or SigLIP the vision tower alone."""
+    kind = "vision" if auto_class is transformers.AutoModel else "language"
     try:
         config = transformers.AutoConfig.from_pretrained(folder)
-        config = getattr(config, "vision_config", config) if auto_class is transformers.AutoModel else config
+        if kind == "vision":
+            config = getattr(config, "vision_config", config)
+            if config.model_type not in VISION_TYPES or not config.patch_size:
+                raise ValueError(f"{config.model_type} with patch_size {getattr(config, 'patch_size', None)}")
         if random_weights:
             return auto_class.from_config(config, dtype=dtype or config.dtype or torch.float32)
-        model, info = auto_class.from_pretrained(
-            folder, config=config, dtype=dtype or "auto", weights_only=True, output_loading_info=True
-        )
+        options = {"config": config, "dtype": dtype or "auto", "weights_only": True, "output_loading_info": True}
+        model, info = auto_class.from_pretrained(folder, **options)
     except OSError as error:
         raise InputError(f"{folder}: config.json or weights are missing or unreadable. Fetch it again.") from error
     except ValueError as error:
-        kind = "vision" if auto_class is transformers.AutoModel else "language"
-        raise InputError(f"{folder}: not a {kind} model that transformers knows. {SUPPORTED}") from error
+        reason = str(error).splitlines()[0][:100]
+        raise InputError(f"{folder}: not a {kind} model that fits here ({reason}). {SUPPORTED}") from error
     if lacking := [*info["missing_keys"], *info["mismatched_keys"]]:
         raise InputError(f"{folder}: {len(lacking)} weights are missing, such as {lacking[0]}. Fetch it again.")
     return model

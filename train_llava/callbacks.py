@@ -11,6 +11,10 @@ class ProgressLine(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         self.first_step = self.last_step = state.global_step  # not 0 after a resume
         self.first_time = self.last_time = time.perf_counter()
+        if state.is_world_process_zero:
+            optimizer = getattr(kwargs["optimizer"], "optimizer", kwargs["optimizer"])  # what accelerate wrapped
+            stage = getattr(optimizer, "zero_stage_string", "")  # DeepSpeed's own word: ZeRO-1 or ZeRO-2
+            print(f"{type(optimizer).__name__} {stage} on {args.world_size} ranks, {state.max_steps} steps", flush=True)
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         logs = kwargs["logs"]

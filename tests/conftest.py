@@ -1,0 +1,141 @@
+"""Small models in the forms in which the real ones are published, and data in the layout of CC3M-595K."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    GenerationConfig,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+import benchmarks.qwen_tokenizer
+from demo.make_data import write_split
+from demo.pretrain import make_tokenizer
+from train_llava.build_model import build_llava, save_llava
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """The Arrow copies of the tests' data go away with the tests."""
+    os.environ["HF_DATASETS_CACHE"] = str(tmp_path_factory.mktemp("datasets"))
+    import datasets
+
+    datasets.config.HF_DATASETS_CACHE = os.environ["HF_DATASETS_CACHE"]
+
+
+@pytest.fixture(scope="session")
+def qwen_tokenizer():
+    """Qwen1.5's real tokenizer with its chat template."""
+    vocabulary, merges = benchmarks.qwen_tokenizer.qwen_vocabulary()
+    assert (len(vocabulary), len(merges)) == (151643, 151387)
+    return benchmarks.qwen_tokenizer.qwen_tokenizer()
+
+
+def clip_model():
+    """A CLIP of the real one's shape: its tower ends in a layer and a norm that LLaVA does not read."""
+    torch.manual_seed(1)
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_hidden_layers": 3}
+    vision, text = {"image_size": 28, "patch_size": 14}, {"vocab_size": 64, "eos_token_id": 63, "bos_token_id": 62}
+    return CLIPModel(CLIPConfig(vision_config={**size, **vision}, text_config={**size, **text}, projection_dim=16))
+
+
+@pytest.fixture(scope="session")
+def old_clip(tmp_path_factory):
+    """Like openai/clip-vit-large-patch14-336 on the hub: pickled fp32 weights with the text tower and position_ids
+    buffers, names with `vision_model.`, a sparse config, an image processor config of transformers 4."""
+    folder = tmp_path_factory.mktemp("clip")
+    model = clip_model()
+    weights = model.state_dict()
+    for tower, count in (("vision_model", 5), ("text_model", 77)):
+        weights[f"{tower}.embeddings.position_ids"] = torch.arange(count)[None]
+    torch.save(weights, folder / "pytorch_model.bin")
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_hidden_layers": 3}
+    text = {"vocab_size": 64, "eos_token_id": 63, "bos_token_id": 62}
+    config = {
+        "architectures": ["CLIPModel"],
+        "model_type": "clip",
+        "projection_dim": 16,
+        "torch_dtype": "float32",
+        "transformers_version": "4.21.3",
+        "text_config": {**size, **text, "model_type": "clip_text_model", "projection_dim": 16},
+        "text_config_dict": None,
+        "vision_config": {**size, "image_size": 28, "patch_size": 14, "model_type": "clip_vision_model"},
+        "vision_config_dict": None,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    preprocessor = {
+        "crop_size": 28,
+        "do_center_crop": True,
+        "do_normalize": True,
+        "do_resize": True,
+        "feature_extractor_type": "CLIPFeatureExtractor",
+        "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_std": [0.26862954, 0.26130258, 0.27577711],
+        "resample": 3,
+        "size": 28,
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def old_qwen(tmp_path_factory):
+    """Like Qwen/Qwen1.5-4B-Chat: bf16 in shards, several ends of turn and sampling settings."""
+    folder = tmp_path_factory.mktemp("qwen")
+    torch.manual_seed(2)
+    config = Qwen2Config(
+        vocab_size=448,
+        hidden_size=48,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=512,
+        tie_word_embeddings=False,
+        bos_token_id=418,
+        eos_token_id=420,
+    )
+    model = Qwen2ForCausalLM(config).to(torch.bfloat16)
+    model.generation_config = GenerationConfig(
+        do_sample=True, top_p=0.8, repetition_penalty=1.1, bos_token_id=418, pad_token_id=418, eos_token_id=[420, 418]
+    )
+    model.save_pretrained(folder, max_shard_size="60KB")
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def llava(tmp_path_factory, old_clip, old_qwen):
+    """A small built LLaVA folder in fp32, so that comparisons are not blurred by rounding."""
+    folder = tmp_path_factory.mktemp("models") / "llava"
+    torch.manual_seed(3)
+    save_llava(*build_llava(old_clip, old_qwen, dtype=torch.float32), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    """64 records of the demo; captions of one and two digits, so batches have uneven numbers of labels."""
+    folder = tmp_path_factory.mktemp("data")
+    write_split(folder, "train", 64, seed=7)
+    return folder
+
+
+def run(*command, **environment):
+    """A command in a process of its own, as a user would type it."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "false", **environment}
+    return subprocess.run([*map(str, command)], env=environment, cwd=ROOT, capture_output=True, text=True)
+
+
+def run_module(module, *arguments, **environment):
+    return run(sys.executable, "-m", module, *arguments, **environment)

@@ -1,0 +1,64 @@
+"""What each train_type trains, as promised in the table of train_type.py."""
+
+import pytest
+import torch
+from test_loss import TRAIN_TYPES, trainer_of
+
+from train_llava.arguments import ModelArguments
+from train_llava.load import load
+from train_llava.parts import parts_table
+from train_llava.train_type import apply_train_type
+from train_llava.trainer import LlavaTrainer
+
+
+def promised(name, train_type):
+    """Whether a parameter of this name is promised to move."""
+    if train_type == "use_lora":
+        # q, k, v and o of the language model; the projector's trained copy, not the original that PEFT keeps
+        return "lora_" in name or ("projector" in name and "modules_to_save" in name)
+    if "vision_tower" in name:
+        # LLaVA reads the last layer but one. What comes after it, the third of this tower's three layers and the
+        # final norm, never meets the loss, so its gradient is zero, and weight decay must not move it either.
+        return train_type == "none" and "encoder.layers.2." not in name and "post_layernorm" not in name
+    return "projector" in name or train_type in ("none", "freeze_vision")
+
+
+@pytest.mark.parametrize("train_type", TRAIN_TYPES)
+def test_exactly_the_promised_parameters_move(llava, data, tmp_path, train_type):
+    flags = {"max_steps": 3, "per_device_train_batch_size": 16, "learning_rate": 1e-2, "weight_decay": 0.1}
+    trainer = trainer_of(LlavaTrainer, llava, data, tmp_path, train_type, **flags)
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    trainer.train()
+    for name, parameter in trainer.model.named_parameters():
+        moved = not torch.equal(parameter, before[name])
+        # softmax does not see a bias that all keys share, so its gradient is rounding noise: either is right
+        if not name.endswith("k_proj.bias"):
+            assert moved == promised(name, train_type), name
+        assert parameter.requires_grad == promised(name, train_type), name
+
+
+def test_lora_adapts_the_language_model_alone(llava):
+    model, _ = load(llava)
+    model = apply_train_type(model, ModelArguments(model_name_or_path="", train_type="use_lora"))
+    adapted = {name.split(".lora_A")[0] for name, _ in model.named_parameters() if ".lora_A" in name}
+    assert len(adapted) == 2 * 4 and all("language_model" in name for name in adapted)
+    config = model.peft_config["default"]
+    assert (config.r, config.lora_alpha, config.lora_dropout) == (32, 64, 0.05)
+
+
+def test_lora_may_leave_the_projector(llava):
+    model, _ = load(llava)
+    args = ModelArguments(model_name_or_path="", train_type="use_lora", train_projector=False)
+    trained = [name for name, p in apply_train_type(model, args).named_parameters() if p.requires_grad]
+    assert trained and all("lora_" in name for name in trained)
+
+
+def test_the_table_counts(llava):
+    model, _ = load(llava)
+    model = apply_train_type(model, ModelArguments(model_name_or_path="", train_type="freeze_vision"))
+    table = parts_table(model)
+    rows = {line[:15].strip(): line[15:].split() for line in table.splitlines()[1:]}
+    tower = sum(p.numel() for p in model.model.vision_tower.parameters())
+    everything = sum(p.numel() for p in model.parameters())
+    assert rows["vision tower"][:2] == [f"{tower:,}", "frozen"]
+    assert rows["together"][:2] == [f"{everything:,}", f"{everything - tower:,}"]
