@@ -17,6 +17,7 @@ INCLUDE=${INCLUDE:-}                # which GPUs, as in INCLUDE=localhost:0,1; e
 
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 export PYTHONPATH="$HERE${PYTHONPATH:+:$PYTHONPATH}" TOKENIZERS_PARALLELISM=false
+export PYTHONWARNINGS=${PYTHONWARNINGS:-ignore::FutureWarning}  # of libraries, about their own next versions
 source "$HERE/scripts/environment.sh"
 find_python "$HERE/requirements.txt"
 

@@ -17,19 +17,20 @@ if [ "$MAKERS" != "$(cat "$DEMO_DIR/makers" 2>/dev/null)" ]; then
 fi
 EXAMPLE_IMAGE=$HELD_OUT/images/held_out_000000.jpg
 
-# Settings for a model of two million weights: high rates, a global batch of 32, and no checkpoints on the way.
+# Settings for a model of two million weights: high rates, many small steps, and no checkpoints on the way.
 case $TRAIN_TYPE in
     use_lora) DEMO_RATE=2e-3 ;;
     *) DEMO_RATE=1e-3 ;;
 esac
 DEMO_FLAGS=(
     --overwrite_output_dir true
-    --num_train_epochs 3
-    --per_device_train_batch_size 16
+    --max_steps 900
+    --per_device_train_batch_size 8
     --gradient_accumulation_steps 1
     --learning_rate "$DEMO_RATE"
+    --adam_beta2 0.95
     --save_strategy no
-    --logging_steps 20
+    --logging_steps 30
 )
 
 show_demo() {

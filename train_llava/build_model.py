@@ -34,11 +34,8 @@ def build_llava(
 ) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     """Stitches a vision tower and a chat model together with a new, random projector between them.
 
-    Args:
-        vision: folder or hub id of a CLIPModel, CLIPVisionModel or SigLIP.
-        language: folder or hub id of a chat model with its tokenizer and chat template.
-        dtype: of all weights; None keeps each source's own (the projector takes the language model's).
-        random_weights: initialise from the two configs instead of loading weights.
+    `vision` and `language` are folders or hub ids. `dtype` is that of all weights; None keeps each source's own (the
+    projector takes the language model's). `random_weights` initialises from the configs instead of loading.
 
     Raises:
         InputError: a folder is missing, incomplete or not of a supported kind.
@@ -74,14 +71,10 @@ def build_llava(
     model.lm_head = chat_model.lm_head
 
     # Greedy, and stopping at every end the chat model knows: its sampling settings were tuned without pictures.
-    source = chat_model.generation_config
-    ends = source.eos_token_id if isinstance(source.eos_token_id, list) else [source.eos_token_id]
-    end_of_turn = ChatEncoder(tokenizer, patches, tokenizer.chat_template).end_of_turn_id
-    model.generation_config = transformers.GenerationConfig(
-        bos_token_id=source.bos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=[end_of_turn] + [end for end in ends if end not in (None, end_of_turn)],
-    )
+    ends = chat_model.generation_config.eos_token_id
+    ends = [ChatEncoder(tokenizer, patches).end_of_turn_id, *(ends if isinstance(ends, list) else [ends])]
+    ends = [end for end in dict.fromkeys(ends) if end is not None]
+    model.generation_config = transformers.GenerationConfig(eos_token_id=ends, pad_token_id=tokenizer.pad_token_id)
     processor = LlavaProcessor(
         image_processor=transformers.AutoImageProcessor.from_pretrained(vision),
         tokenizer=tokenizer,
@@ -161,12 +154,12 @@ def save_llava(
     """
     output_dir = Path(output_dir)
     check_output_dir(output_dir, overwrite)
-    shutil.rmtree(output_dir, ignore_errors=True)
-    output_dir.mkdir(parents=True)
+    output_dir.mkdir(parents=True, exist_ok=True)
     needed, free = sum(p.nbytes for p in model.parameters()), shutil.disk_usage(output_dir).free
     if needed > free:
         sizes = f"the model takes {needed / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB free"
         raise InputError(f"{output_dir}: {sizes}. Free some, or give an --output_dir on another disk.")
+    shutil.rmtree(output_dir)  # only now, when nothing stands in the way of the new one
     model.save_pretrained(output_dir, max_shard_size="5GB")
     processor.save_pretrained(output_dir)
     # save_pretrained names the dtype of the first weight, the tower's; loading should follow the language model's
@@ -187,6 +180,7 @@ def main() -> None:
 
     check_output_dir(args.output_dir, args.overwrite)
     vision, language = fetch(args.vision_model_name_or_path), fetch(args.language_model_name_or_path)
+    torch.manual_seed(0)  # the same projector every time
     model, processor = build_llava(vision, language, DTYPES[args.dtype], args.random_weights)
     print(parts_table(model), flush=True)
     print(f"vision tower from {vision}, language model from {language}, projector new", flush=True)

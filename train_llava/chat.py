@@ -25,14 +25,15 @@ class ChatEncoder:
     Args:
         tokenizer: has `<image>` as one token.
         tokens_per_image: how many ids each `<image>` becomes, the number of features of the vision tower.
-        chat_template: Jinja text, as `processor.chat_template` holds it.
+        template: Jinja text, as `processor.chat_template` holds it; None for the tokenizer's own.
 
     Raises:
         InputError: the template or tokenizer is of a kind whose answers cannot be told apart exactly.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, tokens_per_image: int, chat_template: str) -> None:
-        self.tokenizer, self.tokens_per_image, self.chat_template = tokenizer, tokens_per_image, chat_template
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, tokens_per_image: int, template: str | None = None) -> None:
+        self.tokenizer, self.tokens_per_image = tokenizer, tokens_per_image
+        self.chat_template = template or tokenizer.chat_template
         self.special_ids = {str(token): i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
         longest_first = sorted(self.special_ids, key=len, reverse=True)
         self.special = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")

@@ -1,4 +1,4 @@
-"""What every command of this package does alike: say errors in one line, and keep the libraries quiet."""
+"""What every command does alike: say errors in one line, and keep the libraries quiet."""
 
 import functools
 import os

@@ -9,16 +9,13 @@ import argparse
 from typing import Any
 
 import torch
-from peft import PeftModel
-from transformers import LlavaForConditionalGeneration, LlavaProcessor, TextStreamer
+from transformers import LlavaProcessor, TextStreamer
 
 from train_llava.chat import IMAGE_TOKEN
 from train_llava.command import InputError, command
 from train_llava.data import LlavaCollator
 from train_llava.images import open_image
-from train_llava.load import load
-
-Model = LlavaForConditionalGeneration | PeftModel
+from train_llava.load import Model, load
 
 
 def ask(prompt: str, images: list[Any]) -> dict[str, Any]:

@@ -10,10 +10,13 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration, LlavaProc
 
 from train_llava.command import InputError
 
+Model = LlavaForConditionalGeneration | PeftModel
+Folder = str | Path
+
 
 def load(
-    folder: str | Path, adapter: str | Path | None = None, dtype: torch.dtype | str = "auto"
-) -> tuple[LlavaForConditionalGeneration | PeftModel, LlavaProcessor]:
+    folder: Folder, adapter: Folder | None = None, dtype: torch.dtype | str = "auto"
+) -> tuple[Model, LlavaProcessor]:
     """Model (in eval mode, on the CPU) and processor of a LLaVA folder, an adapter folder, or a base with an adapter.
 
     Raises:
@@ -35,7 +38,7 @@ def load(
         raise InputError(f"{adapter or folder}: cannot be loaded ({error}).") from error
 
 
-def read_json(folder: str | Path, name: str) -> dict[str, Any]:
+def read_json(folder: Folder, name: str) -> dict[str, Any]:
     """A JSON file that a folder must have."""
     try:
         return json.loads((Path(folder) / name).read_text())

@@ -30,13 +30,10 @@ def checkpoint_to_resume(args: LlavaTrainingArguments) -> str | None:
 def claim_output_dir(args: LlavaTrainingArguments, checkpoint: str | None) -> None:
     """Sees to it that the folder is this run's alone: refuses another run's, or clears it when told to."""
     folder = Path(args.output_dir)
-    left = [path for pattern in RUN_FILES for path in folder.glob(pattern)]
-    with args.main_process_first():  # the others look once the first has cleared it
-        if not left or checkpoint is not None:
-            return
-        if not args.overwrite_output_dir:
+    left = [] if checkpoint else [path for pattern in RUN_FILES for path in folder.glob(pattern)]
+    with args.main_process_first():
+        if left and not args.overwrite_output_dir:
             hint = "Continue it with --resume_from_checkpoint true, replace it with --overwrite_output_dir true"
             raise InputError(f"{folder} holds another run. {hint}, or give another --output_dir.")
-        if args.process_index == 0:
-            for path in left:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for path in left if args.process_index == 0 else []:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()

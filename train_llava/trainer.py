@@ -12,13 +12,7 @@ from train_llava.chat import IGNORE_INDEX
 class LlavaTrainer(Trainer):
     """Trainer whose loss and gradients equal the plain ones at a fraction of the work in the head."""
 
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, torch.Tensor],
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> Any:
+    def compute_loss(self, model: nn.Module, inputs: dict[str, torch.Tensor], *args, **kwargs) -> Any:
         """Cross-entropy over the supervised tokens of the whole global batch.
 
         The head maps each position to the vocabulary (151,936 logits for Qwen), but prompts, image tokens and padding
@@ -28,4 +22,4 @@ class LlavaTrainer(Trainer):
         following = nn.functional.pad(inputs["labels"][:, 1:], (0, 1), value=IGNORE_INDEX)  # (batch, length)
         predicts = following != IGNORE_INDEX
         inputs = {**inputs, "logits_to_keep": predicts, "shift_labels": following[predicts]}
-        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        return super().compute_loss(model, inputs, *args, **kwargs)

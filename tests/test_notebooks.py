@@ -1,0 +1,59 @@
+"""Every notebook, top to bottom, on the demo's model after a few steps of training."""
+
+import os
+
+import nbformat
+import pytest
+from conftest import ROOT, run_module
+from nbclient import NotebookClient
+
+from train_llava.load import load
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """The demo's model and data, and one run of each kind; cut short, since what it learns does not matter here."""
+    folder = tmp_path_factory.mktemp("demo")
+    done = run_module("demo.make_data", "--output_dir", folder / "data", "--train", 64, "--held_out", 12)
+    assert done.returncode == 0, done.stderr
+    done = run_module(
+        "train_llava.build_model",
+        *("--vision_model_name_or_path", ROOT / "demo" / "clip", "--output_dir", folder / "model"),
+        *("--language_model_name_or_path", ROOT / "demo" / "qwen"),
+    )
+    assert done.returncode == 0, done.stderr
+    for train_type in ("use_lora", "freeze_vision"):
+        done = run_module(
+            "train_llava.train",
+            *("--model_name_or_path", folder / "model", "--data_path", folder / "data" / "train"),
+            *("--train_type", train_type, "--output_dir", folder / train_type, "--max_steps", 3),
+            *("--use_cpu", "true", "--report_to", "none", "--save_strategy", "no"),
+        )
+        assert done.returncode == 0, done.stderr
+    return folder
+
+
+PARAMETERS = {
+    "code03_build_model_show.ipynb": lambda demo: {},
+    "code05_infer.ipynb": lambda demo: {"MODEL": demo / "freeze_vision"},
+    "code05_infer_lora.ipynb": lambda demo: {"ADAPTER": demo / "use_lora", "MERGED": demo / "merged"},
+}
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_notebook_runs(name, demo, monkeypatch):
+    monkeypatch.setitem(os.environ, "PYTHONPATH", str(ROOT))
+    notebook = nbformat.read(ROOT / name, as_version=4)
+    assert any(cell.get("outputs") for cell in notebook.cells), "outputs are kept in the file"
+    kept = [out for cell in notebook.cells for out in cell.get("outputs", [])]
+    assert not any(out.output_type == "error" for out in kept)
+    assert any("image/png" in out.get("data", {}) for out in kept)
+    values = PARAMETERS[name](demo)
+    if values:
+        values["PICTURES"] = demo / "data" / "held_out" / "images"
+        (cell,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+        assert all(f"{name} = " in cell.source for name in values)
+        cell.source = "\n".join(f"{name} = {str(value)!r}" for name, value in values.items())
+    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(ROOT)}}).execute()
+    if "MERGED" in values:
+        assert load(values["MERGED"])[0].config.model_type == "llava"

@@ -1,0 +1,59 @@
+"""Both READMEs: the same headings and commands, and nothing in them that does not exist."""
+
+import re
+
+import pytest
+from conftest import ROOT, run_module
+
+READMES = {name: (ROOT / name).read_text() for name in ("README.md", "README_zh.md")}
+
+
+def blocks(text):
+    return re.findall(r"```(\w+)\n(.*?)```", text, re.S)
+
+
+def commands(text):
+    """Every command line of a README, continued lines joined, comments gone."""
+    shell = "\n".join(body for language, body in blocks(text) if language == "bash").replace("\\\n", " ")
+    return [re.sub(r"\s+#.*", "", line).split() for line in shell.splitlines() if line.strip()]
+
+
+def test_same_headings_and_blocks():
+    levels = [re.findall(r"^(#+) ", re.sub(r"```.*?```", "", text, flags=re.S), re.M) for text in READMES.values()]
+    assert levels[0] == levels[1] and len(levels[0]) > 5
+    assert commands(READMES["README.md"]) == commands(READMES["README_zh.md"])
+    others = [[block for block in blocks(text) if block[0] != "bash"] for text in READMES.values()]
+    assert others[0] == others[1]
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_paths_exist(name):
+    paths = re.findall(r"`([\w./-]+\.(?:py|sh|json|ipynb|jinja|txt|md)|[a-z_]+/)`", READMES[name])
+    paths += re.findall(r"\]\(([\w./-]+)\)", READMES[name])
+    made_by_users = {"chat.json", "images/"}
+    assert len(paths) > 20
+    for path in set(paths) - made_by_users:
+        assert (ROOT / path).exists(), path
+
+
+def test_commands_exist_and_know_their_flags():
+    helps = {}
+    variables = (ROOT / "run_zero2.sh").read_text()
+    for words in commands(READMES["README.md"]):
+        while "=" in words[0]:
+            assert f"\n{words[0].split('=')[0]}=${{" in variables, words[0]
+            words = words[1:]
+        if words[0] == "bash":
+            assert (ROOT / words[1]).is_file()
+            module, flags = "train_llava.train", words[2:]
+        elif words[:2] == ["python", "-m"]:
+            module, flags = words[2], words[3:]
+        else:
+            assert words[0] in ("source", "hf", "unzip")
+            continue
+        flags = [flag for flag in flags if flag.startswith("--")]
+        if flags and module not in helps:
+            helps[module] = run_module(module, "--help").stdout
+        assert all(flag in helps[module] for flag in flags)
+        if "." in module:
+            assert (ROOT / (module.replace(".", "/") + ".py")).is_file()
