@@ -48,7 +48,7 @@ def draw_sheet(rows: list[dict[str, Any]], columns: int = 4) -> Image.Image:
             sheet.paste(picture.convert("RGB").resize((TILE, TILE), Image.Resampling.NEAREST), (x, y))
         draw.text((x, y + TILE + 6), textwrap.fill(row["caption"], 30), RIGHT if row["exact"] else WRONG, large)
         if not row["exact"]:
-            draw.text((x, y + TILE + 52), textwrap.fill("right: " + row["reference"], 38), INK, small)
+            draw.text((x, y + TILE + 52), textwrap.fill("should be: " + row["reference"], 38), INK, small)
     return sheet
 
 

@@ -147,7 +147,7 @@ def check_output_dir(output_dir: Path, overwrite: bool) -> None:
 def save_llava(
     model: LlavaForConditionalGeneration, processor: LlavaProcessor, output_dir: str | Path, overwrite: bool = False
 ) -> None:
-    """Writes one folder that plain transformers loads, in safetensors shards of at most 5 GB.
+    """Writes one folder that plain transformers loads, in safetensors shards of 2 GB (the check maps one at a time).
 
     Raises:
         InputError: the folder is not empty, or the disk has no room for the weights.
@@ -160,7 +160,7 @@ def save_llava(
         sizes = f"the model takes {needed / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB free"
         raise InputError(f"{output_dir}: {sizes}. Free some, or give an --output_dir on another disk.")
     shutil.rmtree(output_dir)  # only now, when nothing stands in the way of the new one
-    model.save_pretrained(output_dir, max_shard_size="5GB")
+    model.save_pretrained(output_dir, max_shard_size="2GB")
     processor.save_pretrained(output_dir)
     # save_pretrained names the dtype of the first weight, the tower's; loading should follow the language model's
     model.config.dtype = model.lm_head.weight.dtype
