@@ -8,7 +8,7 @@ from pathlib import Path
 
 from transformers import Qwen2Tokenizer
 
-from demo.pretrain import CHAT_TEMPLATE
+from demo.tokenizer import CHAT_TEMPLATE
 
 
 @cache

@@ -20,8 +20,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
-from tokenizers.models import BPE
 from transformers import (
     CLIPConfig,
     CLIPImageProcessorPil,
@@ -30,7 +28,6 @@ from transformers import (
     PreTrainedTokenizerBase,
     Qwen2Config,
     Qwen2ForCausalLM,
-    Qwen2Tokenizer,
     get_cosine_schedule_with_warmup,
 )
 
@@ -46,40 +43,12 @@ from demo.scenes import (
     load_scans,
     random_scene,
 )
+from demo.tokenizer import make_tokenizer
 
 FOLDER = Path(__file__).parent
-SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]  # Qwen's names, in Qwen's order
 PATCH_SIZE = 28  # a quadrant: a token that holds a whole digit, as the patches of a large CLIP hold whole things
 SPREAD = 2.5  # how much wilder the CLIP's pictures are drawn than the demo's, so that it knows more hands than 1,400
 VOCAB_ROWS = 448  # like Qwen's, the table has more rows than tokens, so `<image>` finds a free one
-CHAT_TEMPLATE = (  # ChatML with Qwen1.5's default system message
-    "{%- if messages[0]['role'] != 'system' %}"
-    "{{- '<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n' }}{%- endif %}"
-    "{%- for message in messages %}"
-    "{{- '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{%- endfor %}"
-    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"
-)
-
-
-def make_tokenizer() -> Qwen2Tokenizer:
-    """A byte-level BPE of 420 entries learned from the demo's text, in the files a Qwen2 folder has."""
-    rng = np.random.default_rng(0)
-    text = [caption(random_scene(rng, "train")) for _ in range(2000)] + INSTRUCTIONS * 50
-    text += ["You are a helpful assistant.", "system", "user", "assistant"] * 50
-    bpe = Tokenizer(BPE())
-    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=420, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()))
-    bpe.train_from_iterator(text, trainer)
-    model = json.loads(bpe.to_str())["model"]
-    tokenizer = Qwen2Tokenizer(
-        vocab=model["vocab"],
-        merges=[tuple(pair) for pair in model["merges"]],
-        extra_special_tokens=SPECIAL_TOKENS[1:],
-        model_max_length=512,
-    )
-    tokenizer.eos_token = "<|im_end|>"
-    tokenizer.chat_template = CHAT_TEMPLATE
-    return tokenizer
 
 
 def edit(scene: Scene, rng: np.random.Generator) -> Scene:

@@ -18,7 +18,7 @@ from transformers import (
 
 import benchmarks.qwen_tokenizer
 from demo.make_data import write_split
-from demo.pretrain import make_tokenizer
+from demo.tokenizer import make_tokenizer
 from train_llava.build_model import build_llava, save_llava
 
 ROOT = Path(__file__).parent.parent
