@@ -6,7 +6,7 @@ DATA=$DEMO_DIR/data/train
 HELD_OUT=$DEMO_DIR/data/held_out
 
 # One sum over everything that makes the two; when it changes they are made again.
-MAKERS=$(cat "$HERE"/demo/{scenes,make_data}.py "$HERE"/demo/{clip,qwen}/* "$HERE"/train_llava/{build_model,chat}.py | sha256sum)
+MAKERS=$(cat "$HERE"/demo/{scenes,make_data}.py "$HERE"/demo/{clip,qwen}/* "$HERE"/train_llava/build_model.py | sha256sum)
 if [ "$MAKERS" != "$(cat "$DEMO_DIR/makers" 2>/dev/null)" ]; then
     echo "Making the demo's pictures and its untrained LLaVA (once) ..."
     rm -rf "$DEMO_DIR"
@@ -20,6 +20,7 @@ EXAMPLE_IMAGE=$HELD_OUT/images/held_out_000000.jpg
 # Settings for a model of two million weights: high rates, many small steps, and no checkpoints on the way.
 case $TRAIN_TYPE in
     use_lora) DEMO_RATE=2e-3 ;;
+    none) DEMO_RATE=2e-4 ;;      # at more, CLIP forgets how to see before Qwen has learned to look
     *) DEMO_RATE=1e-3 ;;
 esac
 DEMO_FLAGS=(

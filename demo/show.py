@@ -30,7 +30,7 @@ def caption_all(model: Any, processor: Any, dataset: LlavaDataset, batch_size: i
         examples = [dataset[i] for i in range(start, min(start + batch_size, len(dataset)))]
         captions = generate(model, processor, [{**e, "messages": e["messages"][:1]} for e in examples])
         for i, (example, caption) in enumerate(zip(examples, captions, strict=True)):
-            picture, reference = dataset.records[start + i]["images"][0], example["messages"][1]["content"]
+            picture, reference = dataset.records[start + i]["images"][0]["path"], example["messages"][1]["content"]
             exact = caption == reference
             rows.append({"picture": picture, "reference": reference, "caption": caption, "exact": exact})
     return rows

@@ -63,8 +63,8 @@ def test_bad_records_are_refused_by_name(tmp_path):
         "2 <image> in the text, 1 pictures": {"image": "a.jpg", "conversations": turns("<image><image>")},
         "no answer to learn from": {"image": "a.jpg", "conversations": turns(answer="  ")},
         "a turn from 'robot'": {"image": "a.jpg", "conversations": [{"from": "robot", "value": "<image>"}]},
-        "no list of": {"image": "a.jpg"},
-        "must be a path inside": {"image": "../a.jpg", "conversations": turns()},
+        "not a record of the format": {"image": "a.jpg"},
+        "must be a file inside": {"image": "../a.jpg", "conversations": turns()},
     }
     for reason, record in cases.items():
         message = refused(tmp_path, good, {"id": "bad", **record})
@@ -72,7 +72,7 @@ def test_bad_records_are_refused_by_name(tmp_path):
 
 
 def test_what_is_no_data_is_refused(tmp_path):
-    with pytest.raises(InputError, match="no such file"):
+    with pytest.raises(InputError, match="no file with records"):
         LlavaDataset(tmp_path)
     (tmp_path / "chat.json").write_text("[{")
     with pytest.raises(InputError, match="not valid JSON"):

@@ -31,10 +31,16 @@ class ModelArguments:
 class DataArguments:
     """What it is trained on."""
 
-    data_path: str = flag("folder with chat.json and pictures, or a LLaVA JSON file")
-    eval_data_path: str | None = flag(
-        "held-out data of the same form, for --eval_strategy steps or epoch", default=None
+    data_path: list[str] = flag("one or more [format=]path[:weight]: a folder, a file or a dataset id of the hub")
+    eval_data_path: list[str] | None = flag("held-out data, for --eval_strategy steps or epoch", default=None)
+    caption_fields: list[str] | None = flag(
+        "of caption records: answer=FIELD image=FIELD instruction=FIELD_OR_WORDS", default=None
     )
+    on_bad_record: Literal["error", "skip"] = flag("what to do about records to learn nothing from", default="error")
+    max_bad_images: float = flag("unreadable pictures to pass over: a number, or below 1 a share", default=0.001)
+    model_max_length: int | None = flag("cut longer conversations behind an answer; never a picture", default=None)
+    packing: bool = flag("join the samples of a batch into one sequence instead of padding them", default=False)
+    streaming: bool = flag("read while training, without a copy on the disk; needs --max_steps", default=False)
 
 
 @dataclass

@@ -1,145 +1,253 @@
-"""Records on disk -> examples -> batches.
+"""Data folders -> examples -> batches.
 
-`LlavaDataset` reads the layout of LLaVA-CC3M-Pretrain-595K: a folder with `chat.json` and the pictures in `images/`,
-`images_dl/` or beside it. Reading ends in one normal form, whatever the source looks like:
-
-    {"id": "0001", "images": ["/data/images/a.jpg"], "messages": [{"role": "user", "content": "<image>\\nWhat?"}, ...]}
-
-so another source is one more function that yields such records.
+`sources.py` finds and reads the records, `formats.py` knows their formats, `images.py` the pictures, `chat.py` makes
+ids and labels. Here they come together.
 """
 
+import fcntl
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from datasets import Dataset, Features, List, Value
-from datasets.exceptions import DatasetGenerationError
+from datasets import Dataset, concatenate_datasets
 from PIL import Image
 from transformers import LlavaProcessor
 
-from train_llava.chat import IGNORE_INDEX, IMAGE_TOKEN, ChatEncoder
+from train_llava.chat import IGNORE_INDEX, ChatEncoder
 from train_llava.command import InputError
-from train_llava.images import open_image
+from train_llava.images import Pixels, name_of, open_image
+from train_llava.sampling import token_lengths
+from train_llava.sources import Source
 
-ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant"}
-ROLES |= {role: role for role in ("system", "user", "assistant")}
-IMAGE_FOLDERS = ("images", "images_dl", ".")  # the last: pictures beside the JSON
-STRING = Value("string")
-RECORD = Features({"id": STRING, "images": List(STRING), "messages": List({"role": STRING, "content": STRING})})
+Row = tuple[list[int], list[int], list[int]]  # ids, labels and attention mask of one conversation
+DataPath = str | Path | Sequence[str | Path]
 
 
 class LlavaDataset(torch.utils.data.Dataset):
-    """Examples of a data folder (or its JSON file): `{"id", "messages", "images": [RGB pictures]}`.
+    """Examples of one or more sources: `{"id", "messages", "images": [RGB pictures]}`.
 
-    Records are checked once, when the data is first opened, and kept as an Arrow file in the cache of `datasets`,
-    so that every process maps the same file instead of holding a copy.
+    Args:
+        data_path: one or more `[format=]path[:weight]`, see docs/data.md.
+        on_bad_record: whether records that cannot be trained on are an `error` or a reason to `skip` them.
+        bad_pictures: where pictures that cannot be read are written down. A record with such a picture is replaced by
+            the next that has none, so batches keep their size and a run its order. None: such a picture is an error.
+        caption_fields: `answer=..., image=..., instruction=...` of caption records.
 
     Raises:
         InputError: no data here, or a record that cannot be trained on; names file, record and reason.
     """
 
-    def __init__(self, data_path: str | Path) -> None:
-        file = Path(data_path) / "chat.json" if Path(data_path).is_dir() else Path(data_path)
-        if not file.is_file():
-            raise InputError(f"{file}: no such file. Give a folder with a chat.json, or a JSON file of LLaVA records.")
-        file, stat = file.resolve(), file.stat()
-        # size and time are part of the cache's key, so a changed file is read anew
-        key = {"file": str(file), "size": stat.st_size, "modified": stat.st_mtime_ns}
-        try:
-            self.records = Dataset.from_generator(read_llava, features=RECORD, gen_kwargs=key)
-        except DatasetGenerationError as error:
-            raise error.__cause__ if isinstance(error.__cause__, InputError) else error from None
+    def __init__(
+        self,
+        data_path: DataPath,
+        on_bad_record: str = "error",
+        bad_pictures: "BadPictures | None" = None,
+        caption_fields: list[str] | None = None,
+    ) -> None:
+        self.sources = [Source.find(path, caption_fields) for path in as_paths(data_path)]
+        opened = [usable(source.open(), on_bad_record) for source in self.sources]
+        self.records = concatenate_datasets(opened)
+        self.sizes = [len(records) for records in opened]
+        self.lengths = np.zeros(len(self.records), dtype=np.int64)  # until `fit` has counted
+        self.bad_pictures = bad_pictures
+        self._check_missing()
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        record = self.records[index]
-        try:
-            return {**record, "images": [open_image(path) for path in record["images"]]}
-        except InputError as error:
-            raise InputError(f"record {record['id']!r}: {error}") from error
+        index = range(len(self))[index]  # raises beyond the end, so that plain iteration works
+        for i in [*range(index, len(self)), *range(index)] if self.bad_pictures else [index]:
+            record = self.records[i]
+            try:
+                return example_of(record)
+            except InputError as error:
+                if self.bad_pictures is None:
+                    raise InputError(f"record {record['id']!r}: {error}") from error
+                self.bad_pictures.add(record["id"], str(error))
+        raise InputError("no record has a picture that can be read")
+
+    def fit(self, encoder: ChatEncoder, processes: int = 1) -> int:
+        """Counts the tokens of every record, for the sampler, and drops those of which not one answer fits into the
+        encoder's `max_length`; returns how many these are.
+
+        Raises:
+            InputError: nothing is left.
+        """
+        self.lengths = token_lengths(self.records, encoder, processes)
+        fits = self.lengths > 0
+        if dropped := int((~fits).sum()):
+            ends = np.cumsum(self.sizes)
+            self.sizes = [int(part.sum()) for part in np.split(fits, ends[:-1])]
+            self.records, self.lengths = self.records.select(np.flatnonzero(fits)), self.lengths[fits]
+        if dropped and not len(self):
+            raise InputError(f"no record has an answer that fits into --model_max_length {encoder.max_length}.")
+        return dropped
+
+    def summary(self) -> str:
+        """What was found, in a line per source and one of the whole."""
+        lines = [
+            f"{size:>10,} records ({source.format}) x {source.weight:g} from {source.path}"
+            for source, size in zip(self.sources, self.sizes, strict=True)
+        ]
+        lengths = self.lengths
+        tokens = (
+            f"{lengths.mean():.0f} tokens on average, at most {lengths.max():,}" if lengths.any() else "not counted"
+        )
+        return "\n".join([*lines, f"{len(self):>10,} records together, {tokens}"])
+
+    def _check_missing(self) -> None:
+        missing = np.flatnonzero(self.records.with_format("numpy", columns=["missing"])["missing"])
+        limit = self.bad_pictures.limit(len(self)) if self.bad_pictures else 0
+        if len(missing) > limit:
+            record = self.records[int(missing[0])]
+            where = ", ".join(name_of(image) for image in record["images"])
+            count = f"{len(missing)} of {len(self)} records name pictures that are not there, more than {limit}"
+            raise InputError(f"{count}. The first: record {record['id']!r}: no such picture file: {where}")
 
 
-def read_llava(file: str, size: int, modified: int) -> Iterator[dict[str, Any]]:
-    """Normal records of a LLaVA JSON file; `size` and `modified` only tell one version of it from another."""
-    try:
-        records = json.loads(Path(file).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{file}: not valid JSON ({error}).") from error
-    if not isinstance(records, list) or not records:
-        raise InputError(f"{file}: expected a JSON list of records.")
-    folder: Path | None = None
-    for number, record in enumerate(records):
-        try:
-            messages, images = normalise(record)
-            if images and folder is None:
-                folders = [Path(file).parent / name for name in IMAGE_FOLDERS]
-                folder = next((f for f in folders if (f / images[0]).is_file()), folders[0])
-            paths = [folder / image for image in images]
-            if missing := [path for path in paths if not path.is_file()]:
-                raise InputError(f"no such picture file: {missing[0]}")
-        except InputError as error:
-            name = record.get("id") if isinstance(record, dict) else None
-            raise InputError(f"{file}, record {name!r} (number {number}): {error}") from error
-        yield {"id": str(record.get("id", number)), "images": [str(path) for path in paths], "messages": messages}
+def as_paths(data_path: DataPath) -> Sequence[str | Path]:
+    """One path as a list of one."""
+    return [data_path] if isinstance(data_path, str | Path) else data_path
 
 
-def normalise(record: Any) -> tuple[list[dict[str, str]], list[str]]:
-    """Messages and picture names of one LLaVA record.
+def example_of(record: dict[str, Any]) -> dict[str, Any]:
+    """A normal record with its pictures opened."""
+    images = [open_image(image) for image in record["images"]]
+    return {"id": record["id"], "messages": record["messages"], "images": images}
 
-    Raises:
-        InputError: says why nothing can be learned from it.
+
+def usable(records: Dataset, on_bad_record: str) -> Dataset:
+    """The records that can be trained on."""
+    problems = records.data["problem"]
+    bad = np.flatnonzero(problems.is_valid().to_numpy())
+    if len(bad) == 0:
+        return records
+    if on_bad_record == "error":
+        count = f"{len(bad)} of {len(records)} records cannot be trained on"
+        hint = "Mend them or leave them out with --on_bad_record skip"
+        raise InputError(f"{count}. The first: {problems[int(bad[0])].as_py()}. {hint}.")
+    return records.select(np.setdiff1d(np.arange(len(records)), bad))
+
+
+class BadPictures:
+    """Pictures that could not be read: each is written once to a JSON Lines report; too many of them are an error.
+
+    Args:
+        report: the file; shared by all workers and ranks that see it, and kept when a run is resumed.
+        most: how many there may be, as a number (1 or more) or as a share of the records (below 1).
     """
-    if not isinstance(record, dict) or not isinstance(record.get("conversations"), list):
-        raise InputError('no list of "conversations"')
-    messages = []
-    for turn in record["conversations"]:
-        role, text = (turn.get("from"), turn.get("value")) if isinstance(turn, dict) else (None, None)
-        if role not in ROLES or not isinstance(text, str):
-            raise InputError(f"a turn from {role!r} with {type(text).__name__} as text; known are {', '.join(ROLES)}")
-        messages.append({"role": ROLES[role], "content": text})
-    if not any(message["role"] == "assistant" and message["content"].strip() for message in messages):
-        raise InputError("no answer to learn from")
-    images = record.get("image") or []
-    images = [images] if isinstance(images, str) else images
-    placeholders = sum(message["content"].count(IMAGE_TOKEN) for message in messages)
-    if placeholders != len(images):
-        raise InputError(f"{placeholders} {IMAGE_TOKEN} in the text, {len(images)} pictures")
-    for image in images:
-        if "://" in image or Path(image).is_absolute() or ".." in Path(image).parts:
-            raise InputError(f"the picture {image!r} must be a path inside the data folder")
-    return messages, images
+
+    def __init__(self, report: Path, most: float) -> None:
+        self.report, self.most, self.records = report, most, 0
+
+    def limit(self, records: int) -> int:
+        """The number that `most` allows; remembers how many records there are."""
+        self.records = records
+        return int(self.most if self.most >= 1 else self.most * records)
+
+    def add(self, record_id: str, reason: str) -> None:
+        """Writes one down.
+
+        Raises:
+            InputError: there are more than allowed by now.
+        """
+        line = json.dumps({"id": record_id, "reason": reason}, ensure_ascii=False) + "\n"
+        self.report.parent.mkdir(parents=True, exist_ok=True)
+        with self.report.open("a+", encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # workers and ranks write to the same file
+            file.seek(0)
+            lines = file.readlines()
+            if line not in lines:
+                file.write(line)
+                lines.append(line)
+        if len(lines) > self.limit(self.records):
+            count = f"{len(lines)} pictures cannot be read, more than --max_bad_images {self.most:g} allows"
+            raise InputError(f"{count}. The last: record {record_id!r}: {reason} All are listed in {self.report}.")
 
 
 class LlavaCollator:
-    """Examples -> one padded batch.
+    """Examples -> one batch.
 
     `collator(examples)` gives, for `batch` conversations with `images` pictures in all and a longest one of `length`:
     input_ids, attention_mask and labels (batch, length) int64; pixel_values (images, 3, height, width) float32.
+
+    A batch without any picture gets a grey one, whose image tokens stand beside the shortest conversation, hidden by
+    the mask and without labels: the projector then takes part in every rank's backward pass, as DeepSpeed and DDP
+    expect, and the loss does not change.
+
+    Args:
+        max_length: longer conversations are cut behind an answer, and the pictures of what is cut away left out.
+        as_bytes: leave pixel_values as (images, height, width, 3) uint8 for `pixels.normalise` on the device.
+        packing: no padding; the conversations follow each other in one row (1, sum of lengths), and position_ids,
+            which start anew with each, take the place of attention_mask: transformers reads from them who sees whom.
     """
 
-    def __init__(self, processor: LlavaProcessor) -> None:
-        self.image_processor, self.tokenizer = processor.image_processor, processor.tokenizer
-        self.encoder = ChatEncoder(processor.tokenizer, tokens_per_image(processor), processor.chat_template)
+    def __init__(
+        self,
+        processor: LlavaProcessor,
+        max_length: int | None = None,
+        as_bytes: bool = False,
+        packing: bool = False,
+    ) -> None:
+        self.tokenizer, self.as_bytes, self.packing = processor.tokenizer, as_bytes, packing
+        self.pixels = Pixels(processor.image_processor)
+        template = processor.chat_template
+        self.encoder = ChatEncoder(processor.tokenizer, tokens_per_image(processor), template, max_length)
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        ids, labels = zip(*(self.encoder.encode(example["messages"]) for example in examples), strict=True)
-        side = self.tokenizer.padding_side
-        return {**self._inputs(ids, examples, side), "labels": pad(labels, IGNORE_INDEX, side)}
+        rows, images = [], []
+        for example in examples:
+            ids, labels = self.encoder.encode(example["messages"])
+            if not ids:
+                raise InputError(f"record {example.get('id')!r}: no answer fits into {self.encoder.max_length} tokens")
+            # the mask comes from lengths: the pad token may also be a real one
+            rows.append((ids, labels, [1] * len(ids)))
+            images += example["images"][: ids.count(self.encoder.image_ids[0]) // len(self.encoder.image_ids)]
+        if not images:
+            images = [Image.new("RGB", (32, 32), "grey")]
+            rows = self._with_hidden_picture(rows)
+        ids, labels, mask = zip(*rows, strict=True)
+        if self.packing:
+            positions = [range(len(row)) for row in ids]
+            batch = {"input_ids": row_of(ids), "labels": row_of(labels), "position_ids": row_of(positions)}
+        else:
+            side = self.tokenizer.padding_side
+            batch = self._padded(ids, mask, side) | {"labels": pad(labels, IGNORE_INDEX, side)}
+        return batch | self._pixels(images)
+
+    def _with_hidden_picture(self, rows: list[Row]) -> list[Row]:
+        picture = self.encoder.image_ids
+        hidden = (picture, [IGNORE_INDEX] * len(picture), [0] * len(picture))
+        if self.packing:
+            return [*rows, hidden]
+        *others, shortest = sorted(range(len(rows)), key=lambda i: -len(rows[i][0]))
+        sides = (hidden, rows[shortest]) if self.tokenizer.padding_side == "left" else (rows[shortest], hidden)
+        joined = tuple(a + b for a, b in zip(*sides, strict=True))
+        return [rows[i] if i in others else joined for i in range(len(rows))]
 
     def prompts(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """The same for conversations that wait for an answer: no labels, padded on the left for `generate`."""
         ids = [self.encoder.encode(example["messages"], add_generation_prompt=True)[0] for example in examples]
-        return self._inputs(ids, examples, "left")
-
-    def _inputs(self, ids: list[list[int]], examples: list[dict[str, Any]], side: str) -> dict[str, torch.Tensor]:
-        mask = [[1] * len(row) for row in ids]  # from lengths: the pad token may also be a real one
-        batch = {"input_ids": pad(ids, self.tokenizer.pad_token_id, side), "attention_mask": pad(mask, 0, side)}
         images = [image for example in examples for image in example["images"]]
-        return {**batch, **self.image_processor(images, return_tensors="pt")} if images else batch
+        return self._padded(ids, [[1] * len(row) for row in ids], "left") | self._pixels(images)
+
+    def _padded(self, ids: Sequence[list[int]], mask: Sequence[list[int]], side: str) -> dict[str, torch.Tensor]:
+        return {"input_ids": pad(ids, self.tokenizer.pad_token_id, side), "attention_mask": pad(mask, 0, side)}
+
+    def _pixels(self, images: list[Image.Image]) -> dict[str, torch.Tensor]:
+        if not images:
+            return {}
+        pixels = self.pixels(images)
+        return {"pixel_values": pixels if self.as_bytes else self.pixels.normalise(pixels)}
+
+
+def row_of(parts: Iterable[Sequence[int]]) -> torch.Tensor:
+    """Lists of ids one after the other, as (1, sum of lengths) int64."""
+    return torch.tensor([[number for part in parts for number in part]])
 
 
 def pad(rows: list[list[int]], value: int, side: str) -> torch.Tensor:

@@ -6,7 +6,15 @@ from pathlib import Path
 from train_llava.arguments import LlavaTrainingArguments
 from train_llava.command import InputError
 
-RUN_FILES = ("checkpoint-*", "runs", "adapter_*", "model*.safetensors*", "config.json", "trainer_state.json")
+RUN_FILES = (
+    "checkpoint-*",
+    "runs",
+    "adapter_*",
+    "model*.safetensors*",
+    "config.json",
+    "trainer_state.json",
+    "bad_images.jsonl",
+)
 
 
 def checkpoint_to_resume(args: LlavaTrainingArguments) -> str | None:

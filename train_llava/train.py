@@ -4,6 +4,9 @@
         --train_type use_lora --output_dir output/first
 """
 
+from pathlib import Path
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from peft import PeftModel
@@ -12,11 +15,13 @@ from transformers.trainer_callback import ProgressCallback
 
 from train_llava.arguments import DataArguments, LlavaTrainingArguments, ModelArguments
 from train_llava.callbacks import ProgressLine
+from train_llava.chat import ChatEncoder
 from train_llava.command import InputError, command
-from train_llava.data import LlavaCollator, LlavaDataset
+from train_llava.data import BadPictures, LlavaCollator, LlavaDataset
 from train_llava.load import load
 from train_llava.output_dir import checkpoint_to_resume, claim_output_dir
 from train_llava.parts import parts_table
+from train_llava.streaming import open_stream
 from train_llava.train_type import apply_train_type
 from train_llava.trainer import LlavaTrainer
 
@@ -34,14 +39,14 @@ def main() -> None:
     model, processor = load(model_args.model_name_or_path, dtype=dtype)
     if isinstance(model, PeftModel):
         raise InputError(f"{model_args.model_name_or_path}: an adapter; give --model_name_or_path a whole model.")
-    train_dataset = LlavaDataset(data_args.data_path)
-    eval_dataset = LlavaDataset(data_args.eval_data_path) if data_args.eval_data_path else None
+    collator = LlavaCollator(processor, data_args.model_max_length, as_bytes=True, packing=data_args.packing)
+    train_dataset, eval_dataset = open_data(data_args, args, collator.encoder)
     model = apply_train_type(model, model_args)
     if args.process_index == 0:
         print(f"--train_type {model_args.train_type}\n{parts_table(model)}", flush=True)
 
     # the processor is saved beside the weights in every checkpoint
-    data = {"train_dataset": train_dataset, "eval_dataset": eval_dataset, "data_collator": LlavaCollator(processor)}
+    data = {"train_dataset": train_dataset, "eval_dataset": eval_dataset, "data_collator": collator}
     trainer = LlavaTrainer(model, args, processing_class=processor, callbacks=[ProgressLine()], **data)
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
@@ -50,6 +55,29 @@ def main() -> None:
     trainer.save_model()
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def open_data(data_args: DataArguments, args: LlavaTrainingArguments, encoder: ChatEncoder) -> tuple[Any, Any]:
+    """Training data and held-out data, the latter None without --eval_data_path."""
+    bad_pictures = BadPictures(Path(args.output_dir) / "bad_images.jsonl", data_args.max_bad_images)
+    options = {"on_bad_record": data_args.on_bad_record, "caption_fields": data_args.caption_fields}
+    options["bad_pictures"] = bad_pictures
+    held_out = None
+    with args.main_process_first():  # the others then find its Arrow copies
+        if data_args.eval_data_path:
+            held_out = LlavaDataset(data_args.eval_data_path, **options)
+            held_out.fit(encoder, args.dataloader_num_workers or 1)
+        if not data_args.streaming:
+            dataset = LlavaDataset(data_args.data_path, **options)
+            dropped = dataset.fit(encoder, args.dataloader_num_workers or 1)
+            if args.process_index == 0:
+                print(f"{dataset.summary()}{f', {dropped:,} too long and left out' * bool(dropped)}", flush=True)
+            return dataset, held_out
+    if args.max_steps < 1:
+        raise InputError("--streaming true: the stream has no end; say with --max_steps how long to train.")
+    args.accelerator_config.dispatch_batches = False  # every rank reads its own files
+    bad_pictures.limit(args.max_steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size)
+    return open_stream(data_args.data_path, encoder, args.seed, **options), held_out
 
 
 if __name__ == "__main__":

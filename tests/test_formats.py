@@ -1,0 +1,123 @@
+"""Every published layout is read as it is: messages, pictures, order; from the cache and as a stream."""
+
+import os
+import shutil
+from itertools import islice
+
+import layouts
+import numpy as np
+import pytest
+from conftest import run_module
+
+from train_llava.chat import ChatEncoder
+from train_llava.command import InputError
+from train_llava.data import LlavaDataset
+from train_llava.formats import parse, recognise
+from train_llava.sources import Source, caption_mapping
+from train_llava.streaming import open_stream
+
+
+@pytest.fixture(scope="module")
+def encoder(llava):
+    from transformers import AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(llava)
+    return ChatEncoder(processor.tokenizer, 4, processor.chat_template)
+
+
+def same(example, messages, pictures):
+    assert [(m["role"], m["content"]) for m in example["messages"]] == [(m["role"], m["content"]) for m in messages]
+    assert len(example["images"]) == len(pictures)
+    for image, data in zip(example["images"], pictures, strict=True):
+        assert np.array_equal(np.asarray(image), layouts.pixels(data))
+
+
+@pytest.mark.parametrize("name", layouts.LAYOUTS)
+def test_layout(tmp_path, name, encoder):
+    writer, format, fields = layouts.LAYOUTS[name]
+    expected = writer(tmp_path / "d")
+    dataset = LlavaDataset(tmp_path / "d", caption_fields=fields)
+    assert dataset.sources[0].format == format
+    assert len(dataset) == len(expected)
+    for example, (messages, pictures) in zip(dataset, expected, strict=True):
+        same(example, messages, pictures)
+    dataset.fit(encoder)
+    assert dataset.lengths.tolist() == [len(encoder.encode(messages)[0]) for messages, _ in expected]
+
+    stream = open_stream(tmp_path / "d", encoder, seed=0, caption_fields=fields)
+    streamed = {str(example["messages"]): example for example in islice(stream, 10 * len(expected))}
+    assert len(streamed) == len({str(messages) for messages, _ in expected})
+    by_words = {str(messages): (messages, pictures) for messages, pictures in expected}
+    for words, example in streamed.items():
+        if name != "messages_jsonl":  # there, some records share their words but not their pictures
+            same(example, *by_words[words])
+
+
+def test_unpacked_and_packed_pictures_are_the_same(tmp_path):
+    layouts.cc3m(tmp_path / "zip")
+    layouts.cc3m(tmp_path / "folder", unpacked=True)
+    for a, b in zip(LlavaDataset(tmp_path / "zip"), LlavaDataset(tmp_path / "folder"), strict=True):
+        assert a["messages"] == b["messages"] and a["images"][0].tobytes() == b["images"][0].tobytes()
+
+
+def test_pictures_that_come_later_are_found(tmp_path):
+    """The Arrow copy of a folder is made anew when pictures were unpacked, moved or taken away."""
+    expected = layouts.cc3m(tmp_path, unpacked=True)
+    away = tmp_path.with_name("away")
+    shutil.move(tmp_path / "images_dl", away)
+    with pytest.raises(InputError, match=f"{len(expected)} of {len(expected)} records name pictures that are not"):
+        LlavaDataset(tmp_path)
+    shutil.move(away, tmp_path / "images")
+    assert len(LlavaDataset(tmp_path)[3]["images"]) == 1
+    os.rename(tmp_path / "images", tmp_path / "photos")
+    assert len(LlavaDataset(tmp_path)[3]["images"]) == 1
+
+
+def test_weights_and_names(tmp_path):
+    layouts.cc3m(tmp_path / "a:b")
+    for text, weight, format in ((f"{tmp_path}/a:b", 1, "llava"), (f"caption={tmp_path}/a:b:0.5", 0.5, "caption")):
+        source = Source.find(text)
+        assert (source.weight, source.format, len(source.files)) == (weight, format, 1 if format == "llava" else 2)
+    with pytest.raises(InputError, match="no format 'lava'"):
+        Source.find(f"lava={tmp_path}/a:b")
+    with pytest.raises(InputError, match="no such file or folder"):
+        Source.find(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="--caption_fields reply"):
+        caption_mapping(["reply=text"])
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd.jpg", "../other/a.jpg", "http://host/a.jpg", "a/../../b.jpg"])
+def test_a_picture_outside_its_folder_is_refused(tmp_path, path):
+    turns = layouts.llava_turns(layouts.chat("<image>\nWhat?", "A."))
+    layouts.write(tmp_path / "chat.json", [{"id": "1", "image": path, "conversations": turns}])
+    with pytest.raises(InputError, match="must be a file inside the data folder"):
+        LlavaDataset(tmp_path)
+
+
+def test_bad_records_are_skipped_on_request(tmp_path):
+    expected = layouts.messages_jsonl(tmp_path)
+    with (tmp_path / "data.jsonl").open("a") as file:
+        file.write('{"messages": [{"role": "user", "content": "No answer?"}], "images": []}\n{"messages": [\n[]\n')
+    with pytest.raises(InputError, match="3 of 15 records cannot be trained on. The first: .*data.jsonl, record 12"):
+        LlavaDataset(tmp_path)
+    assert len(LlavaDataset(tmp_path, on_bad_record="skip")) == len(expected) == 12
+
+
+def test_roles_of_the_wild():
+    fields = caption_mapping(None)
+    for human, gpt in (("human", "gpt"), ("user", "assistant"), ("human", "chatgpt"), ("user", "bing")):
+        turns = [{"from": "system", "value": "S"}, {"from": human, "value": "Q"}, {"from": gpt, "value": "A"}]
+        messages, _ = parse({"conversations": turns}, "llava", fields)
+        assert messages == layouts.chat("Q", "A", system="S")
+    assert recognise([{"x": 1}, {"messages": []}], fields) == "messages"
+
+
+@pytest.mark.parametrize("name", layouts.LAYOUTS)
+def test_layout_trains(llava, tmp_path, name):
+    """From the real command line; DeepSpeed's part is in test_train.py."""
+    _, flags = layouts.make(name, tmp_path / "d")
+    flags += ["--model_name_or_path", llava, "--output_dir", tmp_path / "out", "--max_steps", 2, "--use_cpu", "true"]
+    flags += ["--per_device_train_batch_size", 4, "--logging_steps", 1, "--save_strategy", "no", "--report_to", "none"]
+    done = run_module("train_llava.train", *flags)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "step 2/2" in done.stdout and (tmp_path / "out" / "adapter_model.safetensors").is_file()

@@ -1,0 +1,133 @@
+"""Records as people publish them -> messages and pictures.
+
+One function per format; FORMATS names each with the field by which its records are recognised. To add one, write a
+function that takes a record (and the caption fields, which others ignore) and returns messages and pictures, and add
+its line to FORMATS.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from train_llava.chat import IMAGE_TOKEN, Message
+from train_llava.command import InputError
+
+Record = dict[str, Any]
+Fields = dict[str, str]  # which fields of a caption record hold what, see CAPTION_FIELDS
+Parsed = tuple[list[Message], list[Any]]  # a picture is a name, or {"bytes", "path"}
+
+ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant"}
+ROLES |= {role: role for role in ("system", "user", "assistant")}
+# for caption records: the field of the answer, the field of the picture, and the field or the words of the instruction
+CAPTION_FIELDS = {"answer": "caption", "image": "image", "instruction": "Describe this image in detail."}
+
+
+def turns(record: Record, fields: Fields) -> Parsed:
+    """LLaVA's `conversations` ({"from", "value"}) and the `messages` of TRL and others ({"role", "content"})."""
+    messages, images = [], as_list(record.get("images") or record.get("image") or None)
+    for turn in as_list(record.get("conversations") or record.get("messages")):
+        turn = turn if isinstance(turn, dict) else {}
+        role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
+        if isinstance(content, list):
+            content = text_of_parts(content, images)
+        if role not in ROLES or not isinstance(content, str):
+            raise InputError(
+                f"a turn from {role!r} with {type(content).__name__} as text; known are {', '.join(ROLES)}"
+            )
+        messages.append({"role": ROLES[role], "content": content})
+    if "messages" in record and not any(IMAGE_TOKEN in message["content"] for message in messages):
+        put_images_first(messages, len(images))  # as TRL does; LLaVA's records always say where
+    return messages, images
+
+
+def texts(record: Record, fields: Fields) -> Parsed:
+    """the_cauldron and FineVision: pictures, then `texts` of {"user", "assistant"}, without placeholders."""
+    messages, images = [], as_list(record.get("images"))
+    for turn in as_list(record["texts"]):
+        for role in ("user", "assistant"):
+            if not isinstance(turn, dict) or not isinstance(turn.get(role), str):
+                raise InputError(f'an entry of "texts" has no text as {role!r}')
+            messages.append({"role": role, "content": turn[role]})
+    put_images_first(messages, len(images))
+    return messages, images
+
+
+def caption(record: Record, fields: Fields) -> Parsed:
+    """A picture and a text about it, as TextOCR-GPT4o and image-caption sets have."""
+    answer, images = record.get(fields["answer"]), as_list(record.get(fields["image"]))
+    if not isinstance(answer, str) or not images:
+        raise InputError(f"no {fields['answer']!r} text or no {fields['image']!r} picture (see --caption_fields)")
+    instruction = record.get(fields["instruction"]) or fields["instruction"]
+    messages = [{"role": "user", "content": str(instruction)}, {"role": "assistant", "content": answer}]
+    put_images_first(messages, len(images))
+    return messages, images
+
+
+# The order matters: the folder of CC3M-595K holds chat.json and, with captions of the same pictures, metadata.json.
+FORMATS: dict[str, tuple[str, Callable[[Record, Fields], Parsed]]] = {
+    "llava": ("conversations", turns),
+    "messages": ("messages", turns),
+    "texts": ("texts", texts),
+    "caption": ("answer", caption),
+}
+
+
+def recognise(records: list[Any], fields: Fields) -> str | None:
+    """The format of some records, by the field that one of them has; None for what is of no format."""
+    for name, (field, _) in FORMATS.items():
+        if any(isinstance(record, dict) and fields.get(field, field) in record for record in records):
+            return name
+    return None
+
+
+def parse(record: Any, name: str, fields: Fields) -> Parsed:
+    """Messages and pictures of one record.
+
+    Raises:
+        InputError: says why nothing can be learned from it.
+    """
+    if not isinstance(record, dict) or fields.get(FORMATS[name][0], FORMATS[name][0]) not in record:
+        raise InputError(f"not a record of the format {name!r}")
+    messages, images = FORMATS[name][1](record, fields)
+    images = [{"bytes": None, "path": i} if isinstance(i, str) else i for i in images]
+    if not any(message["role"] == "assistant" and message["content"].strip() for message in messages):
+        raise InputError("no answer to learn from")
+    if any(message["role"] == "system" for message in messages[1:]):
+        raise InputError("a system message that is not the first")
+    if any(message["role"] == "assistant" and IMAGE_TOKEN in message["content"] for message in messages):
+        raise InputError(f"{IMAGE_TOKEN} inside an answer")
+    placeholders = sum(message["content"].count(IMAGE_TOKEN) for message in messages)
+    if placeholders != len(images):
+        raise InputError(f"{placeholders} {IMAGE_TOKEN} in the text, {len(images)} pictures")
+    if any(not isinstance(i, dict) or not (i.get("bytes") or i.get("path")) for i in images):
+        raise InputError("a picture that is neither a file name nor the bytes of a file")
+    return messages, images
+
+
+def text_of_parts(parts: list[Any], images: list[Any]) -> str:
+    """A list of parts as text, as content_parts.jinja writes it; pictures inside the parts join `images`."""
+    text, after_image = "", False
+    for part in parts:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind not in ("text", "image", "image_url"):
+            raise InputError(f"a part of type {kind!r}; known are text, image and image_url")
+        is_image = kind != "text"
+        if text and (is_image or after_image) and not text.endswith("\n"):
+            text += "\n"
+        text += IMAGE_TOKEN if is_image else str(part.get("text") or "")
+        own = part.get(kind) if is_image else None
+        if own := own.get("url") if kind == "image_url" and isinstance(own, dict) else own:
+            images.append(own)
+        after_image = is_image
+    return text
+
+
+def put_images_first(messages: list[Message], count: int) -> None:
+    """Placeholders in front of the first question."""
+    first = next((message for message in messages if message["role"] == "user"), None)
+    if first is not None:
+        first["content"] = f"{IMAGE_TOKEN}\n" * count + first["content"]
+
+
+def as_list(value: Any) -> list[Any]:
+    """None as no element, a single one as a list of one."""
+    return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
