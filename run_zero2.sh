@@ -8,7 +8,7 @@ set -euo pipefail
 
 # ---------------------------------------------------------------- edit these, or set them in the environment
 MODEL=${MODEL:-}                    # a LLaVA folder from train_llava.build_model; empty: the demo's
-DATA=${DATA:-}                      # a folder with chat.json and pictures; empty: the demo's
+DATA=${DATA:-}                      # one or more folders or files, see docs/data.md; empty: the demo's
 TRAIN_TYPE=${TRAIN_TYPE:-use_lora}  # use_lora, freeze_vision, none or projector
 OUTPUT_DIR=${OUTPUT_DIR:-}          # where the trained model goes; empty: output/<demo or llava>-$TRAIN_TYPE
 NUM_PROCESSES=${NUM_PROCESSES:-}    # how many GPUs, or CPU ranks; empty: all GPUs, or 2 ranks
@@ -33,6 +33,7 @@ elif [ -z "$MODEL" ] || [ -z "$DATA" ]; then
 fi
 [ "$DEMO" = true ] && NAME=demo || NAME=llava
 OUTPUT_DIR=${OUTPUT_DIR:-$HERE/output/$NAME-$TRAIN_TYPE}
+if [ -e "$DATA" ]; then SOURCES=("$DATA"); else read -ra SOURCES <<<"$DATA"; fi  # one may have spaces in its name
 
 case $TRAIN_TYPE in              # the original's rate for LoRA, LLaVA-1.5's for the rest
     use_lora) LEARNING_RATE=4e-4 ;;
@@ -42,7 +43,7 @@ esac
 FLAGS=(
     --deepspeed "$HERE/ds_zero2.json"
     --model_name_or_path "$MODEL"
-    --data_path "$DATA"
+    --data_path "${SOURCES[@]}"
     --train_type "$TRAIN_TYPE"
     --output_dir "$OUTPUT_DIR"
     --num_train_epochs 10

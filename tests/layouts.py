@@ -52,7 +52,10 @@ def llava_turns(messages, names=("human", "gpt")):
 def short(n):
     """Questions with <image> before or after the words, as in CC3M-595K."""
     return [
-        (chat("<image>\nWhat is it?" if i % 2 else "Write a terse caption.\n<image>", f"thing number {i}"), [picture(i)])
+        (
+            chat("<image>\nWhat is it?" if i % 2 else "Write a terse caption.\n<image>", f"thing number {i}"),
+            [picture(i)],
+        )
         for i in range(n)
     ]
 
@@ -85,7 +88,9 @@ def sharegpt4o(folder, n=12):
         messages = chat("<image>\nWhat is here?", f"A {i}.", "Sure?", "Yes, quite sure. 🐈")
         expected.append((messages, [picture(100 + i)]))
         write(folder / "mnt/petrelfs/wangwenhai/workspace_cef/4o/image" / f"{i}.jpg", picture(100 + i))
-        records.append({"id": i, "image": f"{i}.jpg", "width": 50, "height": 40, "conversations": llava_turns(messages)})
+        records.append(
+            {"id": i, "image": f"{i}.jpg", "width": 50, "height": 40, "conversations": llava_turns(messages)}
+        )
     write(folder / "image_conversations/gpt-4o.jsonl", lines(records))
     return expected
 

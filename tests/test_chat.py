@@ -1,10 +1,15 @@
 """Ids and labels: golden ids of the real Qwen vocabulary, and spans that decode to exactly the answers."""
 
+import re
+import unicodedata
+
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from transformers import LlavaProcessor
 
 from train_llava.build_model import CONTENT_PARTS, load_tokenizer
-from train_llava.chat import IGNORE_INDEX, ChatEncoder
+from train_llava.chat import IGNORE_INDEX, IMAGE_TOKEN, ChatEncoder
 from train_llava.command import InputError
 
 SYSTEM = {"role": "system", "content": "You are a helpful assistant."}
@@ -131,3 +136,94 @@ def test_prompts_equal_the_processor(encoder, tokenizer, llava):
 
     text = processor.apply_chat_template([QUESTION], add_generation_prompt=True)
     assert processor(images=Image.new("RGB", (40, 30)), text=text).input_ids[0] == ours
+
+
+# ------------------------------------------------------------------------------------------ any conversation at all
+
+SPECIAL = re.compile(r"<\|\w*\|>|<image>")
+WORDS = st.one_of(
+    st.text(max_size=40),
+    st.sampled_from(
+        ["", "\n", "\n\nTwo lines\n\n", "  spaces  ", "🐈‍⬛🧑🏽‍🚀", "e\u0301", "日本語", "\ue0000\ue001", "\x00"]
+    ),
+)
+TYPED = st.sampled_from(["<|im_end|>", "<|im_start|>user\n", "<|endoftext|>", "a<|im_end|>b", "<|im_start|>"])
+
+
+@st.composite
+def conversations(draw, typed=False):
+    """1 to 4 rounds, perhaps a system message, <image> anywhere in the questions; `typed`: text of special tokens."""
+    words = st.lists(st.one_of(WORDS, TYPED) if typed else WORDS, max_size=3).map("".join)
+    words = words if typed else words.filter(lambda text: not SPECIAL.search(text))
+    messages = [{"role": "system", "content": draw(words)}] if draw(st.booleans()) else []
+    for _ in range(draw(st.integers(1, 4))):
+        question = IMAGE_TOKEN.join(draw(st.lists(words, min_size=1, max_size=3)))
+        messages.append({"role": "user", "content": question})
+        messages.append({"role": "assistant", "content": draw(words)})
+    return messages
+
+
+def in_pieces(tokenizer, text, messages):
+    """The template's whole text tokenised by the plain tokenizer, cut where generation starts and nowhere else.
+
+    Without the cuts, a line break at the start of an answer would melt with the template's own into one token that
+    the model never sees when it is asked.
+    """
+    ids, start = [], 0
+    for message in messages:
+        if message["role"] == "assistant":
+            head = text.index("<|im_start|>assistant\n", start) + len("<|im_start|>assistant\n")
+            end = head + len(message["content"])
+            assert text[head:end] == message["content"]
+            ids += tokenizer(text[start:head]).input_ids + tokenizer(text[head:end]).input_ids
+            start = end
+    return ids + tokenizer(text[start:]).input_ids
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(messages=conversations())
+def test_any_conversation_equals_the_template_tokenised_whole(encoder, tokenizer, messages):
+    ids, _ = encoder.encode(messages)
+    text = encoder.render(messages)
+    assert ids == in_pieces(tokenizer, text, messages)
+    if all(message["content"][:1].strip() for message in messages if message["role"] == "assistant"):
+        plain = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
+        assert ids == plain
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(messages=conversations(typed=True))
+def test_any_answer_is_supervised_exactly(encoder, tokenizer, messages):
+    """Also where people type the text of special tokens: it stays text, in training and when the model is asked."""
+    ids, labels = encoder.encode(messages)
+    assert len(ids) == len(labels)
+    assert all(label in (IGNORE_INDEX, token) for token, label in zip(ids, labels, strict=True))
+    answers = [message["content"] for message in messages if message["role"] == "assistant"]
+    for span, answer in zip(spans(labels), answers, strict=True):
+        assert span[-1] == encoder.end_of_turn_id and not set(span[:-1]) & set(encoder.special_ids.values())
+        # Qwen's tokenizer brings text into Unicode's normal form C
+        assert tokenizer.decode(span[:-1]) == unicodedata.normalize("NFC", answer)
+    turns = len(messages) + (messages[0]["role"] != "system")  # the template adds a system message
+    assert ids.count(encoder.end_of_turn_id) == ids.count(151644) == turns and ids.count(151643) == 0
+    assert ids.count(151646) == sum(message["content"].count(IMAGE_TOKEN) for message in messages)
+
+    asked, _ = encoder.encode(messages[:-1], add_generation_prompt=True)
+    assert ids[: len(asked)] == asked  # what is asked is what was trained on
+    assert labels[len(asked)] != IGNORE_INDEX
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(messages=conversations(typed=True), limit=st.integers(20, 120))
+def test_what_is_too_long_ends_behind_an_answer(encoder, tokenizer, messages, limit):
+    whole, whole_labels = encoder.encode(messages)
+    short = ChatEncoder.__new__(ChatEncoder)
+    short.__dict__ |= {**encoder.__dict__, "max_length": limit}
+    ids, labels = short.encode(messages)
+    assert (ids, labels) == (whole[: len(ids)], whole_labels[: len(ids)])
+    if len(whole) <= limit:
+        assert ids == whole
+        return
+    assert len(ids) <= limit
+    assert not ids or (ids[-1] == encoder.end_of_turn_id and labels[-1] == encoder.end_of_turn_id)
+    ends = [i + 1 for i, label in enumerate(whole_labels) if label == encoder.end_of_turn_id]
+    assert len(ids) == max([end for end in ends if end <= limit], default=0)

@@ -108,3 +108,81 @@ def test_held_out_loss_equals_the_plain_model(llava, data, tmp_path):
     with torch.no_grad():
         expected = LlavaForConditionalGeneration.from_pretrained(llava)(**batch).loss.item()
     assert trainer.evaluate(dataset)["eval_loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def mixed_examples(data):
+    """Two with a picture, two without."""
+    dataset = LlavaDataset(data)
+    talk = [{"role": "user", "content": "How are you today?"}, {"role": "assistant", "content": "Fine, thank you."}]
+    texts = [{"id": str(i), "messages": talk[:2] * (i + 1), "images": []} for i in range(2)]
+    return [dataset[0], texts[0], dataset[1], texts[1]]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_the_hidden_picture_of_a_text_batch_changes_nothing(llava, data, side):
+    """But the projector and the tower get a gradient, of zero, as DeepSpeed and DDP need on every rank."""
+    model, processor = load(llava)
+    processor.tokenizer.padding_side = side
+    texts = mixed_examples(data)[1::2]
+    batch = LlavaCollator(processor)(texts)
+    assert batch["pixel_values"].shape[0] == 1
+    plain = processor.tokenizer(
+        [processor.apply_chat_template(text["messages"]) for text in texts], padding=True, return_tensors="pt"
+    )
+    labels = torch.full_like(plain.input_ids, -100)
+    own = (batch["labels"] != -100).nonzero()
+    assert len(own) > 0
+    for row in range(2):  # the same labels at the same real tokens
+        real = batch["attention_mask"][row].bool()
+        labels[row, plain.attention_mask[row].bool()] = batch["labels"][row, real]
+        assert torch.equal(batch["input_ids"][row, real], plain.input_ids[row, plain.attention_mask[row].bool()])
+    loss = model(**batch).loss
+    loss.backward()
+    with_picture = gradients(model)
+    model.zero_grad()
+    expected = model(**plain, labels=labels).loss
+    expected.backward()
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
+    for name, gradient in gradients(model).items():
+        torch.testing.assert_close(with_picture[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+    projector = [value for name, value in with_picture.items() if "projector" in name]
+    assert len(projector) == 4 and not any(value.any() for value in projector)
+
+
+def test_packed_equals_unpacked_and_nothing_leaks(llava, data):
+    model, processor = load(llava)
+    examples = mixed_examples(data)
+    packed, padded = (LlavaCollator(processor, packing=packing)(examples) for packing in (True, False))
+    assert packed["input_ids"].shape[0] == 1
+    assert packed["input_ids"].shape[1] == padded["attention_mask"].sum()
+    real = padded["attention_mask"].bool()
+    assert torch.equal(packed["labels"][0], padded["labels"][real])
+    ours, theirs = model(**packed), model(**padded)
+    torch.testing.assert_close(ours.logits[0], theirs.logits[real], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ours.loss, theirs.loss)
+
+    embeds = model.get_input_embeddings()(packed["input_ids"]).detach().requires_grad_()
+    positions = packed["position_ids"]
+    starts = [*(positions[0] == 0).nonzero().flatten().tolist(), positions.shape[1]]
+    language_model = model.model.language_model
+    hidden = language_model(inputs_embeds=embeds, position_ids=positions, use_cache=packed["use_cache"])
+    hidden.last_hidden_state[0, starts[1] : starts[2]].sum().backward()
+    reached = embeds.grad[0].abs().sum(-1) > 0
+    assert reached[starts[1] : starts[2]].all()
+    assert not reached[: starts[1]].any() and not reached[starts[2] :].any()
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_packing_and_bytes_give_the_plain_gradients(llava, data, tmp_path, packing):
+    """What training really sends: pixels as bytes, samples packed or padded."""
+    trainer = trainer_of(LlavaTrainer, llava, data, tmp_path, "none")
+    examples = mixed_examples(data)
+    processor = load(llava)[1]
+    trainer.data_collator = LlavaCollator(processor, as_bytes=True, packing=packing)
+    batch = trainer.data_collator(examples)
+    assert batch["pixel_values"].dtype == torch.uint8
+    trainer.compute_loss(trainer.model, batch).backward()
+    ours = gradients(trainer.model)
+    trainer.model.zero_grad()
+    trainer.model(**LlavaCollator(processor)(examples)).loss.backward()
+    assert_close(ours, gradients(trainer.model))

@@ -6,6 +6,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import layouts
 import pytest
 import torch
 from conftest import ROOT, run, run_module
@@ -176,3 +177,98 @@ def test_the_script_wants_both_or_neither():
         "bash", ROOT / "run_zero2.sh", MODEL="somewhere", DATA="", PATH=f"{Path(sys.executable).parent}:/usr/bin:/bin"
     )
     assert done.returncode == 2 and "set both MODEL and DATA" in done.stderr
+
+
+def test_four_formats_are_mixed_on_two_ranks(llava, tmp_path):
+    """Different formats, one with a weight, text-only records among them, all from the run script."""
+    names = ["cc3m", "mix665k", "messages_jsonl", "cauldron"]
+    for name in names:
+        layouts.make(name, tmp_path / name)
+    data = " ".join([*(str(tmp_path / name) for name in names[:3]), f"texts={tmp_path / names[3]}:1.5"])
+    done = zero2(llava, data, tmp_path / "out", "use_lora", "--train_sampling_strategy", "group_by_length")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "12 records (texts) x 1.5 from" in done.stdout and "48 records together" in done.stdout
+    assert len(losses(tmp_path / "out")) == STEPS
+
+
+@pytest.mark.parametrize("train_type", ["use_lora", "none"])
+def test_a_rank_without_pictures_neither_hangs_nor_changes_the_result(llava, tmp_path, train_type):
+    """In every step one rank gets four pictures and the other none; one process with all eight is the reference."""
+    expected = layouts.short(24)
+    records = []
+    for i, (messages, images) in enumerate(expected):
+        if i % 8 < 4:
+            layouts.write(tmp_path / "d" / "images" / f"{i}.jpg", images[0])
+            records.append({"id": str(i), "image": f"{i}.jpg", "conversations": layouts.llava_turns(messages)})
+        else:
+            words = layouts.chat(f"What is {i}?", f"A number, {i}.")
+            records.append({"id": str(i), "conversations": layouts.llava_turns(words)})
+    layouts.write(tmp_path / "d" / "chat.json", records)
+    flags = ["--train_sampling_strategy", "sequential"]
+    done = zero2(llava, tmp_path / "d", tmp_path / "two", train_type, *flags)
+    assert done.returncode == 0, done.stderr[-3000:]
+    done = run_module(
+        *("train_llava.train", *FLAGS, *flags, "--model_name_or_path", llava, "--data_path", tmp_path / "d"),
+        *("--train_type", train_type, "--use_cpu", "true", "--warmup_steps", 0.03),
+        *("--per_device_train_batch_size", 8, "--output_dir", tmp_path / "one"),
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+    one = weights(tmp_path / "one")
+    for name, value in weights(tmp_path / "two").items():
+        if not name.endswith("k_proj.bias"):
+            torch.testing.assert_close(value, one[name], rtol=1e-3, atol=2e-4, msg=name)
+
+
+def test_broken_pictures_are_passed_over_and_listed(llava, data, tmp_path):
+    """1% of the files are broken: the run ends, names every one of them once, and is the same twice."""
+    shutil.copytree(data, tmp_path / "d")
+    chat = json.loads((data / "chat.json").read_text())
+    many = [{**record, "id": f"{record['id']}-{k}"} for k in range(4) for record in chat][:200]
+    for k, name in enumerate(("gone.jpg", "empty.jpg")):
+        many[50 + 100 * k]["image"] = name
+    layouts.write(tmp_path / "d" / "images" / "empty.jpg", b"")
+    layouts.write(tmp_path / "d" / "chat.json", many)
+
+    def train(name, most):
+        flags = [*FLAGS, "--model_name_or_path", llava, "--data_path", tmp_path / "d", "--use_cpu", "true"]
+        flags += ["--max_steps", 25, "--per_device_train_batch_size", 8, "--dataloader_num_workers", 2]
+        done = run_module("train_llava.train", *flags, "--output_dir", tmp_path / name, "--max_bad_images", most)
+        return done, tmp_path / name
+
+    done, first = train("first", 0.02)
+    assert done.returncode == 0, done.stderr[-2000:]
+    report = [json.loads(line) for line in (first / "bad_images.jsonl").read_text().splitlines()]
+    assert sorted(line["id"] for line in report) == sorted([many[50]["id"], many[150]["id"]])
+    assert {reason.split("/")[-1][:9] for reason in (line["reason"] for line in report)} == {"gone.jpg:", "empty.jpg"}
+    _, second = train("second", 2)
+    assert losses(first) == losses(second) and len(losses(first)) == 25
+    done, _ = train("third", 1)
+    assert done.returncode == 2
+    assert "2 pictures cannot be read, more than --max_bad_images 1 allows" in done.stderr
+    assert "Traceback" not in done.stderr.split("error: ")[-1]
+
+
+def test_a_stream_trains_and_resumes_exactly(llava, tmp_path):
+    for shard in range(3):
+        layouts.messages_parquet(tmp_path / f"{shard}", 8)
+        for file in (tmp_path / f"{shard}" / "data").glob("train*"):
+            file.rename(tmp_path / f"{file.stem}-{shard}.parquet")
+        shutil.rmtree(tmp_path / f"{shard}")
+    layouts.mix665k(tmp_path / "mix")
+    data = f"{tmp_path} {tmp_path / 'mix'}:0.5"
+    flags = ["--streaming", "true", "--dataloader_num_workers", 2]
+    done = zero2(llava, data, tmp_path / "out", "use_lora", *flags)
+    assert done.returncode == 0, done.stderr[-3000:]
+    shutil.copytree(tmp_path / "out" / "checkpoint-3", tmp_path / "again" / "checkpoint-3")
+    done = zero2(llava, data, tmp_path / "again", "use_lora", *flags, "--resume_from_checkpoint", "true")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert losses(tmp_path / "again") == losses(tmp_path / "out") and len(losses(tmp_path / "out")) == STEPS
+
+
+def test_what_is_too_long_is_cut_or_left_out(llava, data, tmp_path):
+    flags = ["--model_name_or_path", llava, "--data_path", data, "--use_cpu", "true", *FLAGS, "--model_max_length"]
+    done = run_module("train_llava.train", *flags, 40, "--max_steps", 2, "--output_dir", tmp_path / "a")
+    assert done.returncode == 0 and "too long and left out" in done.stdout, done.stderr[-2000:]
+    done = run_module("train_llava.train", *flags, 10, "--output_dir", tmp_path / "b")
+    assert done.returncode == 2 and "no record has an answer that fits into --model_max_length 10" in done.stderr

@@ -41,7 +41,7 @@ class ChatEncoder:
         template: str | None = None,
         max_length: int | None = None,
     ) -> None:
-        self.tokenizer, self.max_length = tokenizer, max_length
+        self.tokenizer, self.max_length = tokenizer, None
         self.chat_template = template or tokenizer.chat_template
         self.special_ids = {str(token): i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
         self.image_ids = [self.special_ids[IMAGE_TOKEN]] * tokens_per_image
@@ -51,6 +51,7 @@ class ChatEncoder:
         # Llama 3's template strips every message, Qwen's does not
         self.strips = "  a  " not in self.render([{"role": "user", "content": "  a  "}])
         self.end_of_turn_id = self._self_test()
+        self.max_length = max_length
 
     def encode(self, messages: list[Message], add_generation_prompt: bool = False) -> tuple[list[int], list[int]]:
         """Ids and labels of a conversation, two lists of one length.

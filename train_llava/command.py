@@ -23,8 +23,9 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
         try:
             main()
         except InputError as error:
+            reason = str(error).rpartition("InputError: ")[2]  # a loader's worker puts its traceback in front
             if int(os.environ.get("LOCAL_RANK", "0")) <= 0:
-                print(f"error: {error}", file=sys.stderr, flush=True)
+                print(f"error: {reason}", file=sys.stderr, flush=True)
             sys.exit(2)
 
     return wrapper

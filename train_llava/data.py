@@ -183,7 +183,8 @@ class LlavaCollator:
         max_length: longer conversations are cut behind an answer, and the pictures of what is cut away left out.
         as_bytes: leave pixel_values as (images, height, width, 3) uint8 for `pixels.normalise` on the device.
         packing: no padding; the conversations follow each other in one row (1, sum of lengths), and position_ids,
-            which start anew with each, take the place of attention_mask: transformers reads from them who sees whom.
+            which start anew with each, take the place of attention_mask: transformers reads from them who sees whom
+            (masking_utils.find_packed_sequence_indices).
     """
 
     def __init__(
@@ -198,7 +199,7 @@ class LlavaCollator:
         template = processor.chat_template
         self.encoder = ChatEncoder(processor.tokenizer, tokens_per_image(processor), template, max_length)
 
-    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         rows, images = [], []
         for example in examples:
             ids, labels = self.encoder.encode(example["messages"])
@@ -214,6 +215,7 @@ class LlavaCollator:
         if self.packing:
             positions = [range(len(row)) for row in ids]
             batch = {"input_ids": row_of(ids), "labels": row_of(labels), "position_ids": row_of(positions)}
+            batch["use_cache"] = False  # with a cache, transformers would not look at the positions
         else:
             side = self.tokenizer.padding_side
             batch = self._padded(ids, mask, side) | {"labels": pad(labels, IGNORE_INDEX, side)}

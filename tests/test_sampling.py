@@ -1,0 +1,54 @@
+"""The order of training: weights, determinism, the longest first, groups of similar length."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from train_llava.sampling import LlavaSampler
+
+
+def sampler(grouped=False, seed=3, sizes=(60, 40), weights=(1, 1), batch=8):
+    lengths = np.random.default_rng(0).integers(10, 500, sum(sizes))
+    return LlavaSampler(list(sizes), list(weights), lengths, batch, grouped, seed)
+
+
+def epoch(order, number):
+    order.set_epoch(number)
+    return list(order)
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_an_epoch_has_every_record_once_in_an_order_fixed_by_seed_and_epoch(grouped):
+    first, again, other = (epoch(sampler(grouped, seed), 1) for seed in (3, 3, 4))
+    assert sorted(first) == list(range(100))
+    assert first == again != other
+    assert first != epoch(sampler(grouped), 2)
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_weights(grouped):
+    order = sampler(grouped, weights=(2.5, 0.25))
+    epochs = [Counter(epoch(order, number)) for number in (0, 1)]
+    for seen in epochs:
+        assert len(order) == seen.total() == 160
+        assert sorted(seen[i] for i in range(60)) == [2] * 30 + [3] * 30
+        assert sorted(seen[i] for i in range(60, 100)) == [0] * 30 + [1] * 10
+    assert epochs[0] != epochs[1]  # the fractions are drawn anew
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_the_longest_come_first(grouped):
+    order = sampler(grouped)
+    first = [order.lengths[i] for i in epoch(order, 0)[:8]]
+    assert max(first) == order.lengths.max()
+    if not grouped:
+        assert sorted(first) == sorted(order.lengths)[-8:]
+
+
+def test_groups_need_less_padding():
+    def padding(order):
+        lengths = order.lengths[list(order)].reshape(-1, 8)
+        return (lengths.max(1, keepdims=True) - lengths).sum()
+
+    assert padding(sampler(True, sizes=(600, 200))) < 0.2 * padding(sampler(False, sizes=(600, 200)))
