@@ -25,7 +25,7 @@ case $TRAIN_TYPE in
 esac
 DEMO_FLAGS=(
     --overwrite_output_dir true
-    --max_steps 900
+    --max_steps 1200
     --per_device_train_batch_size 8
     --gradient_accumulation_steps 1
     --learning_rate "$DEMO_RATE"

@@ -19,7 +19,7 @@ from train_llava.infer import generate
 from train_llava.load import load
 
 SHOWN = 8  # pictures printed and drawn, the first ones: nobody chose them
-TILE, CAPTION = 260, 96  # pixels: a picture's side, and the height of the text under it
+TILE, CAPTION = 260, 124  # pixels: a picture's side, and the height of the text under it
 INK, RIGHT, WRONG = (90, 90, 90), (20, 110, 50), (190, 30, 30)
 
 
@@ -48,7 +48,8 @@ def draw_sheet(rows: list[dict[str, Any]], columns: int = 4) -> Image.Image:
             sheet.paste(picture.convert("RGB").resize((TILE, TILE), Image.Resampling.NEAREST), (x, y))
         draw.text((x, y + TILE + 6), textwrap.fill(row["caption"], 30), RIGHT if row["exact"] else WRONG, large)
         if not row["exact"]:
-            draw.text((x, y + TILE + 52), textwrap.fill("should be: " + row["reference"], 38), INK, small)
+            below = y + TILE + 12 + 22 * len(textwrap.wrap(row["caption"], 30))
+            draw.text((x, below), textwrap.fill("should be: " + row["reference"], 38), INK, small)
     return sheet
 
 

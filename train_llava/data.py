@@ -6,7 +6,7 @@ ids and labels. Here they come together.
 
 import fcntl
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ from train_llava.images import Pixels, name_of, open_image
 from train_llava.sampling import token_lengths
 from train_llava.sources import Source
 
-Row = tuple[list[int], list[int], list[int]]  # ids, labels and attention mask of one conversation
 DataPath = str | Path | Sequence[str | Path]
 
 
@@ -100,7 +99,7 @@ class LlavaDataset(torch.utils.data.Dataset):
         return "\n".join([*lines, f"{len(self):>10,} records together, {tokens}"])
 
     def _check_missing(self) -> None:
-        missing = np.flatnonzero(self.records.with_format("numpy", columns=["missing"])["missing"])
+        missing = np.flatnonzero(self.records.with_format("numpy")["missing"][:])
         limit = self.bad_pictures.limit(len(self)) if self.bad_pictures else 0
         if len(missing) > limit:
             record = self.records[int(missing[0])]
@@ -205,40 +204,42 @@ class LlavaCollator:
             ids, labels = self.encoder.encode(example["messages"])
             if not ids:
                 raise InputError(f"record {example.get('id')!r}: no answer fits into {self.encoder.max_length} tokens")
-            # the mask comes from lengths: the pad token may also be a real one
-            rows.append((ids, labels, [1] * len(ids)))
+            rows.append(as_row(ids, labels, 1))
             images += example["images"][: ids.count(self.encoder.image_ids[0]) // len(self.encoder.image_ids)]
         if not images:
             images = [Image.new("RGB", (32, 32), "grey")]
             rows = self._with_hidden_picture(rows)
-        ids, labels, mask = zip(*rows, strict=True)
         if self.packing:
-            positions = [range(len(row)) for row in ids]
-            batch = {"input_ids": row_of(ids), "labels": row_of(labels), "position_ids": row_of(positions)}
-            batch["use_cache"] = False  # with a cache, transformers would not look at the positions
+            ids, labels, _ = torch.from_numpy(np.concatenate(rows, axis=1))[:, None]
+            positions = torch.cat([torch.arange(row.shape[1]) for row in rows])[None]
+            # with a cache, transformers would not look at the positions
+            batch = {"input_ids": ids, "labels": labels, "position_ids": positions, "use_cache": False}
         else:
-            side = self.tokenizer.padding_side
-            batch = self._padded(ids, mask, side) | {"labels": pad(labels, IGNORE_INDEX, side)}
+            batch = self._padded(rows, self.tokenizer.padding_side)
         return batch | self._pixels(images)
-
-    def _with_hidden_picture(self, rows: list[Row]) -> list[Row]:
-        picture = self.encoder.image_ids
-        hidden = (picture, [IGNORE_INDEX] * len(picture), [0] * len(picture))
-        if self.packing:
-            return [*rows, hidden]
-        *others, shortest = sorted(range(len(rows)), key=lambda i: -len(rows[i][0]))
-        sides = (hidden, rows[shortest]) if self.tokenizer.padding_side == "left" else (rows[shortest], hidden)
-        joined = tuple(a + b for a, b in zip(*sides, strict=True))
-        return [rows[i] if i in others else joined for i in range(len(rows))]
 
     def prompts(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """The same for conversations that wait for an answer: no labels, padded on the left for `generate`."""
-        ids = [self.encoder.encode(example["messages"], add_generation_prompt=True)[0] for example in examples]
-        images = [image for example in examples for image in example["images"]]
-        return self._padded(ids, [[1] * len(row) for row in ids], "left") | self._pixels(images)
+        rows = [as_row(*self.encoder.encode(e["messages"], add_generation_prompt=True), 1) for e in examples]
+        batch = self._padded(rows, "left")
+        del batch["labels"]
+        return batch | self._pixels([image for example in examples for image in example["images"]])
 
-    def _padded(self, ids: Sequence[list[int]], mask: Sequence[list[int]], side: str) -> dict[str, torch.Tensor]:
-        return {"input_ids": pad(ids, self.tokenizer.pad_token_id, side), "attention_mask": pad(mask, 0, side)}
+    def _with_hidden_picture(self, rows: list[np.ndarray]) -> list[np.ndarray]:
+        picture = self.encoder.image_ids
+        hidden = as_row(picture, [IGNORE_INDEX] * len(picture), 0)
+        if self.packing:
+            return [*rows, hidden]
+        shortest = min(range(len(rows)), key=lambda i: rows[i].shape[1])
+        sides = (hidden, rows[shortest]) if self.tokenizer.padding_side == "left" else (rows[shortest], hidden)
+        return [*rows[:shortest], np.concatenate(sides, axis=1), *rows[shortest + 1 :]]
+
+    def _padded(self, rows: list[np.ndarray], side: str) -> dict[str, torch.Tensor]:
+        batch = np.empty((3, len(rows), max(row.shape[1] for row in rows)), dtype=np.int64)
+        batch[:] = np.array([self.tokenizer.pad_token_id, IGNORE_INDEX, 0])[:, None, None]
+        for i, row in enumerate(rows):
+            batch[:, i, slice(-row.shape[1], None) if side == "left" else slice(row.shape[1])] = row
+        return dict(zip(("input_ids", "labels", "attention_mask"), torch.from_numpy(batch), strict=True))
 
     def _pixels(self, images: list[Image.Image]) -> dict[str, torch.Tensor]:
         if not images:
@@ -247,15 +248,11 @@ class LlavaCollator:
         return {"pixel_values": pixels if self.as_bytes else self.pixels.normalise(pixels)}
 
 
-def row_of(parts: Iterable[Sequence[int]]) -> torch.Tensor:
-    """Lists of ids one after the other, as (1, sum of lengths) int64."""
-    return torch.tensor([[number for part in parts for number in part]])
-
-
-def pad(rows: list[list[int]], value: int, side: str) -> torch.Tensor:
-    """Rows of ids as (rows, longest) int64, filled up with `value` on one side."""
-    rows = [torch.tensor(row) for row in rows]
-    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=value, padding_side=side)
+def as_row(ids: list[int], labels: list[int], seen: int) -> np.ndarray:
+    """Ids, labels and attention mask of a conversation as (3, length); a mask, as the pad token may be a real one."""
+    row = np.empty((3, len(ids)), dtype=np.int64)
+    row[0], row[1], row[2] = ids, labels, seen
+    return row
 
 
 def tokens_per_image(processor: LlavaProcessor) -> int:

@@ -64,7 +64,9 @@ def token_lengths(records: Dataset, encoder: ChatEncoder, processes: int) -> np.
     Raises:
         InputError: the chat template refuses a conversation; names the record.
     """
-    key = hashlib.sha256(f"{records._fingerprint} {encoder.fingerprint()}".encode()).hexdigest()[:32]
+    # not datasets' own fingerprint of the records, which differs between making an Arrow file and opening it
+    identity = [*(file["filename"] for file in records.cache_files), len(records), encoder.fingerprint()]
+    key = hashlib.sha256(str(identity).encode()).hexdigest()[:32]
     options = {"batched": True, "remove_columns": records.column_names, "new_fingerprint": key}
     processes = processes if len(records) > 20_000 else None  # starting them takes longer than counting so few
     counted = records.map(partial(count, encoder), num_proc=processes, desc="Counting tokens", **options)

@@ -8,29 +8,39 @@ Reading ends in one normal form, whatever the source looks like:
 `problem` says why a record cannot be trained on; `missing`, that a file it names is not there.
 """
 
-import json
+import hashlib
 import os
 import re
 import shutil
-import struct
-import tarfile
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import groupby, islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-from datasets import Dataset, Features, IterableDataset, List, Value, load_dataset
+import pyarrow as pa
+from datasets import (
+    ArrowBasedBuilder,
+    BuilderConfig,
+    Dataset,
+    DatasetInfo,
+    Features,
+    IterableDataset,
+    List,
+    SplitGenerator,
+    Value,
+    load_dataset,
+)
 from datasets import Image as ImageFeature
+from datasets.builder import Key
 from datasets.exceptions import DatasetGenerationError
 from huggingface_hub import snapshot_download
 
 from train_llava.command import InputError
 from train_llava.formats import CAPTION_FIELDS, FORMATS, Fields, parse, recognise
-from train_llava.images import DEFLATED, MEMBER, STORED, open_archive
+from train_llava.images import MEMBER
+from train_llava.picture_folder import PictureFolder
+from train_llava.readers import READERS, BadLine
 
 VERSION = 1  # of the normal form: copies made by another version are not read
 STRING = Value("string")
@@ -44,6 +54,7 @@ RECORD = Features(
     }
 )
 HELD_OUT = re.compile(r"(^|[-_.])(test|validation|valid|val|dev|eval)([-_.]|$)")
+ROWS = 500  # written at a time
 SAMPLE = 200  # pictures looked for at every opening, to see that the Arrow copy is still true
 
 
@@ -85,16 +96,18 @@ class Source:
 
     def open(self) -> Dataset:
         """The records as a memory-mapped Arrow file, made by the first process that asks while others wait."""
-        stamps = tuple((os.stat(file).st_size, os.stat(file).st_mtime_ns) for file in self.files)
-        key = {**self._reading(), "stamps": (VERSION, *stamps)}
+        stamps = [(file, os.stat(file).st_size, os.stat(file).st_mtime_ns) for file in self.files]
+        key = hashlib.sha256(repr((VERSION, self.folder, self.format, self.fields, stamps)).encode()).hexdigest()
         for _ in range(2):
+            builder = NormalRecords(config_id=key[:32], source=self)
             try:
-                records = Dataset.from_generator(read, features=RECORD, gen_kwargs=key)
+                builder.download_and_prepare(verification_mode="no_checks")
             except DatasetGenerationError as error:
                 raise error.__cause__ if isinstance(error.__cause__, InputError) else error from None
+            records = builder.as_dataset(split="train")
             if not self._is_stale(records):
                 break
-            shutil.rmtree(Path(records.cache_files[0]["filename"]).parent)  # pictures came, went or moved: read again
+            shutil.rmtree(builder.cache_dir)  # pictures came, went or moved: read again
         return records
 
     def stream(self) -> IterableDataset:
@@ -105,6 +118,10 @@ class Source:
         options = {"file": self.path, "format": self.format, "fields": self.fields, "finder": PictureFolder("")}
         names = [*next(iter(raw))]
         return raw.map(normal, with_indices=True, remove_columns=names, features=RECORD, fn_kwargs=options)
+
+    def read(self) -> Iterator[dict[str, Any]]:
+        """The records one after the other."""
+        return read(**self._reading())
 
     def _reading(self) -> dict[str, Any]:
         return {"files": self.files, "folder": self.folder, "format": self.format, "fields": self.fields}
@@ -123,8 +140,34 @@ class Source:
         return False
 
 
-def read(files: list[str], folder: str, format: str, fields: Fields, stamps: tuple = ()) -> Iterator[dict[str, Any]]:
-    """Normal records of some of a source's files; `stamps` only tell one version of them from another in the cache."""
+@dataclass
+class SourceConfig(BuilderConfig):
+    """What `datasets` hands to the builder below."""
+
+    source: Source | None = None
+
+
+class NormalRecords(ArrowBasedBuilder):
+    """How `datasets` makes the Arrow file of a source: under a lock, in a folder that is renamed when it is whole."""
+
+    BUILDER_CONFIG_CLASS = SourceConfig
+
+    def _info(self) -> DatasetInfo:
+        return DatasetInfo(features=RECORD)
+
+    def _split_generators(self, dl_manager: Any) -> list[SplitGenerator]:
+        return [SplitGenerator(name="train", gen_kwargs={"source": self.config.source})]
+
+    def _generate_tables(self, source: Source) -> Iterator[tuple[Key, pa.Table]]:
+        rows = source.read()
+        for number in count():
+            if not (part := list(islice(rows, ROWS))):
+                return
+            yield Key(0, number), pa.Table.from_pylist(part, schema=RECORD.arrow_schema)
+
+
+def read(files: list[str], folder: str, format: str, fields: Fields) -> Iterator[dict[str, Any]]:
+    """Normal records of some of a source's files."""
     finder = PictureFolder(folder)
     for file in files:
         for number, record in enumerate(READERS[Path(file).suffix](Path(file), fields)):
@@ -149,10 +192,6 @@ def normal(record: Any, number: int, file: str, format: str, fields: Fields, fin
         return row | {"messages": messages}
     except InputError as error:
         return row | {"images": [], "problem": f"{file}, record {name!r} (number {number}): {error}"}
-
-
-class BadLine(str):
-    """What a line that is not JSON yields instead of a record: the reason."""
 
 
 def local_folder(path: str) -> Path:
@@ -200,128 +239,3 @@ def data_files(path: Path) -> list[Path]:
         walk = ((Path(folder), names) for folder, _, names in os.walk(path))
         files = [folder / name for folder, names in walk for name in names if Path(name).suffix in READERS]
     return sorted(file for file in files if not HELD_OUT.search(file.stem)) or sorted(files)
-
-
-def read_json(file: Path, fields: Fields, chunk: int = 1 << 22) -> Iterator[Any]:
-    """The elements of a JSON list, decoded one after the other, so that memory never holds them all."""
-    decoder, text, at = json.JSONDecoder(), "", 0
-    with file.open(encoding="utf-8-sig") as stream:
-        text = stream.read(chunk).lstrip()
-        if not text.startswith("["):
-            raise InputError(f"{file}: expected a JSON list of records.")
-        at = 1
-        while True:
-            try:
-                at = re.compile(r"[\s,]*").match(text, at).end()
-                if text[at : at + 1] == "]":
-                    return
-                record, at = decoder.raw_decode(text, at)
-                yield record
-            except ValueError as error:  # broken, or only cut off where this chunk ends
-                more = stream.read(max(chunk, len(text) - at))
-                if not more:
-                    raise InputError(f"{file}: not valid JSON ({error}).") from error
-                text, at = text[at:] + more, 0
-
-
-def read_lines(file: Path, fields: Fields) -> Iterator[Any]:
-    """JSON Lines; a broken line is one bad record, not the end."""
-    with file.open("rb") as lines:
-        for line in lines:
-            if line.strip():
-                try:
-                    yield json.loads(line)
-                except ValueError as error:
-                    yield BadLine(f"not valid JSON ({error})")
-
-
-def read_parquet(file: Path, fields: Fields) -> Iterator[Any]:
-    """Rows of a parquet file."""
-    for batch in pq.ParquetFile(file).iter_batches(batch_size=64):
-        yield from batch.to_pylist()
-
-
-def read_tar(file: Path, fields: Fields) -> Iterator[Any]:
-    """WebDataset: files that share a name up to the first dot make up one record; pictures are read in place."""
-    with tarfile.open(file) as tar:
-        members = (member for member in tar if member.isfile())
-        for key, group in groupby(members, key=lambda m: re.match(r"(?:.*/)?[^/.]*", m.name)[0]):
-            record: dict[str, Any] = {"id": key}
-            images = []
-            for member in group:
-                kind = member.name[len(key) :].lower()
-                if kind == ".json":
-                    record |= json.load(tar.extractfile(member))
-                elif kind == ".txt":
-                    record[fields["answer"]] = tar.extractfile(member).read().decode()
-                elif kind in IMAGE_SUFFIXES:
-                    images.append({"path": f"{file}::{member.name}::{member.offset_data}:{member.size}:{STORED}"})
-            yield record | {"images": images, fields["image"]: images}
-
-
-READERS = {".json": read_json, ".jsonl": read_lines, ".parquet": read_parquet, ".tar": read_tar}
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
-
-
-class PictureFolder:
-    """Finds the pictures that records name: loose below a folder, or inside a zip in it that was not unpacked."""
-
-    def __init__(self, folder: str) -> None:
-        self.folder = folder
-        self.roots = [os.path.join(folder, name) for name in ("images", "images_dl", "")]
-
-    def find(self, name: str) -> str | None:
-        """The path of a picture as `images.py` reads it; None if there is no such file.
-
-        Raises:
-            InputError: the name is an address, or leads out of the folder.
-        """
-        member = MEMBER.match(name)
-        file = os.path.normpath(os.path.join(self.folder, member["archive"] if member else name))
-        if "://" in name or not file.startswith(os.path.join(self.folder, "")):
-            raise InputError(f"the picture {name!r} must be a file inside the data folder {self.folder}")
-        if member:
-            return name
-        return self._loose(name) or self._packed(name)
-
-    def _loose(self, name: str) -> str | None:
-        names = [name] if os.path.splitext(name)[1] else [name, f"{name}.jpg", f"{name}.png"]
-        for roots in (self.roots, self._all_folders):
-            for root in roots:
-                for path in (os.path.join(root, name) for name in names):
-                    if os.path.isfile(path):
-                        self.roots.insert(0, self.roots.pop(self.roots.index(root)) if root in self.roots else root)
-                        return path
-        return None
-
-    @cached_property
-    def _all_folders(self) -> list[str]:
-        return [folder for folder, _, _ in os.walk(self.folder)]
-
-    def _packed(self, name: str) -> str | None:
-        for prefix in self._prefixes:
-            if found := self._members.get(prefix + name):
-                self._prefixes.insert(0, self._prefixes.pop(self._prefixes.index(prefix)))
-                archive, info = found
-                if info.flag_bits & 1 or info.compress_type not in (STORED, DEFLATED):
-                    raise InputError(f"{archive}, {info.filename}: encrypted or packed in an unusual way; unpack it")
-                # a member's data follow its own header, which ends in a name and an extra field of these lengths
-                head = os.pread(open_archive(archive), 30, info.header_offset)
-                start = info.header_offset + 30 + sum(struct.unpack("<26xHH", head))
-                return f"{archive}::{info.filename}::{start}:{info.compress_size}:{info.compress_type}"
-        return None
-
-    @cached_property
-    def _members(self) -> dict[str, tuple[str, zipfile.ZipInfo]]:
-        archives = sorted(str(path) for path in Path(self.folder).glob("*.zip"))
-        members = {}
-        for archive in archives:
-            with zipfile.ZipFile(archive) as file:
-                members |= {info.filename: (archive, info) for info in file.infolist()}
-        return members
-
-    @cached_property
-    def _prefixes(self) -> list[str]:
-        folders = {name.rpartition("/")[0] for name in self._members}
-        parents = {"/".join(f.split("/")[:i]) for f in folders for i in range(f.count("/") + 2)}
-        return ["", *sorted(f"{folder}/" for folder in parents if folder)]
