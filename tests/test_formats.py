@@ -3,6 +3,7 @@
 import os
 import shutil
 from itertools import islice
+from pathlib import Path
 
 import layouts
 import numpy as np
@@ -75,9 +76,13 @@ def test_pictures_that_come_later_are_found(tmp_path):
 
 def test_weights_and_names(tmp_path):
     layouts.cc3m(tmp_path / "a:b")
-    for text, weight, format in ((f"{tmp_path}/a:b", 1, "llava"), (f"caption={tmp_path}/a:b:0.5", 0.5, "caption")):
+    cases = [
+        (f"{tmp_path}/a:b", 1, "llava", "chat.json"),
+        (f"caption={tmp_path}/a:b:0.5", 0.5, "caption", "metadata.json"),
+    ]
+    for text, weight, format, file in cases:
         source = Source.find(text)
-        assert (source.weight, source.format, len(source.files)) == (weight, format, 1 if format == "llava" else 2)
+        assert (source.weight, source.format, [Path(file).name for file in source.files]) == (weight, format, [file])
     with pytest.raises(InputError, match="no format 'lava'"):
         Source.find(f"lava={tmp_path}/a:b")
     with pytest.raises(InputError, match="no such file or folder"):
@@ -98,7 +103,7 @@ def test_bad_records_are_skipped_on_request(tmp_path):
     expected = layouts.messages_jsonl(tmp_path)
     with (tmp_path / "data.jsonl").open("a") as file:
         file.write('{"messages": [{"role": "user", "content": "No answer?"}], "images": []}\n{"messages": [\n[]\n')
-    with pytest.raises(InputError, match=r"3 of 15 records cannot be trained on\. The first: .*data\.jsonl, record 12"):
+    with pytest.raises(InputError, match=r"3 of 15 records cannot be trained on\. The first: .*data\.jsonl, record '12'"):
         LlavaDataset(tmp_path)
     assert len(LlavaDataset(tmp_path, on_bad_record="skip")) == len(expected) == 12
 

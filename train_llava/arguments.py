@@ -5,6 +5,8 @@ from typing import Literal
 
 from transformers import TrainingArguments
 
+MAX_BAD_IMAGES = 0.001  # the default of --max_bad_images
+
 
 def flag(help: str, **kwargs) -> object:
     """A field with the text that --help shows."""
@@ -37,7 +39,9 @@ class DataArguments:
         "of caption records: answer=FIELD image=FIELD instruction=FIELD_OR_WORDS", default=None
     )
     on_bad_record: Literal["error", "skip"] = flag("what to do about records to learn nothing from", default="error")
-    max_bad_images: float = flag("unreadable pictures to pass over: a number, or below 1 a share", default=0.001)
+    max_bad_images: float = flag(
+        "unreadable pictures to pass over: a number, or below 1 a share", default=MAX_BAD_IMAGES
+    )
     model_max_length: int | None = flag("cut longer conversations behind an answer; never a picture", default=None)
     packing: bool = flag("join the samples of a batch into one sequence instead of padding them", default=False)
     streaming: bool = flag("read while training, without a copy on the disk; needs --max_steps", default=False)

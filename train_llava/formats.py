@@ -5,7 +5,7 @@ function that takes a record (and the caption fields, which others ignore) and r
 its line to FORMATS.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from train_llava.chat import IMAGE_TOKEN, Message
@@ -71,9 +71,10 @@ FORMATS: dict[str, tuple[str, Callable[[Record, Fields], Parsed]]] = {
 }
 
 
-def recognise(records: list[Any], fields: Fields) -> str | None:
-    """The format of some records, by the field that one of them has; None for what is of no format."""
-    for name, (field, _) in FORMATS.items():
+def recognise(records: list[Any], fields: Fields, names: Iterable[str] = ()) -> str | None:
+    """The format of some records, by the field that one of them has; None for what is of no format (of `names`)."""
+    for name in names or FORMATS:
+        field, _ = FORMATS[name]
         if any(isinstance(record, dict) and fields.get(field, field) in record for record in records):
             return name
     return None
@@ -98,8 +99,12 @@ def parse(record: Any, name: str, fields: Fields) -> Parsed:
     placeholders = sum(message["content"].count(IMAGE_TOKEN) for message in messages)
     if placeholders != len(images):
         raise InputError(f"{placeholders} {IMAGE_TOKEN} in the text, {len(images)} pictures")
-    if any(not isinstance(i, dict) or not (i.get("bytes") or i.get("path")) for i in images):
+    if not all(isinstance(i, dict) and (i.get("bytes") or i.get("path")) for i in images):
         raise InputError("a picture that is neither a file name nor the bytes of a file")
+    if not all(isinstance(i.get("bytes"), bytes | None) and isinstance(i.get("path"), str | None) for i in images):
+        raise InputError("a picture whose bytes are no bytes, or whose path is no text")
+    for message in messages:
+        message["content"].encode()  # a lone half of a surrogate pair, which JSON can hold, is no text
     return messages, images
 
 

@@ -33,9 +33,15 @@ def load(
         base = Path(folder).resolve()
         model = LlavaForConditionalGeneration.from_pretrained(base, dtype=dtype, weights_only=True)
         model = model if adapter is None else PeftModel.from_pretrained(model, adapter)
-        return model.eval(), AutoProcessor.from_pretrained(adapter or folder)
+        return model.eval(), load_processor(adapter or folder)
     except (OSError, ValueError) as error:
         raise InputError(f"{adapter or folder}: cannot be loaded ({error}).") from error
+
+
+def load_processor(folder: Folder) -> LlavaProcessor:
+    """The processor alone, without any weights."""
+    read_json(folder, "processor_config.json")
+    return AutoProcessor.from_pretrained(folder)
 
 
 def read_json(folder: Folder, name: str) -> dict[str, Any]:

@@ -85,7 +85,7 @@ class Source:
         else:
             folder = local_folder(path)
             found = {str(file): islice(READERS[file.suffix](file, fields), 20) for file in data_files(folder)}
-        formats = {file: name or recognise(list(records), fields) for file, records in found.items()}
+        formats = {file: recognise(list(records), fields, [name] * bool(name)) for file, records in found.items()}
         ranked = [format for format in FORMATS if format in formats.values()]
         if not ranked:
             known = ", ".join(f"{key} (field {fields.get(field, field)!r})" for key, (field, _) in FORMATS.items())
@@ -177,7 +177,13 @@ def read(files: list[str], folder: str, format: str, fields: Fields) -> Iterator
 def normal(record: Any, number: int, file: str, format: str, fields: Fields, finder: "PictureFolder") -> dict[str, Any]:
     """One record in the normal form."""
     name = record.get("id", number) if isinstance(record, dict) else number
-    row = {"id": str(name), "images": [], "messages": [], "problem": None, "missing": False}
+    row = {
+        "id": str(name).encode(errors="replace").decode(),
+        "images": [],
+        "messages": [],
+        "problem": None,
+        "missing": False,
+    }
     try:
         if isinstance(record, BadLine):
             raise InputError(record)
@@ -190,8 +196,9 @@ def normal(record: Any, number: int, file: str, format: str, fields: Fields, fin
                 path = found or os.path.join(finder.roots[0], path)
             row["images"].append({"bytes": data, "path": path})
         return row | {"messages": messages}
-    except InputError as error:
-        return row | {"images": [], "problem": f"{file}, record {name!r} (number {number}): {error}"}
+    except Exception as error:  # a record may hold anything at all; whatever it is, it is one bad record
+        reason = str(error) if isinstance(error, InputError) else f"malformed, {type(error).__name__}: {error}"
+        return row | {"images": [], "problem": f"{file}, record {row['id']!r} (number {number}): {reason}"}
 
 
 def local_folder(path: str) -> Path:

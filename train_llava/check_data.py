@@ -1,0 +1,214 @@
+"""Looks at a whole dataset before a training does.
+
+    python -m train_llava.check_data --data_path data/LLaVA-CC3M-Pretrain-595K --model_name_or_path models/llava
+
+Reads every record and every picture in parallel, prints what is there and what is wrong, and writes `refused.jsonl`
+and `lengths.png` into --output_dir. Exit code 2 where training would fail. Ctrl-C reports what was found so far.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import signal
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import concatenate_datasets, disable_progress_bars
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from train_llava.arguments import MAX_BAD_IMAGES
+from train_llava.chat import ChatEncoder
+from train_llava.command import InputError, command
+from train_llava.data import tokens_per_image
+from train_llava.images import open_image, read_bytes
+from train_llava.load import load_processor
+from train_llava.sources import Source
+
+BARS, WIDTH = 12, 50  # of the histogram in the terminal: rows, and columns of the longest
+INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
+
+
+@dataclass
+class Findings:
+    """What was found so far."""
+
+    records: int = 0
+    counts: Counter = field(default_factory=Counter)  # "roles: user" and the like
+    lengths: list[int] = field(default_factory=list)
+    sizes: list[tuple[int, int]] = field(default_factory=list)
+    refused: list[dict[str, str]] = field(default_factory=list)
+    seen: Counter = field(default_factory=Counter)  # digests of pictures and of whole records
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Takes in what a worker says about one record."""
+        self.records += 1
+        self.refused += [{"id": row["id"], "kind": row["kind"], "reason": row["reason"]}] * bool(row["reason"])
+        self.counts.update(row["counts"])
+        self.sizes += row["sizes"]
+        self.lengths += [row["length"]] * bool(row["length"])
+        self.seen.update(row["digests"])
+
+    def of_kind(self, kind: str) -> int:
+        """How many records were refused as "record" or as "picture"."""
+        return sum(line["kind"] == kind for line in self.refused)
+
+
+class Checks(Dataset):
+    """Each item says everything about one record; made in the workers of a DataLoader."""
+
+    def __init__(self, records: Any, encoder: ChatEncoder | None) -> None:
+        self.records, self.encoder = records, encoder
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        record = self.records[index]
+        row = {"id": record["id"], "reason": record["problem"], "kind": "record", "sizes": [], "length": 0}
+        row |= {"counts": {}, "digests": []}
+        if row["reason"]:
+            return row
+        messages = record["messages"]
+        row["counts"] = Counter(f"roles: {message['role']}" for message in messages)
+        row["counts"][f"pictures in a record: {len(record['images']) or 'none, text only'}"] += 1
+        row["counts"][f"answers in a record: {row['counts']['roles: assistant']}"] += 1
+        try:
+            if self.encoder:
+                row["length"] = len(self.encoder.encode(messages)[0])
+            row["kind"] = "picture"
+            for picture in record["images"]:
+                row["sizes"].append(open_image(picture).size)
+                row["digests"].append("picture " + hashlib.sha1(read_bytes(picture)).hexdigest())
+        except Exception as error:  # a chat template's own errors are of many kinds
+            row["reason"] = str(error)
+        words = json.dumps([messages, row["digests"]]).encode()
+        row["digests"].append("record " + hashlib.sha1(words).hexdigest())
+        return row
+
+
+def check(records: Any, encoder: ChatEncoder | None, workers: int, findings: Findings) -> None:
+    """Fills `findings`; may be interrupted at any time."""
+    loader = DataLoader(
+        Checks(records, encoder),
+        batch_size=None,
+        collate_fn=lambda row: row,
+        num_workers=workers,
+        prefetch_factor=64 if workers else None,
+        worker_init_fn=lambda _: signal.signal(signal.SIGINT, signal.SIG_IGN),  # Ctrl-C is for the report
+    )
+    for row in tqdm(loader, unit=" records", smoothing=0.05, disable=None, leave=False):
+        findings.add(row)
+
+
+def bins(lengths: list[int], most: int) -> np.ndarray:
+    """Edges of at most that many bins of one whole width."""
+    width = -(-(max(lengths) - min(lengths) + 1) // most)
+    return np.arange(min(lengths), max(lengths) + width + 1, width)
+
+
+def histogram(lengths: list[int]) -> str:
+    """Lengths as bars of text."""
+    counts, edges = np.histogram(lengths, bins=bins(lengths, BARS))
+    rows = []
+    for count, low, high in zip(counts, edges[:-1], edges[1:] - 1, strict=True):
+        bar = "█" * round(WIDTH * count / counts.max()) or "▏" * bool(count)
+        rows.append(f"  {low:>7,}{f' to {high:,}' if high > low else '':<12}{count:>9,} {bar}")
+    return "\n".join(rows)
+
+
+def draw(lengths: list[int], path: Path) -> None:
+    """The histogram as a picture."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
+    axes.hist(lengths, bins=bins(lengths, 60), color="#3b6fb6")
+    axes.set(xlabel="tokens per record, image tokens included", ylabel="records", title=f"{len(lengths):,} records")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def report(findings: Findings, total: int) -> str:
+    """The findings as text."""
+    lines = [f"{findings.records:,} of {total:,} records read"]
+    for name, count in sorted(findings.counts.items(), key=lambda pair: (pair[0].split(":")[0], -pair[1])):
+        lines.append(f"  {name:<40}{count:>10,}")
+    if findings.sizes:
+        widths, heights = np.array(findings.sizes).T
+        lines.append(f"{len(widths):,} pictures, width x height in pixels")
+        for name, value in (("smallest", np.min), ("median", np.median), ("largest", np.max)):
+            lines.append(f"  {name:<40}{f'{int(value(widths))} x {int(value(heights))}':>10}")
+    for kind in ("picture", "record"):
+        again = sum(n - 1 for name, n in findings.seen.items() if name.startswith(kind))
+        lines.append(f"{again:,} {kind}s that are copies of another")
+    if findings.lengths:
+        mean, most = np.mean(findings.lengths), max(findings.lengths)
+        lines += [f"tokens per record: {mean:.0f} on average, at most {most:,}", histogram(findings.lengths)]
+    for kind, word in (("record", "records to learn nothing from"), ("picture", "pictures that cannot be read")):
+        lines.append(f"{findings.of_kind(kind):,} {word}")
+        found = [line for line in findings.refused if line["kind"] == kind]
+        lines += [f"  {line['reason']}" for line in found[:5]]
+    return "\n".join(lines)
+
+
+def verdict(findings: Findings, source_count: int) -> str | None:
+    """Why a training would fail; None where it would not."""
+    if count := findings.of_kind("record"):
+        return f"{count:,} records cannot be trained on. Mend them, or train with --on_bad_record skip."
+    most = int(MAX_BAD_IMAGES * source_count)
+    if (count := findings.of_kind("picture")) > most:
+        return f"{count:,} pictures cannot be read; --max_bad_images allows {most:,} unless it is raised."
+    return "nothing to train on." if not findings.records else None
+
+
+@command
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data_path", nargs="+", required=True, help="as for train_llava.train")
+    parser.add_argument("--caption_fields", nargs="+", help="as for train_llava.train")
+    parser.add_argument("--model_name_or_path", help="count tokens as this LLaVA does")
+    parser.add_argument("--sample", type=int, help="look at this many records, drawn at random")
+    parser.add_argument("--output_dir", type=Path, default=Path("output/check_data"))
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    args = parser.parse_args()
+
+    disable_progress_bars()
+    encoder = None
+    if args.model_name_or_path:
+        processor = load_processor(args.model_name_or_path)
+        encoder = ChatEncoder(processor.tokenizer, tokens_per_image(processor), processor.chat_template)
+    sources = [Source.find(path, args.caption_fields) for path in args.data_path]
+    records = concatenate_datasets([source.open() for source in sources])
+    for source in sources:
+        print(f"{source.path}: format {source.format}, {', '.join(Path(file).name for file in source.files)}")
+    if args.sample and args.sample < len(records):
+        records = records.select(np.sort(np.random.default_rng(0).permutation(len(records))[: args.sample]))
+
+    findings, interrupted = Findings(), False
+    try:
+        check(records, encoder, args.workers, findings)
+    except KeyboardInterrupt:
+        interrupted = True
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    print(report(findings, len(records)))
+    lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in findings.refused)
+    (args.output_dir / "refused.jsonl").write_text(lines, encoding="utf-8")
+    if findings.lengths:
+        draw(findings.lengths, args.output_dir / "lengths.png")
+    print(f"written to {args.output_dir}: refused.jsonl{' and lengths.png' * bool(findings.lengths)}")
+    problem = verdict(findings, len(records))
+    if interrupted:
+        print(f"interrupted; so far: {problem or 'good'}", flush=True)
+        raise SystemExit(INTERRUPTED)
+    if problem:
+        raise InputError(problem)
+    print("verdict: good to train on")
+
+
+if __name__ == "__main__":
+    main()

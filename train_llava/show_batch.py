@@ -1,0 +1,107 @@
+"""Shows what the model really sees: pictures after resize and crop, tokens, labels, padding, as one HTML page.
+
+    python -m train_llava.show_batch --model_name_or_path models/llava --data_path data/mine --output batch.html
+
+In a notebook: `IPython.display.HTML(batch_page(processor, [dataset[0], dataset[1]]))`.
+"""
+
+import argparse
+import base64
+import io
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment
+from PIL import Image
+from transformers import LlavaProcessor
+
+from train_llava.chat import IGNORE_INDEX
+from train_llava.command import command
+from train_llava.data import LlavaCollator, LlavaDataset
+from train_llava.load import load_processor
+
+TEMPLATE = Path(__file__).with_name("show_batch.html.jinja")
+
+
+def batch_page(processor: LlavaProcessor, examples: list[dict[str, Any]], max_length: int | None = None) -> str:
+    """The batch that the collator makes of some examples, as a self-contained page."""
+    collator = LlavaCollator(processor, max_length, as_bytes=True)
+    batch = collator(examples)
+    pictures = iter(batch["pixel_values"].numpy())
+    image_id, per_image = collator.encoder.image_ids[0], len(collator.encoder.image_ids)
+    rows, totals = [], dict.fromkeys(("learned", "image", "read", "padding"), 0)
+    for i, example in enumerate(examples):
+        ids, labels, mask = (batch[name][i].tolist() for name in ("input_ids", "labels", "attention_mask"))
+        kinds = [kind_of(*token, image_id) for token in zip(ids, labels, mask, strict=True)]
+        for kind in kinds:
+            totals[kind] += 1
+        shown = [png(next(pictures)) for _ in range(kinds.count("image") // per_image)]
+        spans = [span for kind, part in groupby(zip(ids, kinds, strict=True), key=lambda pair: pair[1])
+                 for span in spans_of(kind, [token for token, _ in part], collator)]  # fmt: skip
+        learned = kinds.count("learned")
+        row = {"id": example.get("id", i), "pictures": shown, "spans": spans, "learned": learned, "tokens": sum(mask)}
+        rows.append(row)
+    names = {"learned": "learned", "image": "image tokens", "read": "other text, read only", "padding": "padding"}
+    summary = [(names[kind], count) for kind, count in totals.items()]
+    template = Environment(autoescape=True).from_string(TEMPLATE.read_text())
+    return template.render(rows=rows, summary=summary, total=sum(totals.values()), length=len(ids))
+
+
+def kind_of(token: int, label: int, seen: int, image_id: int) -> str:
+    """What a position is: hidden from attention, a part of a picture, learned, or only read."""
+    if not seen:
+        return "padding"
+    return "image" if token == image_id else "learned" if label != IGNORE_INDEX else "read"
+
+
+def spans_of(kind: str, ids: list[int], collator: LlavaCollator) -> list[dict[str, Any]]:
+    """Neighbouring tokens of one kind as pieces of text: pictures and padding folded, the rest one per token."""
+    if kind == "padding":
+        return [{"kind": kind, "text": f"padding x {len(ids)}", "ids": ""}]
+    if kind == "image":
+        per_image = len(collator.encoder.image_ids)
+        return [{"kind": kind, "text": f"<image> x {per_image}", "ids": ids[0]}] * (len(ids) // per_image)
+    special = set(collator.encoder.special_ids.values())
+    spans, held = [], []
+    for token in ids:
+        held.append(token)
+        text = collator.tokenizer.decode(held)
+        if text.endswith("\ufffd") and len(held) < 4:
+            continue  # a character may be several tokens of bytes
+        names = " ".join([kind if kind == "learned" else "", "special" if token in special else ""])
+        spans.append({"kind": names, "text": text.replace("\n", "⏎\n"), "ids": held})
+        held = []
+    return spans
+
+
+def png(pixels: np.ndarray) -> str:
+    """(height, width, 3) bytes as a base64 PNG."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+@command
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model_name_or_path", required=True, help="a LLaVA folder; only its processor is read")
+    parser.add_argument("--data_path", nargs="+", required=True, help="as for train_llava.train")
+    parser.add_argument("--caption_fields", nargs="+", help="as for train_llava.train")
+    parser.add_argument("--model_max_length", type=int, help="as for train_llava.train")
+    parser.add_argument("--samples", type=int, default=6, help="how many, drawn at random")
+    parser.add_argument("--output", type=Path, default=Path("output/batch.html"))
+    args = parser.parse_args()
+
+    processor = load_processor(args.model_name_or_path)
+    dataset = LlavaDataset(args.data_path, on_bad_record="skip", caption_fields=args.caption_fields)
+    indices = np.random.default_rng(0).permutation(len(dataset))[: args.samples]
+    examples = [dataset[int(index)] for index in indices]
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    args.output.write_text(batch_page(processor, examples, args.model_max_length), encoding="utf-8")
+    print(f"{len(examples)} samples in {args.output}; open it in a browser")
+
+
+if __name__ == "__main__":
+    main()
