@@ -1,6 +1,7 @@
 """Every published layout is read as it is: messages, pictures, order; from the cache and as a stream."""
 
 import os
+import re
 import shutil
 from itertools import islice
 from pathlib import Path
@@ -8,7 +9,9 @@ from pathlib import Path
 import layouts
 import numpy as np
 import pytest
+from conftest import ROOT
 
+from train_llava import formats
 from train_llava.chat import ChatEncoder
 from train_llava.command import InputError
 from train_llava.data import LlavaDataset
@@ -103,7 +106,9 @@ def test_bad_records_are_skipped_on_request(tmp_path):
     expected = layouts.messages_jsonl(tmp_path)
     with (tmp_path / "data.jsonl").open("a") as file:
         file.write('{"messages": [{"role": "user", "content": "No answer?"}], "images": []}\n{"messages": [\n[]\n')
-    with pytest.raises(InputError, match=r"3 of 15 records cannot be trained on\. The first: .*data\.jsonl, record '12'"):
+    with pytest.raises(
+        InputError, match=r"3 of 15 records cannot be trained on\. The first: .*data\.jsonl, record '12'"
+    ):
         LlavaDataset(tmp_path)
     assert len(LlavaDataset(tmp_path, on_bad_record="skip")) == len(expected) == 12
 
@@ -115,6 +120,17 @@ def test_roles_of_the_wild():
         messages, _ = parse({"conversations": turns}, "llava", fields)
         assert messages == layouts.chat("Q", "A", system="S")
     assert recognise([{"x": 1}, {"messages": []}], fields) == "messages"
+
+
+def test_the_example_of_an_own_format_in_the_docs(tmp_path, monkeypatch):
+    """docs/data.md says: one function and one line."""
+    code = re.search(r"```python\n(def quiz.*?)\n\n\nFORMATS", (ROOT / "docs" / "data.md").read_text(), re.S)[1]
+    names = dict(vars(formats))
+    exec(code, names)
+    monkeypatch.setitem(formats.FORMATS, "quiz", ("photo", names["quiz"]))
+    layouts.write(tmp_path / "a.jpg", layouts.picture(1))
+    layouts.write(tmp_path / "quiz.jsonl", layouts.lines([{"photo": "a.jpg", "q": "What is it?", "a": "A cat."}]))
+    same(LlavaDataset(tmp_path)[0], layouts.chat("<image>\nWhat is it?", "A cat."), [layouts.picture(1)])
 
 
 @pytest.mark.parametrize("name", layouts.LAYOUTS)

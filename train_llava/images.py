@@ -67,7 +67,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+    image.load()  # before its file is closed
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def read_bytes(picture: dict[str, Any]) -> bytes:
