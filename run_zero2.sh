@@ -76,10 +76,21 @@ else
 fi
 [ "$DEMO" = true ] && FLAGS+=("${DEMO_FLAGS[@]}")
 
-# The launcher gets a process group of its own, so that one signal reaches it and every rank.
+# A signal goes to the ranks alone: they save a checkpoint and end, and then the launcher does. DeepSpeed's launcher, told
+# itself, would kill them half a minute later. A second signal ends them at once.
+tell_ranks() {
+    local told=1 process
+    for process in /proc/[0-9]*; do
+        grep -qs -- --local_rank= "$process/cmdline" || continue
+        [ "$(cut -d' ' -f5 "$process/stat" 2>/dev/null)" = "$LAUNCHER" ] && kill -TERM "${process#/proc/}" && told=0
+    done
+    return $told
+}
+
+# The launcher gets a process group of its own, so that it and every rank can be found by it.
 setsid "$PYTHON" -m deepspeed.launcher.runner "${LAUNCH[@]}" --module train_llava.train "${FLAGS[@]}" "$@" &
 LAUNCHER=$!
-trap 'kill -TERM -- "-$LAUNCHER" 2>/dev/null || true' INT TERM HUP
+trap 'tell_ranks || kill -TERM -- "-$LAUNCHER" 2>/dev/null || true' INT TERM HUP
 trap 'rm -f /dev/shm/deepspeed_allreduce_buffer_*_"${MASTER_PORT}"_*' EXIT
 STATUS=0
 wait "$LAUNCHER" || STATUS=$?

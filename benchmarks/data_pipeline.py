@@ -114,7 +114,7 @@ class Original:
 def contenders(folder: Path, processor: LlavaProcessor) -> dict[str, Callable[[list[int]], Any]]:
     """Name -> what makes a batch of the records with these numbers."""
     dataset, original = LlavaDataset(folder), Original(folder, processor)
-    collator = LlavaCollator(processor, as_bytes=True)
+    collator = LlavaCollator(processor, for_trainer=True)
     files = sorted((folder / "images").iterdir())
 
     def limit(indices: list[int]) -> None:
@@ -202,7 +202,7 @@ def main() -> None:
         write(folder, args.pictures)
         processor = make_processor()
         ways = contenders(folder, processor)
-        collator = LlavaCollator(processor, as_bytes=True)
+        collator = LlavaCollator(processor, for_trainer=True)
         check_equal(ways, collator.pixels.normalise)
         os.sched_setaffinity(0, {min(cores)})
         times = one_core(ways, args.pictures, args.rounds)

@@ -178,7 +178,7 @@ def test_packing_and_bytes_give_the_plain_gradients(llava, data, tmp_path, packi
     trainer = trainer_of(LlavaTrainer, llava, data, tmp_path, "none")
     examples = mixed_examples(data)
     processor = load(llava)[1]
-    trainer.data_collator = LlavaCollator(processor, as_bytes=True, packing=packing)
+    trainer.data_collator = LlavaCollator(processor, for_trainer=True, packing=packing)
     batch = trainer.data_collator(examples)
     assert batch["pixel_values"].dtype == torch.uint8
     trainer.compute_loss(trainer.model, batch).backward()

@@ -1,6 +1,7 @@
 """Both READMEs: the same headings and commands, and nothing in them that does not exist."""
 
 import re
+import shlex
 
 import pytest
 from conftest import ROOT, run_module
@@ -15,7 +16,7 @@ def blocks(text):
 def commands(text):
     """Every command line of a README, continued lines joined, comments gone."""
     shell = "\n".join(body for language, body in blocks(text) if language == "bash").replace("\\\n", " ")
-    return [re.sub(r"\s+#.*", "", line).split() for line in shell.splitlines() if line.strip()]
+    return [shlex.split(line, comments=True) for line in shell.splitlines() if line.strip()]
 
 
 def test_same_headings_and_blocks():

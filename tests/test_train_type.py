@@ -62,3 +62,21 @@ def test_the_table_counts(llava):
     everything = sum(p.numel() for p in model.parameters())
     assert rows["vision tower"][:2] == [f"{tower:,}", "frozen"]
     assert rows["together"][:2] == [f"{everything:,}", f"{everything - tower:,}"]
+
+
+def test_parts_have_learning_rates_of_their_own(llava, data, tmp_path):
+    """Every trained parameter once, biases and norms without weight decay, and the rates that were asked for."""
+    rates = {"learning_rate": 1e-3, "projector_learning_rate": 1e-4, "vision_learning_rate": 1e-5}
+    trainer = trainer_of(LlavaTrainer, llava, data, tmp_path, "none", weight_decay=0.1, **rates)
+    trainer.create_optimizer()
+    names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
+    seen = {}
+    for group in trainer.optimizer.param_groups:
+        for parameter in group["params"]:
+            assert id(parameter) not in seen
+            seen[id(parameter)] = (group["lr"], group["weight_decay"])
+    assert set(seen) == {id(p) for p in trainer.model.parameters() if p.requires_grad}
+    for key, (rate, decay) in seen.items():
+        part = "vision" if "vision_tower" in names[key] else "projector" if "projector" in names[key] else "rest"
+        assert rate == {"vision": 1e-5, "projector": 1e-4, "rest": 1e-3}[part]
+        assert decay == (0 if names[key].endswith("bias") or "norm" in names[key] else 0.1), names[key]

@@ -49,7 +49,10 @@ class DataArguments:
 
 @dataclass
 class LlavaTrainingArguments(TrainingArguments):
-    """transformers' own flags; these two differ in their default or are new."""
+    """transformers' own flags; these differ in their default or are new."""
 
     remove_unused_columns: bool = flag("the collator needs every column", default=False)
+    projector_learning_rate: float | None = flag("a rate of the projector's own", default=None)
+    vision_learning_rate: float | None = flag("a rate of the vision tower's own, with --train_type none", default=None)
+    check_disk: bool = flag("refuse to start where the checkpoints will not fit on the disk", default=True)
     overwrite_output_dir: bool = flag("replace the run that --output_dir holds instead of refusing", default=False)

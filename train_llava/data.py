@@ -180,7 +180,8 @@ class LlavaCollator:
 
     Args:
         max_length: longer conversations are cut behind an answer, and the pictures of what is cut away left out.
-        as_bytes: leave pixel_values as (images, height, width, 3) uint8 for `pixels.normalise` on the device.
+        for_trainer: what LlavaTrainer wants: pixel_values as (images, height, width, 3) uint8, to be normalised on the
+            device (`pixels.normalise`), and the `ids` of the records.
         packing: no padding; the conversations follow each other in one row (1, sum of lengths), and position_ids,
             which start anew with each, take the place of attention_mask: transformers reads from them who sees whom
             (masking_utils.find_packed_sequence_indices).
@@ -190,10 +191,10 @@ class LlavaCollator:
         self,
         processor: LlavaProcessor,
         max_length: int | None = None,
-        as_bytes: bool = False,
+        for_trainer: bool = False,
         packing: bool = False,
     ) -> None:
-        self.tokenizer, self.as_bytes, self.packing = processor.tokenizer, as_bytes, packing
+        self.tokenizer, self.for_trainer, self.packing = processor.tokenizer, for_trainer, packing
         self.pixels = Pixels(processor.image_processor)
         template = processor.chat_template
         self.encoder = ChatEncoder(processor.tokenizer, tokens_per_image(processor), template, max_length)
@@ -216,7 +217,8 @@ class LlavaCollator:
             batch = {"input_ids": ids, "labels": labels, "position_ids": positions, "use_cache": False}
         else:
             batch = self._padded(rows, self.tokenizer.padding_side)
-        return batch | self._pixels(images)
+        names = {"ids": [str(example.get("id")) for example in examples]} if self.for_trainer else {}
+        return batch | self._pixels(images) | names
 
     def prompts(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """The same for conversations that wait for an answer: no labels, padded on the left for `generate`."""
@@ -245,7 +247,7 @@ class LlavaCollator:
         if not images:
             return {}
         pixels = self.pixels(images)
-        return {"pixel_values": pixels if self.as_bytes else self.pixels.normalise(pixels)}
+        return {"pixel_values": pixels if self.for_trainer else self.pixels.normalise(pixels)}
 
 
 def as_row(ids: list[int], labels: list[int], seen: int) -> np.ndarray:

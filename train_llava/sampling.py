@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 import torch
 from datasets import Dataset
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from train_llava.chat import ChatEncoder
@@ -56,6 +57,16 @@ class LlavaSampler(torch.utils.data.Sampler):
             longest = np.argsort(-lengths, kind="stable")[: self.batch]
             indices = np.concatenate([indices[longest], np.delete(indices, longest)])
         return iter(indices.tolist())
+
+
+class TellEpoch(TrainerCallback):
+    """Tells the sampler the epoch. Trainer's own call does not reach it behind the batches that a resumed run skips."""
+
+    def __init__(self, sampler: LlavaSampler) -> None:
+        self.sampler = sampler
+
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        self.sampler.set_epoch(int(state.epoch or 0))
 
 
 def token_lengths(records: Dataset, encoder: ChatEncoder, processes: int) -> np.ndarray:

@@ -27,7 +27,7 @@ TEMPLATE = Path(__file__).with_name("show_batch.html.jinja")
 
 def batch_page(processor: LlavaProcessor, examples: list[dict[str, Any]], max_length: int | None = None) -> str:
     """The batch that the collator makes of some examples, as a self-contained page."""
-    collator = LlavaCollator(processor, max_length, as_bytes=True)
+    collator = LlavaCollator(processor, max_length, for_trainer=True)
     batch = collator(examples)
     pictures = iter(batch["pixel_values"].numpy())
     image_id, per_image = collator.encoder.image_ids[0], len(collator.encoder.image_ids)

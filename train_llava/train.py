@@ -4,6 +4,7 @@
         --train_type use_lora --output_dir output/first
 """
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from train_llava.chat import ChatEncoder
 from train_llava.command import InputError, command
 from train_llava.data import BadPictures, LlavaCollator, LlavaDataset
 from train_llava.load import load
-from train_llava.output_dir import checkpoint_to_resume, claim_output_dir
+from train_llava.output_dir import EnoughDisk, checkpoint_to_resume, claim_output_dir, last_words
 from train_llava.parts import parts_table
+from train_llava.stop_signal import StopSignal
 from train_llava.streaming import open_stream
 from train_llava.train_type import apply_train_type
 from train_llava.trainer import LlavaTrainer
@@ -39,7 +41,7 @@ def main() -> None:
     model, processor = load(model_args.model_name_or_path, dtype=dtype)
     if isinstance(model, PeftModel):
         raise InputError(f"{model_args.model_name_or_path}: an adapter; give --model_name_or_path a whole model.")
-    collator = LlavaCollator(processor, data_args.model_max_length, as_bytes=True, packing=data_args.packing)
+    collator = LlavaCollator(processor, data_args.model_max_length, for_trainer=True, packing=data_args.packing)
     train_dataset, eval_dataset = open_data(data_args, args, collator.encoder)
     model = apply_train_type(model, model_args)
     if args.process_index == 0:
@@ -47,14 +49,20 @@ def main() -> None:
 
     # the processor is saved beside the weights in every checkpoint
     data = {"train_dataset": train_dataset, "eval_dataset": eval_dataset, "data_collator": collator}
-    trainer = LlavaTrainer(model, args, processing_class=processor, callbacks=[ProgressLine()], **data)
+    stop = StopSignal()
+    callbacks = [ProgressLine(), EnoughDisk(), stop]
+    trainer = LlavaTrainer(model, args, processing_class=processor, callbacks=callbacks, **data)
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_state()
-    trainer.save_model()
+    with last_words(args):
+        trainer.train(resume_from_checkpoint=checkpoint)
+    if not stop.received:
+        trainer.save_state()
+        trainer.save_model()
     if dist.is_initialized():
         dist.destroy_process_group()
+    if stop.received:
+        sys.exit(128 + stop.received)  # as shells say it
 
 
 def open_data(data_args: DataArguments, args: LlavaTrainingArguments, encoder: ChatEncoder) -> tuple[Any, Any]:

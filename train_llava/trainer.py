@@ -1,19 +1,26 @@
 """The HF Trainer with a loss that computes logits only where a token is to be learned."""
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import Sampler, SequentialSampler
+from torch.utils.data import DataLoader, Sampler, SequentialSampler
 from transformers import Trainer
 
 from train_llava.chat import IGNORE_INDEX
 from train_llava.data import LlavaDataset
-from train_llava.sampling import LlavaSampler
+from train_llava.parts import part_of
+from train_llava.sampling import LlavaSampler, TellEpoch
+from train_llava.stop_signal import deaf_worker
 
 
 class LlavaTrainer(Trainer):
     """Trainer whose loss and gradients equal the plain ones at a fraction of the work in the head."""
+
+    def __init__(self, *args, **kwargs) -> None:
+        self.recent: list[tuple[int, list[str], torch.Tensor]] = []  # step, records and loss of the batches since a log
+        super().__init__(*args, **kwargs)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, torch.Tensor], *args, **kwargs) -> Any:
         """Cross-entropy over the supervised tokens of the whole global batch.
@@ -22,12 +29,52 @@ class LlavaTrainer(Trainer):
         ask for none. `logits_to_keep` lets transformers compute the others alone, and `shift_labels` hands its loss
         the tokens they must predict. Everything else, such as the division by `num_items_in_batch`, is Trainer's.
         """
+        inputs = {**inputs}
+        ids = inputs.pop("ids", [])
         following = nn.functional.pad(inputs["labels"][:, 1:], (0, 1), value=IGNORE_INDEX)  # (batch, length)
         predicts = following != IGNORE_INDEX
-        inputs = {**inputs, "logits_to_keep": predicts, "shift_labels": following[predicts]}
+        inputs |= {"logits_to_keep": predicts, "shift_labels": following[predicts]}
         if inputs["pixel_values"].dtype == torch.uint8:  # travelled as bytes, see images.Pixels
             inputs["pixel_values"] = self.data_collator.pixels.normalise(inputs["pixel_values"])
-        return super().compute_loss(model, inputs, *args, **kwargs)
+        result = super().compute_loss(model, inputs, *args, **kwargs)
+        if model.training:
+            loss = result[0] if isinstance(result, tuple) else result
+            self.recent.append((self.state.global_step + 1, ids, loss.detach()))
+        return result
+
+    def log(self, logs: dict[str, float], *args, **kwargs) -> None:
+        """Looks at the losses since the last line, which on a GPU is free only now, when everything has waited anyway.
+
+        Raises:
+            RuntimeError: one is NaN or infinite; names the step and the records.
+        """
+        for step, ids, loss in self.recent:
+            if not torch.isfinite(loss):
+                hint = "Look at them with train_llava.show_batch; else lower --learning_rate or --max_grad_norm"
+                raise RuntimeError(f"the loss is {loss.item()} at step {step}, records {', '.join(ids)}. {hint}.")
+        self.recent = []
+        super().log(logs, *args, **kwargs)
+
+    def create_optimizer(self, *args) -> torch.optim.Optimizer:
+        """Trainer's own, which spares biases and norms weight decay; parts with a rate of their own are set apart."""
+        optimizer = super().create_optimizer(*args)
+        rates = {"projector": self.args.projector_learning_rate, "vision tower": self.args.vision_learning_rate}
+        part = {id(parameter): part_of(name) for name, parameter in self.model.named_parameters()}
+        for group in [*optimizer.param_groups]:
+            for name, rate in rates.items():
+                own = [parameter for parameter in group["params"] if part[id(parameter)] == name]
+                if rate is not None and own:
+                    group["params"] = [parameter for parameter in group["params"] if part[id(parameter)] != name]
+                    optimizer.add_param_group({**group, "params": own, "lr": rate})
+        optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
+        return optimizer
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Trainer's own, with workers that leave signals to their rank."""
+        loader = super().get_train_dataloader()
+        inner = getattr(loader, "base_dataloader", loader)  # what accelerate wrapped
+        inner.worker_init_fn = partial(deaf_worker, then=inner.worker_init_fn)
+        return loader
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
         dataset, args = train_dataset or self.train_dataset, self.args
@@ -37,7 +84,9 @@ class LlavaTrainer(Trainer):
         weights = [source.weight for source in dataset.sources]
         batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         seed = args.seed if args.data_seed is None else args.data_seed
-        return LlavaSampler(dataset.sizes, weights, dataset.lengths, batch, grouped, seed)
+        sampler = LlavaSampler(dataset.sizes, weights, dataset.lengths, batch, grouped, seed)
+        self.add_callback(TellEpoch(sampler))
+        return sampler
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Sampler:
         return SequentialSampler(eval_dataset)
