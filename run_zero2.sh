@@ -13,6 +13,12 @@ TRAIN_TYPE=${TRAIN_TYPE:-use_lora}  # use_lora, freeze_vision, none or projector
 OUTPUT_DIR=${OUTPUT_DIR:-}          # where the trained model goes; empty: output/<demo or llava>-$TRAIN_TYPE
 NUM_PROCESSES=${NUM_PROCESSES:-}    # how many GPUs, or CPU ranks; empty: all GPUs, or 2 ranks
 INCLUDE=${INCLUDE:-}                # which GPUs, as in INCLUDE=localhost:0,1; empty: the first NUM_PROCESSES
+# On several machines, run the same line on each, with a number of its own as NODE_RANK (see docs/machines.md):
+NNODES=${NNODES:-1}                 # how many machines
+NODE_RANK=${NODE_RANK:-}            # which of them this is: 0, 1, ...
+MASTER_ADDR=${MASTER_ADDR:-}        # address of machine 0
+MASTER_PORT=${MASTER_PORT:-}        # a free port there; empty: 29500, or any free one on a single machine
+HOSTFILE=${HOSTFILE:-}              # or: a DeepSpeed hostfile, when this machine can reach the others by ssh
 # ----------------------------------------------------------------
 
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -23,6 +29,10 @@ find_python "$HERE/requirements.txt"
 
 GPUS=$(nvidia-smi --list-gpus 2>/dev/null | wc -l) || GPUS=0
 [ "$GPUS" -gt 0 ] || export DS_ACCELERATOR=cpu
+if [ "$NNODES" -gt 1 ] && { [ -z "$NODE_RANK" ] || [ -z "$MASTER_ADDR" ] || [ -z "$MODEL" ]; }; then
+    echo "error: NNODES=$NNODES needs NODE_RANK (0 to $((NNODES - 1))), MASTER_ADDR, MODEL and DATA" >&2
+    exit 2
+fi
 DEMO=false
 if [ -z "$MODEL" ] && [ -z "$DATA" ]; then
     DEMO=true
@@ -58,23 +68,44 @@ FLAGS=(
     --report_to tensorboard
 )
 
-MASTER_PORT=$("$PYTHON" -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')
+[ "$NNODES" -eq 1 ] || MASTER_PORT=${MASTER_PORT:-29500}
+[ -n "$MASTER_PORT" ] || MASTER_PORT=$("$PYTHON" -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')
 LAUNCH=(--master_port "$MASTER_PORT")
 if [ "$GPUS" -gt 0 ]; then
-    FLAGS+=(--bf16 true --dataloader_pin_memory true --dataloader_num_workers 10 --dataloader_persistent_workers true)
+    WORKERS=$(( $(nproc) / ${NUM_PROCESSES:-$GPUS} ))  # of each rank: 10, or fewer where there are not enough cores
+    WORKERS=$(( WORKERS > 10 ? 10 : WORKERS < 1 ? 1 : WORKERS ))
+    FLAGS+=(--bf16 true --dataloader_pin_memory true)
+    FLAGS+=(--dataloader_num_workers "$WORKERS" --dataloader_persistent_workers true)
     if [ -n "$INCLUDE" ]; then
         LAUNCH+=(--include "$INCLUDE")
-    elif [ -n "$NUM_PROCESSES" ]; then
+    elif [ -n "$NUM_PROCESSES" ] && [ "$NNODES" -eq 1 ]; then
         LAUNCH+=(--num_gpus "$NUM_PROCESSES")
     fi
 else
     RANKS=${NUM_PROCESSES:-2}
     command -v c++ >/dev/null || { echo "error: DeepSpeed compiles a small op on a CPU; install g++ first" >&2; exit 2; }
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(( $(nproc) > RANKS ? $(nproc) / RANKS : 1 ))}
-    LAUNCH+=(--num_accelerators "$RANKS")
+    [ "$NNODES" -gt 1 ] || LAUNCH+=(--num_accelerators "$RANKS")
     FLAGS+=(--use_cpu true --dataloader_pin_memory false)
 fi
 [ "$DEMO" = true ] && FLAGS+=("${DEMO_FLAGS[@]}")
+
+HOSTS=
+if [ -n "$HOSTFILE" ]; then
+    LAUNCH+=(--hostfile "$HOSTFILE")
+elif [ "$NNODES" -gt 1 ]; then
+    SLOTS=${NUM_PROCESSES:-$(( GPUS > 0 ? GPUS : 2 ))}
+    HOSTS=$(mktemp)
+    for node in $(seq 0 $((NNODES - 1))); do echo "node$node slots=$SLOTS"; done >"$HOSTS"
+    LAUNCH+=(--hostfile "$HOSTS" --no_ssh --node_rank "$NODE_RANK" --master_addr "$MASTER_ADDR")
+    # Gloo would pick the interface that this machine's name stands for, which is often the loopback.
+    if [ -z "${GLOO_SOCKET_IFNAME:-}" ] && command -v ip >/dev/null; then
+        GLOO_SOCKET_IFNAME=$(ip -o addr show to "$MASTER_ADDR" 2>/dev/null | awk 'NR == 1 {print $2}')
+        [ -n "$GLOO_SOCKET_IFNAME" ] ||
+            GLOO_SOCKET_IFNAME=$(ip -o route get "$MASTER_ADDR" 2>/dev/null | sed -n 's/.* dev \([^ ]*\).*/\1/p')
+        [ -z "$GLOO_SOCKET_IFNAME" ] || export GLOO_SOCKET_IFNAME
+    fi
+fi
 
 # A signal goes to the ranks alone: they save a checkpoint and end, and then the launcher does. DeepSpeed's launcher, told
 # itself, would kill them half a minute later. A second signal ends them at once.
@@ -91,7 +122,7 @@ tell_ranks() {
 setsid "$PYTHON" -m deepspeed.launcher.runner "${LAUNCH[@]}" --module train_llava.train "${FLAGS[@]}" "$@" &
 LAUNCHER=$!
 trap 'tell_ranks || kill -TERM -- "-$LAUNCHER" 2>/dev/null || true' INT TERM HUP
-trap 'rm -f /dev/shm/deepspeed_allreduce_buffer_*_"${MASTER_PORT}"_*' EXIT
+trap 'rm -f /dev/shm/deepspeed_allreduce_buffer_*_"${MASTER_PORT}"_* ${HOSTS:+"$HOSTS"}' EXIT
 STATUS=0
 wait "$LAUNCHER" || STATUS=$?
 while kill -0 "$LAUNCHER" 2>/dev/null; do STATUS=0; wait "$LAUNCHER" || STATUS=$?; done

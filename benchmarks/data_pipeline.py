@@ -7,6 +7,7 @@ dashscope); batches of 8; every contender on the same files, in the same process
 medians of the rounds. Then ours and the original's way in 1, 2 and 4 workers. TRL takes part where it is installed.
 
 - limit: open, decode and resize with Pillow into an array; no text, no batch. Nothing can do less with these pixels.
+- ours, zip: the pictures stay inside images.zip.
 - original: a row of a pandas table; the processor for one sample at a time; prompt and answer ids joined, padded.
 - processor: the Hugging Face processor, called once per batch.
 - TRL: its DataCollatorForVisionLanguageModeling as SFTTrainer uses it, on opened pictures.
@@ -17,9 +18,11 @@ import importlib.util
 import json
 import os
 import random
+import shutil
 import statistics
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,6 +60,17 @@ def write(folder: Path, count: int) -> None:
         turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
         chat.append({"id": f"{i:09}", "image": f"{i:09}.jpg", "conversations": turns})
     (folder / "chat.json").write_text(json.dumps(chat))
+
+
+def zipped(folder: Path) -> Path:
+    """The same data with the pictures left in images.zip."""
+    other = folder.with_name("zipped")
+    other.mkdir(exist_ok=True)
+    shutil.copy(folder / "chat.json", other)
+    with zipfile.ZipFile(other / "images.zip", "w") as archive:
+        for path in sorted((folder / "images").iterdir()):
+            archive.write(path, path.name)
+    return other
 
 
 def make_processor() -> LlavaProcessor:
@@ -125,13 +139,23 @@ def contenders(folder: Path, processor: LlavaProcessor) -> dict[str, Callable[[l
     def ours(indices: list[int]) -> dict[str, torch.Tensor]:
         return collator([dataset[index] for index in indices])
 
+    packed = LlavaDataset(zipped(folder))
+
+    def ours_zip(indices: list[int]) -> dict[str, torch.Tensor]:
+        return collator([packed[index] for index in indices])
+
     def per_batch(indices: list[int]) -> dict[str, torch.Tensor]:
         records = [dataset.records[index] for index in indices]
         images = [Image.open(record["images"][0]["path"]) for record in records]
         text = [processor.apply_chat_template(record["messages"]) for record in records]
         return processor(images=images, text=text, padding=True, return_tensors="pt")
 
-    found = {"limit": limit, "ours": ours, "original": lambda i: original([original[k] for k in i])}
+    found = {
+        "limit": limit,
+        "ours": ours,
+        "ours, zip": ours_zip,
+        "original": lambda i: original([original[k] for k in i]),
+    }
     found["processor"] = per_batch
     if importlib.util.find_spec("trl"):
         from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling

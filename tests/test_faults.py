@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, run, run_module
+from conftest import ROOT, call, run
 from test_train import FLAGS, losses, shared_memory, weights
+
+from train_llava.train import main
 
 STEPS = 60
 MORE = [*FLAGS, "--max_steps", STEPS, "--per_device_train_batch_size", 4, "--dataloader_num_workers", 1]
@@ -84,7 +86,7 @@ def resumes_exactly(llava, data, output, uninterrupted):
         assert torch.equal(value, expected[name]), name
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_saves_a_checkpoint_and_resume_is_exact(llava, data, tmp_path, uninterrupted, number):
     process, log = start(llava, data, tmp_path / "out", "use_lora", until=25)
     process.send_signal(number)
@@ -114,7 +116,7 @@ def test_a_killed_rank_ends_the_others_and_resume_is_exact(llava, data, tmp_path
 
 def train(llava, data, output, *flags):
     base = [*FLAGS, "--model_name_or_path", llava, "--data_path", data, "--use_cpu", "true", "--output_dir", output]
-    return run_module("train_llava.train", *base, *flags)
+    return call(main, *base, *flags)
 
 
 def test_a_loss_that_is_no_number_ends_the_run_and_names_the_records(llava, data, tmp_path):

@@ -3,6 +3,9 @@
 import os
 import re
 import shutil
+import subprocess
+import sys
+import time
 from itertools import islice
 from pathlib import Path
 
@@ -14,7 +17,7 @@ from conftest import ROOT
 from train_llava import formats
 from train_llava.chat import ChatEncoder
 from train_llava.command import InputError
-from train_llava.data import LlavaDataset
+from train_llava.data import LlavaDataset, example_of
 from train_llava.formats import parse, recognise
 from train_llava.sources import Source, caption_mapping
 from train_llava.streaming import open_stream
@@ -75,6 +78,35 @@ def test_pictures_that_come_later_are_found(tmp_path):
     assert len(LlavaDataset(tmp_path)[3]["images"]) == 1
     os.rename(tmp_path / "images", tmp_path / "photos")
     assert len(LlavaDataset(tmp_path)[3]["images"]) == 1
+
+
+def test_a_kill_in_the_middle_leaves_nothing_half_made(tmp_path):
+    """A process is killed while it makes the Arrow copy; the next one makes it whole."""
+    turns = layouts.llava_turns(layouts.chat("What?", "Nothing much, really."))
+    layouts.write(tmp_path / "d" / "chat.json", [{"id": str(i), "conversations": turns} for i in range(40_000)])
+    code = f"from train_llava.data import LlavaDataset; print('now', flush=True); LlavaDataset({str(tmp_path / 'd')!r})"
+    environment = {**os.environ, "HF_DATASETS_CACHE": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        process.stdout.readline()
+        while not list((tmp_path / "cache").rglob("*.incomplete*/*.arrow")):
+            assert process.poll() is None
+            time.sleep(0.001)
+        process.kill()
+    assert not list((tmp_path / "cache").rglob("dataset_info.json"))
+    code = f"from train_llava.data import LlavaDataset; print(len(LlavaDataset({str(tmp_path / 'd')!r})))"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.stdout.strip().splitlines()[-1] == "40000", done.stderr[-2000:]
+
+
+def test_a_dataset_of_the_hub_is_streamed(tmp_path, encoder):
+    """The hub cannot be reached from tests; load_dataset reads a local folder in the same way."""
+    expected = layouts.cauldron(tmp_path / "d")
+    source = Source(str(tmp_path / "d"), "texts", 1.0, "", [], caption_mapping(None))
+    rows = [example_of(row) for row in source.stream()]
+    assert len(rows) == len(expected)
+    for row, (messages, pictures) in zip(rows, expected, strict=True):
+        same(row, messages, pictures)
 
 
 def test_weights_and_names(tmp_path):

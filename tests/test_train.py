@@ -9,13 +9,15 @@ from pathlib import Path
 import layouts
 import pytest
 import torch
-from conftest import ROOT, run, run_module
+from conftest import ROOT, call, run
 from safetensors.torch import load_file
 from test_loss import TRAIN_TYPES
 from transformers import LlavaForConditionalGeneration
 
+from train_llava import infer
 from train_llava.infer import ask, generate
 from train_llava.load import load
+from train_llava.train import main
 
 STEPS = 6
 FLAGS = ["--max_steps", STEPS, "--learning_rate", "1e-3", "--logging_steps", 1, "--lr_scheduler_type", "linear"]
@@ -72,7 +74,9 @@ def test_script_trains_with_zero2_on_two_ranks(runs, train_type):
     output, log = runs(train_type)
     assert "DeepSpeedZeroOptimizer ZeRO-2 on 2 ranks" in log
     assert re.search(r"vision tower .*" + (r"\d" if train_type == "none" else "frozen"), log)
-    line = r"step 6/6  loss \d+\.\d+  grad \S+  lr \S+  \S+ steps/s  \S+ samples/s  \d+:\d\d:\d\d left"
+    line = (
+        r"step 6/6  loss \d+\.\d+  grad \S+  lr \S+  \S+ steps/s  \S+ samples/s  data \d+%  \S+ GB  \d+:\d\d:\d\d left"
+    )
     assert re.search(line, log)
     assert f"--model_name_or_path {output}" in log  # the command to ask it something
     for name in ("processor_config.json", "chat_template.jinja", "tokenizer.json", "trainer_state.json"):
@@ -82,8 +86,8 @@ def test_script_trains_with_zero2_on_two_ranks(runs, train_type):
 @pytest.mark.parametrize("train_type", TRAIN_TYPES)
 def test_two_ranks_equal_one_process(runs, llava, data, tmp_path, train_type):
     output, _ = runs(train_type)
-    done = run_module(
-        "train_llava.train",
+    done = call(
+        main,
         *(*FLAGS, "--model_name_or_path", llava, "--data_path", data, "--train_type", train_type, "--use_cpu", "true"),
         *("--warmup_steps", 0.03, "--per_device_train_batch_size", 8, "--output_dir", tmp_path / "one"),
     )
@@ -115,9 +119,7 @@ def test_resume_is_exact(runs, llava, data, tmp_path, train_type):
 def test_the_output_folder_is_used_alone(runs, data, train_type):
     output, _ = runs(train_type)
     picture = next((data / "images").iterdir())
-    done = run_module(
-        *("train_llava.infer", "--model_name_or_path", output, "--image", picture, "--prompt", "What is this?")
-    )
+    done = call(infer.main, *("--model_name_or_path", output, "--image", picture, "--prompt", "What is this?"))
     assert done.returncode == 0 and done.stdout.strip(), done.stderr
 
 
@@ -164,7 +166,7 @@ def test_bad_flags_and_folders(llava, data, tmp_path):
             "use_cpu": "true",
         }
         flags = [text for name, value in {**flags, **changes}.items() for text in (f"--{name}", value)]
-        done = run_module("train_llava.train", *flags)
+        done = call(main, *flags)
         assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
         return done.stderr
 
@@ -194,7 +196,7 @@ def test_four_formats_are_mixed_on_two_ranks(llava, tmp_path):
     assert len(losses(tmp_path / "out")) == STEPS
 
 
-@pytest.mark.parametrize("train_type", ["use_lora", "none"])
+@pytest.mark.parametrize("train_type", [pytest.param("use_lora", marks=pytest.mark.slow), "none"])
 def test_a_rank_without_pictures_neither_hangs_nor_changes_the_result(llava, tmp_path, train_type):
     """In every step one rank gets four pictures and the other none; one process with all eight is the reference."""
     expected = layouts.short(24)
@@ -210,8 +212,9 @@ def test_a_rank_without_pictures_neither_hangs_nor_changes_the_result(llava, tmp
     flags = ["--train_sampling_strategy", "sequential"]
     done = zero2(llava, tmp_path / "d", tmp_path / "two", train_type, *flags)
     assert done.returncode == 0, done.stderr[-3000:]
-    done = run_module(
-        *("train_llava.train", *FLAGS, *flags, "--model_name_or_path", llava, "--data_path", tmp_path / "d"),
+    done = call(
+        main,
+        *(*FLAGS, *flags, "--model_name_or_path", llava, "--data_path", tmp_path / "d"),
         *("--train_type", train_type, "--use_cpu", "true", "--warmup_steps", 0.03),
         *("--per_device_train_batch_size", 8, "--output_dir", tmp_path / "one"),
     )
@@ -236,7 +239,7 @@ def test_broken_pictures_are_passed_over_and_listed(llava, data, tmp_path):
     def train(name, most):
         flags = [*FLAGS, "--model_name_or_path", llava, "--data_path", tmp_path / "d", "--use_cpu", "true"]
         flags += ["--max_steps", 25, "--per_device_train_batch_size", 8, "--dataloader_num_workers", 2]
-        done = run_module("train_llava.train", *flags, "--output_dir", tmp_path / name, "--max_bad_images", most)
+        done = call(main, *flags, "--output_dir", tmp_path / name, "--max_bad_images", most)
         return done, tmp_path / name
 
     done, first = train("first", 0.02)
@@ -271,7 +274,22 @@ def test_a_stream_trains_and_resumes_exactly(llava, tmp_path):
 
 def test_what_is_too_long_is_cut_or_left_out(llava, data, tmp_path):
     flags = ["--model_name_or_path", llava, "--data_path", data, "--use_cpu", "true", *FLAGS, "--model_max_length"]
-    done = run_module("train_llava.train", *flags, 40, "--max_steps", 2, "--output_dir", tmp_path / "a")
+    done = call(main, *flags, 40, "--max_steps", 2, "--output_dir", tmp_path / "a")
     assert done.returncode == 0 and "too long and left out" in done.stdout, done.stderr[-2000:]
-    done = run_module("train_llava.train", *flags, 10, "--output_dir", tmp_path / "b")
+    done = call(main, *flags, 10, "--output_dir", tmp_path / "b")
     assert done.returncode == 2 and "no record has an answer that fits into --model_max_length 10" in done.stderr
+
+
+def test_sample_captions_do_not_change_the_run(runs, llava, data, tmp_path):
+    """Printed, drawn and in TensorBoard, under ZeRO-2 with two ranks; losses and weights stay equal bit for bit."""
+    output, _ = runs("use_lora")
+    flags = ["--sample_steps", 2, "--report_to", "tensorboard", "--eval_data_path", data]
+    done = zero2(llava, data, tmp_path / "out", "use_lora", *flags)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(re.findall(r"^  sample train_\d+: .*reference: ", done.stdout, re.M)) == 3 * 4
+    sheets = sorted((tmp_path / "out" / "samples").iterdir())
+    assert [sheet.name for sheet in sheets] == ["step_000002.png", "step_000004.png", "step_000006.png"]
+    assert list((tmp_path / "out" / "runs" / "samples").glob("events*"))
+    assert losses(tmp_path / "out") == losses(output)
+    for name, value in weights(tmp_path / "out").items():
+        assert torch.equal(value, weights(output)[name]), name

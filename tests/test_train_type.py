@@ -5,6 +5,7 @@ import torch
 from test_loss import TRAIN_TYPES, trainer_of
 
 from train_llava.arguments import ModelArguments
+from train_llava.command import InputError
 from train_llava.load import load
 from train_llava.parts import parts_table
 from train_llava.train_type import apply_train_type
@@ -80,3 +81,20 @@ def test_parts_have_learning_rates_of_their_own(llava, data, tmp_path):
         part = "vision" if "vision_tower" in names[key] else "projector" if "projector" in names[key] else "rest"
         assert rate == {"vision": 1e-5, "projector": 1e-4, "rest": 1e-3}[part]
         assert decay == (0 if names[key].endswith("bias") or "norm" in names[key] else 0.1), names[key]
+
+
+def test_lora_in_other_layers_and_in_the_tower(llava):
+    def adapted(**flags):
+        model = apply_train_type(load(llava)[0], ModelArguments(str(llava), train_type="use_lora", **flags))
+        return {
+            name.split(".lora_A")[0] for name, p in model.named_parameters() if "lora_A" in name and p.requires_grad
+        }
+
+    names = adapted(lora_target_modules=["gate_proj", "up_proj"])
+    assert len(names) == 4
+    assert all("language_model" in name and name.endswith(("gate_proj", "up_proj")) for name in names)
+    tower = {name for name in adapted(vision_lora=True) if "vision_tower" in name}
+    # three layers, of which LLaVA reads two; four projections each
+    assert len(tower) == 8 and not any("layers.2." in name for name in tower)
+    with pytest.raises(InputError, match="--lora_target_modules c_attn: no such layer; there are down_proj, gate_proj"):
+        adapted(lora_target_modules=["c_attn"])

@@ -26,6 +26,11 @@ class ModelArguments:
     train_projector: bool = flag("with use_lora: train the projector, and save it with the adapter", default=True)
     lora_r: int = flag("rank of the adapters", default=32)
     lora_alpha: int = flag("the adapters are scaled by lora_alpha / lora_r", default=64)
+    lora_target_modules: list[str] = flag(
+        "layers of the language model that get adapters",
+        default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"],
+    )
+    vision_lora: bool = flag("with use_lora: adapters in the vision tower's attention, too", default=False)
     lora_dropout: float = flag("dropout before the adapters", default=0.05)
 
 
@@ -44,6 +49,7 @@ class DataArguments:
     )
     model_max_length: int | None = flag("cut longer conversations behind an answer; never a picture", default=None)
     packing: bool = flag("join the samples of a batch into one sequence instead of padding them", default=False)
+    sample_steps: int = flag("show captions of a few held-out records every so many steps; 0: never", default=0)
     streaming: bool = flag("read while training, without a copy on the disk; needs --max_steps", default=False)
 
 

@@ -5,7 +5,9 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from types import FrameType
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -32,13 +34,20 @@ class StopSignal(TrainerCallback):
     def __init__(self) -> None:
         self.received, self.since = 0, 0.0
         self.step_began, self.step_seconds = time.monotonic(), 0.0
+        self.before: dict[int, Any] = {}
         self.group: dist.ProcessGroup | None = None
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         if dist.is_initialized() and dist.get_world_size() > 1:
-            self.group = dist.new_group(backend="gloo")  # some bytes on the CPU, so that no GPU has to wait
+            # some bytes on the CPU, so that no GPU has to wait
+            minutes = int(os.environ.get("DEEPSPEED_TIMEOUT", "10"))  # how long DeepSpeed waits for a lost rank
+            self.group = dist.new_group(backend="gloo", timeout=timedelta(minutes=minutes))
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._receive)
+            self.before[number] = signal.signal(number, self._receive)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.received and time.monotonic() - self.since > ECHO:

@@ -22,6 +22,7 @@ from train_llava.data import BadPictures, LlavaCollator, LlavaDataset
 from train_llava.load import load
 from train_llava.output_dir import EnoughDisk, checkpoint_to_resume, claim_output_dir, last_words
 from train_llava.parts import parts_table
+from train_llava.samples import SampleCaptions
 from train_llava.stop_signal import StopSignal
 from train_llava.streaming import open_stream
 from train_llava.train_type import apply_train_type
@@ -51,6 +52,9 @@ def main() -> None:
     data = {"train_dataset": train_dataset, "eval_dataset": eval_dataset, "data_collator": collator}
     stop = StopSignal()
     callbacks = [ProgressLine(), EnoughDisk(), stop]
+    if data_args.sample_steps:
+        shown = eval_dataset or LlavaDataset(data_args.data_path, "skip", caption_fields=data_args.caption_fields)
+        callbacks.append(SampleCaptions(shown, processor, data_args.sample_steps))
     trainer = LlavaTrainer(model, args, processing_class=processor, callbacks=callbacks, **data)
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)

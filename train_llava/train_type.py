@@ -7,17 +7,20 @@
 | none          | trained      | trained            | trained                        |
 | projector     | frozen       | trained            | frozen                         |
 
-With use_lora, `--train_projector false` leaves the projector as it is.
+With use_lora, `--train_projector false` leaves the projector as it is, `--lora_target_modules` names other layers of
+the language model, and `--vision_lora true` adapts the vision tower's attention too.
 """
+
+import re
 
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import LlavaForConditionalGeneration
 
 from train_llava.arguments import ModelArguments
+from train_llava.command import InputError
 
-# a regular expression on the whole name, since the suffixes q_proj, k_proj, v_proj also occur in CLIP
-LORA_TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj)"
+VISION_ATTENTION = "q_proj|k_proj|v_proj|out_proj"  # CLIP's and SigLIP's names
 
 
 def apply_train_type(model: LlavaForConditionalGeneration, args: ModelArguments) -> nn.Module:
@@ -29,7 +32,7 @@ def apply_train_type(model: LlavaForConditionalGeneration, args: ModelArguments)
             r=args.lora_r,
             lora_alpha=args.lora_alpha,
             lora_dropout=args.lora_dropout,
-            target_modules=LORA_TARGETS,
+            target_modules=lora_targets(model, args),
             modules_to_save=["multi_modal_projector"] if args.train_projector else None,
         )
         return get_peft_model(model, config)
@@ -42,14 +45,37 @@ def apply_train_type(model: LlavaForConditionalGeneration, args: ModelArguments)
     return model
 
 
+def lora_targets(model: LlavaForConditionalGeneration, args: ModelArguments) -> str:
+    """A regular expression on the whole name, since the suffixes q_proj, k_proj, v_proj also occur in CLIP.
+
+    Raises:
+        InputError: the language model has no layer of a name that was asked for.
+    """
+    names = [name for name, _ in model.model.language_model.named_modules()]
+    for target in args.lora_target_modules:
+        if not any(name.endswith(f".{target}") for name in names):
+            known = sorted({name.split(".")[-1] for name in names if name.endswith("_proj")})
+            raise InputError(f"--lora_target_modules {target}: no such layer; there are {', '.join(known)}.")
+    targets = rf".*language_model.*\.({'|'.join(map(re.escape, args.lora_target_modules))})"
+    if args.vision_lora:
+        read = len(model.model.vision_tower.encoder.layers) - len(unread_layers(model))
+        layers = "|".join(map(str, range(read)))
+        targets = rf"{targets}|.*vision_tower.*layers\.({layers})\..*\.({VISION_ATTENTION})"
+    return targets
+
+
+def unread_layers(model: LlavaForConditionalGeneration) -> list[nn.Module]:
+    """The tower's layers beyond the one LLaVA reads: CLIP's last."""
+    wanted, layers = model.config.vision_feature_layer, model.model.vision_tower.encoder.layers
+    wanted = [wanted] if isinstance(wanted, int) else wanted
+    return [*layers[max(i if i >= 0 else len(layers) + 1 + i for i in wanted) :]]
+
+
 def unread_modules(model: LlavaForConditionalGeneration) -> list[nn.Module]:
     """What lies in the tower beyond the layer LLaVA reads: CLIP's last layer and its final norm.
 
     Their gradient is always zero. They are frozen all the same, because an optimizer that is handed a zero gradient
     still applies weight decay, and because DDP waits for gradients that never come.
     """
-    tower, layers = model.model.vision_tower, model.config.vision_feature_layer
-    count = len(tower.encoder.layers)
-    read = max(i if i >= 0 else count + 1 + i for i in ([layers] if isinstance(layers, int) else layers))
-    after = [module for name, module in tower.named_children() if name in ("post_layernorm", "head")]
-    return [*tower.encoder.layers[read:], *after]
+    after = [module for name, module in model.model.vision_tower.named_children() if name in ("post_layernorm", "head")]
+    return [*unread_layers(model), *after]

@@ -1,0 +1,87 @@
+"""Sample captions while a model trains: picture, prompt, answer and reference, printed, drawn, in TensorBoard."""
+
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch.utils.tensorboard import SummaryWriter
+from transformers import LlavaProcessor, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations import is_deepspeed_zero3_enabled
+
+from train_llava.data import LlavaDataset
+from train_llava.infer import generate
+from train_llava.load import Model
+
+COUNT = 4  # the first records that have a picture: nobody chose them
+TILE, CAPTION = 260, 124  # pixels: a picture's side, and the height of the text under it
+INK, RIGHT, WRONG = (90, 90, 90), (20, 110, 50), (190, 30, 30)
+
+
+class SampleCaptions(TrainerCallback):
+    """Asks about the same few records every `steps` steps; greedily, so the run's random state is left alone."""
+
+    def __init__(self, dataset: LlavaDataset, processor: LlavaProcessor, steps: int) -> None:
+        self.processor, self.steps = processor, steps
+        pictured = (i for i in range(len(dataset)) if dataset.records[i]["images"])
+        self.examples = [dataset[i] for i, _ in zip(pictured, range(COUNT), strict=False)]
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        # under ZeRO-3 every rank holds a part of the weights and must take part
+        if state.global_step % self.steps or not (state.is_world_process_zero or is_deepspeed_zero3_enabled()):
+            return
+        rows = caption_rows(kwargs["model"], self.processor, self.examples)
+        if state.is_world_process_zero:
+            self._show(rows, state.global_step, Path(args.output_dir), "tensorboard" in args.report_to)
+
+    def _show(self, rows: list[dict[str, Any]], step: int, folder: Path, tensorboard: bool) -> None:
+        for row in rows:
+            print(f"  sample {row['id']}: {row['caption']}   (reference: {row['reference']})", flush=True)
+        sheet = draw_sheet(rows)
+        (folder / "samples").mkdir(parents=True, exist_ok=True)
+        sheet.save(folder / "samples" / f"step_{step:06}.png")
+        if tensorboard:
+            with SummaryWriter(str(folder / "runs" / "samples")) as writer:
+                writer.add_image("samples", np.asarray(sheet), step, dataformats="HWC")
+                text = "\n\n".join(f"{row['prompt']}\n\n**{row['caption']}**\n\n{row['reference']}" for row in rows)
+                writer.add_text("samples", text, step)
+
+
+def caption_rows(model: Model, processor: LlavaProcessor, examples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Asks each example's first question; one row per example: id, image, prompt, caption, reference, exact."""
+    asked, rows = [], []
+    for example in examples:
+        first = next(i for i, message in enumerate(example["messages"]) if message["role"] == "assistant")
+        prompt, reference = example["messages"][:first], example["messages"][first]["content"]
+        shown = sum(message["content"].count("<image>") for message in prompt)
+        asked.append({"messages": prompt, "images": example["images"][:shown]})
+        row = {"id": example["id"], "image": example["images"][0], "prompt": prompt[-1]["content"]}
+        rows.append(row | {"reference": reference.strip()})
+    was_training = model.training
+    model.eval()
+    with torch.random.fork_rng():
+        captions = generate(model, processor, asked, max_new_tokens=64)
+    model.train(was_training)
+    return [row | {"caption": c, "exact": c == row["reference"]} for row, c in zip(rows, captions, strict=True)]
+
+
+def draw_sheet(rows: list[dict[str, Any]], columns: int = 4) -> Image.Image:
+    """Pictures with the model's caption under each, green if exact, else red with the right one below."""
+    large, small = ImageFont.load_default(18), ImageFont.load_default(14)
+    gap, lines = 20, -(-len(rows) // columns)
+    sheet = Image.new("RGB", (columns * (TILE + gap) + gap, lines * (TILE + CAPTION) + gap), "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, row in enumerate(rows):
+        x, y = gap + i % columns * (TILE + gap), gap + i // columns * (TILE + CAPTION)
+        image = row["image"]
+        enlarge = Image.Resampling.NEAREST if max(image.size) < TILE else Image.Resampling.LANCZOS
+        scale = TILE / max(image.size)
+        sheet.paste(image.resize([max(1, round(side * scale)) for side in image.size], enlarge), (x, y))
+        caption = textwrap.wrap(textwrap.shorten(row["caption"], 90), 30)
+        draw.text((x, y + TILE + 6), "\n".join(caption), RIGHT if row["exact"] else WRONG, large)
+        if not row["exact"]:
+            below = y + TILE + 12 + 22 * len(caption)
+            draw.text((x, below), textwrap.fill(textwrap.shorten("should be: " + row["reference"], 76), 38), INK, small)
+    return sheet
