@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -43,7 +44,6 @@ def start(llava, data, output, rank, *flags):
     """The run script on one host, one rank."""
     names = {"MODEL": str(llava), "DATA": str(data), "TRAIN_TYPE": "use_lora", "OUTPUT_DIR": str(output)}
     names |= {"NNODES": "2", "NODE_RANK": str(rank), "MASTER_ADDR": "10.77.0.1", "NUM_PROCESSES": "1"}
-    names["DEEPSPEED_TIMEOUT"] = "1"  # minutes
     names["PATH"] = f"{Path(sys.executable).parent}:/usr/local/sbin:/usr/sbin:/usr/local/bin:/usr/bin:/bin"
     command = ["ip", "netns", "exec", NAMES[rank], "bash", str(ROOT / "run_zero2.sh"), *map(str, [*MORE, *flags])]
     log = (output.parent / f"log{rank}").open("a+")
@@ -64,14 +64,14 @@ def test_two_hosts_train_lose_one_and_go_on(llava, data, tmp_path, hosts):
     while not re.search(r"\nstep 1[2-9]/", text(output, 0)):
         assert time.monotonic() < deadline and both[0].poll() is None, text(output, 0)[-3000:]
         time.sleep(0.05)
-    assert run("ip", "-n", NAMES[1], "link", "set", "train_llava_b", "down").returncode == 0  # the cable is pulled
+    for process in run("ip", "netns", "pids", NAMES[1]).stdout.split():  # all that runs on host 1 is gone at once
+        os.kill(int(process), signal.SIGKILL)
     cut = time.monotonic()
     for process in both:
         assert process.wait(timeout=120) != 0
-    assert time.monotonic() - cut < 100
+    assert time.monotonic() - cut < 60
     assert "The last whole checkpoint is" in text(output, 0)
 
-    assert run("ip", "-n", NAMES[1], "link", "set", "train_llava_b", "up").returncode == 0
     both = [start(llava, data, output, rank, "--resume_from_checkpoint", "true") for rank in (0, 1)]
     assert [process.wait(timeout=120) for process in both] == [0, 0], text(output, 0)[-3000:]
     assert "DeepSpeedZeroOptimizer ZeRO-2 on 2 ranks" in text(output, 0)

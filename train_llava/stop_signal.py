@@ -5,7 +5,6 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from datetime import timedelta
 from types import FrameType
 from typing import Any
 
@@ -40,8 +39,7 @@ class StopSignal(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         if dist.is_initialized() and dist.get_world_size() > 1:
             # some bytes on the CPU, so that no GPU has to wait
-            minutes = int(os.environ.get("DEEPSPEED_TIMEOUT", "10"))  # how long DeepSpeed waits for a lost rank
-            self.group = dist.new_group(backend="gloo", timeout=timedelta(minutes=minutes))
+            self.group = dist.new_group(backend="gloo")
         for number in (signal.SIGTERM, signal.SIGINT):
             self.before[number] = signal.signal(number, self._receive)
 
