@@ -8,18 +8,15 @@ for it). Writes benchmarks/results/full_size.json; needs 9 GB of disk, and CPU c
 
 import argparse
 import json
-import platform
 import resource
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from datetime import date
 from pathlib import Path
 
-import torch
-
+from benchmarks.machine import machine
 from benchmarks.qwen_tokenizer import qwen_tokenizer
 
 HERE = Path(__file__).parent
@@ -67,8 +64,7 @@ def main() -> None:
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     result = {
         "command": "python -m benchmarks.full_size",
-        "date": date.today().isoformat(),
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+        **machine(),
         "parameters": counts["all"],
         "vision_parameters": counts["vision"],
         "projector_parameters": counts["projector"],

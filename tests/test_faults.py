@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, call, run
-from test_train import FLAGS, losses, shared_memory, weights
+from test_train import FLAGS, losses, shared_memory, weights, zero2
 
 from train_llava.train import main
 
@@ -62,23 +62,13 @@ def start(llava, data, output, train_type, until):
 @pytest.fixture(scope="module")
 def uninterrupted(llava, data, tmp_path_factory):
     output = tmp_path_factory.mktemp("whole") / "use_lora"
-    done = subprocess.run(
-        ["bash", str(ROOT / "run_zero2.sh"), *map(str, MORE)],
-        env=environment(llava, data, output, "use_lora"),
-        capture_output=True,
-        text=True,
-    )
+    done = zero2(llava, data, output, "use_lora", *MORE)
     assert done.returncode == 0, done.stderr[-3000:]
     return output
 
 
 def resumes_exactly(llava, data, output, uninterrupted):
-    done = subprocess.run(
-        ["bash", str(ROOT / "run_zero2.sh"), *map(str, MORE), "--resume_from_checkpoint", "true"],
-        env=environment(llava, data, output, "use_lora"),
-        capture_output=True,
-        text=True,
-    )
+    done = zero2(llava, data, output, "use_lora", *MORE, "--resume_from_checkpoint", "true")
     assert done.returncode == 0, done.stderr[-3000:]
     assert losses(output) == losses(uninterrupted)
     expected = weights(uninterrupted)

@@ -7,6 +7,7 @@ ids and labels. Here they come together.
 import fcntl
 import json
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ class LlavaDataset(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         index = range(len(self))[index]  # raises beyond the end, so that plain iteration works
-        for i in [*range(index, len(self)), *range(index)] if self.bad_pictures else [index]:
+        for i in chain(range(index, len(self)), range(index)):
             record = self.records[i]
             try:
                 return example_of(record)

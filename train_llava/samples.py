@@ -1,6 +1,8 @@
 """Sample captions while a model trains: picture, prompt, answer and reference, printed, drawn, in TensorBoard."""
 
 import textwrap
+from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 from transformers import LlavaProcessor, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from train_llava.data import LlavaDataset
+from train_llava.chat import IMAGE_TOKEN
 from train_llava.infer import generate
 from train_llava.load import Model
 
@@ -23,10 +25,9 @@ INK, RIGHT, WRONG = (90, 90, 90), (20, 110, 50), (190, 30, 30)
 class SampleCaptions(TrainerCallback):
     """Asks about the same few records every `steps` steps; greedily, so the run's random state is left alone."""
 
-    def __init__(self, dataset: LlavaDataset, processor: LlavaProcessor, steps: int) -> None:
+    def __init__(self, dataset: Iterable[dict[str, Any]], processor: LlavaProcessor, steps: int) -> None:
         self.processor, self.steps = processor, steps
-        pictured = (i for i in range(len(dataset)) if dataset.records[i]["images"])
-        self.examples = [dataset[i] for i, _ in zip(pictured, range(COUNT), strict=False)]
+        self.examples = list(islice((example for example in dataset if example["images"]), COUNT))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         # under ZeRO-3 every rank holds a part of the weights and must take part
@@ -55,7 +56,7 @@ def caption_rows(model: Model, processor: LlavaProcessor, examples: list[dict[st
     for example in examples:
         first = next(i for i, message in enumerate(example["messages"]) if message["role"] == "assistant")
         prompt, reference = example["messages"][:first], example["messages"][first]["content"]
-        shown = sum(message["content"].count("<image>") for message in prompt)
+        shown = sum(message["content"].count(IMAGE_TOKEN) for message in prompt)
         asked.append({"messages": prompt, "images": example["images"][:shown]})
         row = {"id": example["id"], "image": example["images"][0], "prompt": prompt[-1]["content"]}
         rows.append(row | {"reference": reference.strip()})

@@ -53,8 +53,7 @@ def main() -> None:
     stop = StopSignal()
     callbacks = [ProgressLine(), EnoughDisk(), stop]
     if data_args.sample_steps:
-        shown = eval_dataset or LlavaDataset(data_args.data_path, "skip", caption_fields=data_args.caption_fields)
-        callbacks.append(SampleCaptions(shown, processor, data_args.sample_steps))
+        callbacks.append(SampleCaptions(eval_dataset or train_dataset, processor, data_args.sample_steps))
     trainer = LlavaTrainer(model, args, processing_class=processor, callbacks=callbacks, **data)
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
