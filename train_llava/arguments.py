@@ -32,6 +32,7 @@ class ModelArguments:
     )
     vision_lora: bool = flag("with use_lora: adapters in the vision tower's attention, too", default=False)
     lora_dropout: float = flag("dropout before the adapters", default=0.05)
+    load_in_4bit: bool = flag("QLoRA: hold the language model in 4 bits; needs bitsandbytes", default=False)
 
 
 @dataclass

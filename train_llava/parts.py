@@ -19,7 +19,8 @@ def parts_table(model: nn.Module) -> str:
             continue
         for part in (part_of(name), "together"):
             count, trained, dtypes = parts.setdefault(part, [0, 0, set()])
-            size = parameter.numel()
+            # two weights of 4 bits share a byte
+            size = parameter.quant_state.shape.numel() if hasattr(parameter, "quant_state") else parameter.numel()
             parts[part] = [count + size, trained + size * parameter.requires_grad, dtypes | {str(parameter.dtype)[6:]}]
     parts["together"] = parts.pop("together")  # to the end
     rows = [f"{'part':<15}{'parameters':>15}{'trained':>15}  dtype"]

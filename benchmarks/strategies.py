@@ -1,0 +1,186 @@
+"""Trains every strategy on the demo world under DeepSpeed ZeRO-2 on two ranks, with three seeds each, and compares them.
+
+    python -m benchmarks.strategies [--output benchmarks/results/strategies]
+
+Every row sees the same number of samples, in two stages where it has two; a seed sets the projector's random start, the
+LoRA adapters' and the order of the samples. About 75 minutes on two CPU cores. What is done is kept below
+output/strategies, so that a run that was interrupted goes on. Writes a table as .md and .json, and a chart as .png.
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.machine import machine
+from train_llava.build_model import build_llava, save_llava
+
+ROOT = Path(__file__).parent.parent
+WORK = ROOT / "output" / "strategies"
+SEEDS = (1, 2, 3)
+STEPS, FIRST_STAGE = 1200, 400  # of 16 samples each; a row of two stages spends 400 steps on its first
+
+
+@dataclass
+class Strategy:
+    """One row: its name, what the original's author found, and the flags of its last stage."""
+
+    name: str
+    train_type: str
+    rate: float  # the demo's, see demo/prepare.sh
+    flags: tuple[str, ...] = ()
+    after: str | None = None  # the train_type of a first stage
+    original: str = ""
+
+
+STRATEGIES = [
+    Strategy("use_lora, projector random and frozen", "use_lora", 2e-3, ("--train_projector", "false"),
+             original="very good (a bug, not recommended)"),
+    Strategy("use_lora", "use_lora", 2e-3, original="very good"),
+    Strategy("none", "none", 2e-4, original="very bad"),
+    Strategy("freeze_vision", "freeze_vision", 1e-3, original="good, a little behind use_lora"),
+    Strategy("projector", "projector", 1e-3),
+    Strategy("projector, then use_lora", "use_lora", 2e-3, after="projector"),
+    Strategy("projector, then freeze_vision", "freeze_vision", 1e-3, after="projector"),
+    Strategy("use_lora in 4 bits (QLoRA)", "use_lora", 2e-3, ("--load_in_4bit", "true")),
+]  # fmt: skip
+
+
+def train(model: Path, train_type: str, rate: float, steps: int, seed: int, output: Path, *flags: str) -> dict:
+    """One training by the run script; what it took."""
+    shutil.rmtree(output, ignore_errors=True)
+    words = {"max_steps": steps, "learning_rate": rate, "seed": seed, "adam_beta2": 0.95, "eval_steps": steps}
+    words |= {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "logging_steps": 30}
+    words |= {"save_strategy": "steps", "save_steps": steps, "report_to": "none"}
+    words |= {"eval_strategy": "steps", "eval_data_path": WORK / "data" / "held_out"}
+    command = ["bash", ROOT / "run_zero2.sh", *flags]
+    command += [text for name, value in words.items() for text in (f"--{name}", value)]
+    names = {"MODEL": model, "DATA": WORK / "data" / "train", "TRAIN_TYPE": train_type, "OUTPUT_DIR": output}
+    environment = {**os.environ, **{name: str(value) for name, value in names.items()}}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    with (output.parent / f"{output.name}.log").open("w+") as log:
+        process = subprocess.Popen(list(map(str, command)), env=environment, stdout=log, stderr=log)
+        _, status, usage = os.wait4(process.pid, 0)  # of the largest process below the script: a rank
+        log.seek(0)
+        text = log.read()
+    if status:
+        raise RuntimeError(f"{output}: the training failed; see {output}.log")
+    assert "DeepSpeedZeroOptimizer ZeRO-2 on 2 ranks" in text
+    history = json.loads((output / "trainer_state.json").read_text())["log_history"]
+    checkpoint = [path.stat().st_size for path in (output / f"checkpoint-{steps}").rglob("*") if path.is_file()]
+    return {
+        "trained_parameters": int(re.search(r"^together +[\d,]+ +([\d,]+)", text, re.M)[1].replace(",", "")),
+        "held_out_loss": next(log["eval_loss"] for log in reversed(history) if "eval_loss" in log),
+        "seconds": next(log["train_runtime"] for log in reversed(history) if "train_runtime" in log),
+        "peak_memory_gb": usage.ru_maxrss * 1024 / 1e9,
+        "checkpoint_mb": sum(checkpoint) / 1e6,
+    }
+
+
+def measure(strategy: Strategy, seed: int) -> dict[str, Any]:
+    """One row's run with one seed, from a file where it was done before."""
+    folder = WORK / f"{strategy.name.replace(', ', '-').replace(' ', '_')}-{seed}"
+    kept = folder.with_suffix(".json")
+    if kept.is_file():
+        return json.loads(kept.read_text())
+    model, first, steps = built(seed), {"seconds": 0.0}, STEPS
+    if strategy.after:
+        stage = next(s for s in STRATEGIES if s.name == strategy.after)
+        model, first = first_stage(stage, seed)
+        steps -= FIRST_STAGE
+    result = train(model, strategy.train_type, strategy.rate, steps, seed, folder, *strategy.flags)
+    result["seconds"] += first["seconds"]
+    shown = ["demo.show", "--model_name_or_path", folder, "--data_path", WORK / "data" / "held_out"]
+    subprocess.run([sys.executable, "-m", *map(str, shown)], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+    answers = [json.loads(line)["exact"] for line in (folder / "captions.jsonl").read_text().splitlines()]
+    result["exact_percent"] = 100 * sum(answers) / len(answers)
+    kept.write_text(json.dumps(result))
+    return result
+
+
+def built(seed: int) -> Path:
+    """The demo's halves with a projector of this seed."""
+    folder = WORK / f"model-{seed}"
+    if not (folder / "config.json").is_file():
+        torch.manual_seed(seed)
+        save_llava(*build_llava(ROOT / "demo" / "clip", ROOT / "demo" / "qwen"), folder)
+    return folder
+
+
+def first_stage(stage: Strategy, seed: int) -> tuple[Path, dict[str, Any]]:
+    """A first stage that several rows share, made once."""
+    folder = WORK / f"first_stage_{stage.name}-{seed}"
+    kept = folder.with_suffix(".json")
+    if not kept.is_file():
+        result = train(built(seed), stage.train_type, stage.rate, FIRST_STAGE, seed, folder, *stage.flags)
+        kept.write_text(json.dumps(result))
+    return folder, json.loads(kept.read_text())
+
+
+def spread(values: list[float], form: str) -> str:
+    """Mean and, in brackets, smallest and largest."""
+    return f"{statistics.mean(values):{form}} ({min(values):{form}} to {max(values):{form}})"
+
+
+def table(rows: dict[str, list[dict[str, Any]]]) -> str:
+    """The comparison in Markdown."""
+    head = ["strategy", "trained", "exact match, %", "held-out loss", "seconds", "memory, GB", "checkpoint, MB"]
+    lines = [f"| {' | '.join([*head, 'the original says'])} |", "|---" * (len(head) + 1) + "|"]
+    for strategy in STRATEGIES:
+        runs = rows[strategy.name]
+        column = {name: [run[name] for run in runs] for name in runs[0]}
+        cells = [f"`{strategy.name}`", f"{runs[0]['trained_parameters']:,}", spread(column["exact_percent"], ".1f")]
+        cells += [spread(column["held_out_loss"], ".3f"), f"{statistics.mean(column['seconds']):.0f}"]
+        cells += [f"{statistics.mean(column['peak_memory_gb']):.2f}", f"{runs[0]['checkpoint_mb']:.1f}"]
+        lines.append(f"| {' | '.join([*cells, strategy.original or '-'])} |")
+    return "\n".join(lines) + "\n"
+
+
+def draw(rows: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """Exact match per strategy: bars of the means, a dot for each seed."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(9, 4), layout="constrained")
+    names = [strategy.name for strategy in reversed(STRATEGIES)]
+    for y, name in enumerate(names):
+        values = [run["exact_percent"] for run in rows[name]]
+        axes.barh(y, statistics.mean(values), height=0.62, color="#9db9df")
+        axes.plot(values, [y] * len(values), "o", color="#1f3f73", markersize=5)
+        axes.text(max(values) + 1.5, y, f"{statistics.mean(values):.1f}", va="center", fontsize=9)
+    axes.set_yticks(range(len(names)), names)
+    axes.set(xlim=(0, 108), xlabel=f"held-out captions exactly right, %: mean and {len(SEEDS)} seeds")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "strategies")
+    output = parser.parse_args().output
+    if not (WORK / "data").exists():
+        make = [sys.executable, "-m", "demo.make_data", "--output_dir", str(WORK / "data")]
+        subprocess.run(make, check=True, cwd=ROOT)
+    rows: dict[str, list[dict[str, Any]]] = {strategy.name: [] for strategy in STRATEGIES}
+    for seed in SEEDS:
+        for strategy in STRATEGIES:
+            rows[strategy.name].append(measure(strategy, seed))
+            print(f"seed {seed}  {strategy.name}: {rows[strategy.name][-1]}", flush=True)
+    head = {"command": "python -m benchmarks.strategies", **machine(), "steps": STEPS, "samples_per_step": 16}
+    output.with_suffix(".json").write_text(json.dumps(head | {"seeds": SEEDS, "rows": rows}, indent=2) + "\n")
+    output.with_suffix(".md").write_text(table(rows))
+    draw(rows, output.with_suffix(".png"))
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
