@@ -41,6 +41,9 @@ def load(
         base = Path(folder).resolve()
         options = {"dtype": dtype, "weights_only": True, "quantization_config": quantization}
         model = LlavaForConditionalGeneration.from_pretrained(base, **options)
+        for module in model.modules() if in_4bit else []:
+            # on some CPUs bitsandbytes would repack its weights at the first evaluation, and training could not go on
+            module.support_avx512bf16_for_cpu = False
         model = model if adapter is None else PeftModel.from_pretrained(model, adapter)
         return model.eval(), load_processor(adapter or folder)
     except (OSError, ValueError) as error:

@@ -40,7 +40,9 @@ def main() -> None:
     # DeepSpeed with bf16 keeps fp32 master weights of its own; everywhere else the weights themselves are the masters
     dtype = torch.bfloat16 if args.deepspeed and args.bf16 else torch.float32
     if model_args.load_in_4bit and model_args.train_type != "use_lora":
-        raise InputError("--load_in_4bit true: weights in 4 bits cannot be trained; it goes with --train_type use_lora.")
+        raise InputError(
+            "--load_in_4bit true: weights in 4 bits cannot be trained; it goes with --train_type use_lora."
+        )
     model, processor = load(model_args.model_name_or_path, dtype=dtype, in_4bit=model_args.load_in_4bit)
     if isinstance(model, PeftModel):
         raise InputError(f"{model_args.model_name_or_path}: an adapter; give --model_name_or_path a whole model.")
