@@ -1,4 +1,4 @@
-"""Trains every strategy on the demo world under DeepSpeed ZeRO-2 on two ranks, with three seeds each, and compares them.
+"""Trains every strategy on the demo world under DeepSpeed ZeRO-2 on two ranks, three seeds each, and compares them.
 
     python -m benchmarks.strategies [--output benchmarks/results/strategies]
 
