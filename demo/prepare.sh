@@ -32,6 +32,8 @@ DEMO_FLAGS=(
     --adam_beta2 0.95
     --save_strategy no
     --logging_steps 30
+    --eval_data_path "$HELD_OUT"
+    --sample_steps 400
 )
 
 show_demo() {

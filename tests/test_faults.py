@@ -139,7 +139,7 @@ def test_a_disk_too_small_is_refused_or_leaves_the_last_good_checkpoint(llava, d
 
     done = train(llava, data, small_disk / "out", *flags)
     assert done.returncode == 2 and "will be there at once, and the disk has" in done.stderr, done.stderr[-2000:]
-    done = train(llava, data, small_disk / "out", *flags, "--check_disk", "false")
+    done = train(llava, data, small_disk / "out", *flags, "--check_resources", "false")
     assert done.returncode == 1, done.stdout[-2000:]
     last = re.search(r"The last whole checkpoint is (\S+); continue with", done.stderr)[1]
     assert last.endswith("checkpoint-2")
@@ -153,7 +153,7 @@ def test_the_estimate_of_a_checkpoint_is_what_it_takes(llava, data, tmp_path, tr
     """Weights and optimizer; the tokenizer and other small files are not counted."""
     from test_loss import trainer_of
 
-    from train_llava.output_dir import checkpoint_bytes
+    from train_llava.resources import checkpoint_bytes
     from train_llava.trainer import LlavaTrainer
 
     flags = {"max_steps": 1, "save_strategy": "steps", "save_steps": 1}

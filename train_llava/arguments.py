@@ -1,9 +1,12 @@
 """The flags of `python -m train_llava.train`: ours, and all of transformers' TrainingArguments."""
 
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Literal
 
+import torch
 from transformers import TrainingArguments
+
+from train_llava.command import InputError
 
 MAX_BAD_IMAGES = 0.001  # the default of --max_bad_images
 
@@ -23,14 +26,15 @@ class ModelArguments:
         "language model; none: nothing is frozen; projector: the projector alone",
         default="use_lora",
     )
-    train_projector: bool = flag("with use_lora: train the projector, and save it with the adapter", default=True)
+    # the rest goes with use_lora
+    train_projector: bool = flag("train the projector, and save it with the adapter", default=True)
     lora_r: int = flag("rank of the adapters", default=32)
     lora_alpha: int = flag("the adapters are scaled by lora_alpha / lora_r", default=64)
     lora_target_modules: list[str] = flag(
         "layers of the language model that get adapters",
         default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"],
     )
-    vision_lora: bool = flag("with use_lora: adapters in the vision tower's attention, too", default=False)
+    vision_lora: bool = flag("adapters in the vision tower's attention, too", default=False)
     lora_dropout: float = flag("dropout before the adapters", default=0.05)
     load_in_4bit: bool = flag("QLoRA: hold the language model in 4 bits; needs bitsandbytes", default=False)
 
@@ -61,5 +65,20 @@ class LlavaTrainingArguments(TrainingArguments):
     remove_unused_columns: bool = flag("the collator needs every column", default=False)
     projector_learning_rate: float | None = flag("a rate of the projector's own", default=None)
     vision_learning_rate: float | None = flag("a rate of the vision tower's own, with --train_type none", default=None)
-    check_disk: bool = flag("refuse to start where the checkpoints will not fit on the disk", default=True)
+    check_resources: bool = flag("refuse to start where memory or the disk will not be enough", default=True)
     overwrite_output_dir: bool = flag("replace the run that --output_dir holds instead of refusing", default=False)
+
+
+def check_flags(model_args: ModelArguments, args: LlavaTrainingArguments) -> None:
+    """Refuses flags that some other part would silently ignore.
+
+    Raises:
+        InputError: names the flag.
+    """
+    if model_args.train_type != "use_lora":
+        for known in fields(model_args)[2:]:
+            default = known.default if known.default is not MISSING else known.default_factory()
+            if getattr(model_args, known.name) != default:
+                raise InputError(f"--{known.name} goes with --train_type use_lora alone, not {model_args.train_type}.")
+    if args.fsdp and (args.use_cpu or not torch.cuda.is_available()):
+        raise InputError("--fsdp: on a CPU accelerate trains with DDP instead. Try --deepspeed ds_configs/zero3.json.")

@@ -182,7 +182,7 @@ class LlavaCollator:
     Args:
         max_length: longer conversations are cut behind an answer, and the pictures of what is cut away left out.
         for_trainer: what LlavaTrainer wants: pixel_values as (images, height, width, 3) uint8, to be normalised on the
-            device (`pixels.normalise`), and the `ids` of the records.
+            device (`pixels.normalise`), the `ids` of the records and `counts` of what is in them.
         packing: no padding; the conversations follow each other in one row (1, sum of lengths), and position_ids,
             which start anew with each, take the place of attention_mask: transformers reads from them who sees whom
             (masking_utils.find_packed_sequence_indices).
@@ -218,8 +218,12 @@ class LlavaCollator:
             batch = {"input_ids": ids, "labels": labels, "position_ids": positions, "use_cache": False}
         else:
             batch = self._padded(rows, self.tokenizer.padding_side)
-        names = {"ids": [str(example.get("id")) for example in examples]} if self.for_trainer else {}
-        return batch | self._pixels(images) | names
+        if self.for_trainer:
+            lengths = [row.shape[1] for row in rows]
+            counts = {"images": len(images), "tokens": sum(lengths), "token_pairs": sum(n * n for n in lengths)}
+            counts["answer_tokens"] = int((batch["labels"] != IGNORE_INDEX).sum())
+            batch |= {"ids": [str(example.get("id")) for example in examples], "counts": counts}
+        return batch | self._pixels(images)
 
     def prompts(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """The same for conversations that wait for an answer: no labels, padded on the left for `generate`."""

@@ -1,6 +1,5 @@
 """The folder of a run: whose it is, and where to go on from."""
 
-import math
 import shutil
 import sys
 from collections.abc import Iterator
@@ -8,9 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from peft import PeftModel
-from torch import nn
-from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from train_llava.arguments import LlavaTrainingArguments
 from train_llava.command import InputError
@@ -23,6 +19,9 @@ RUN_FILES = (
     "config.json",
     "trainer_state.json",
     "bad_images.jsonl",
+    "samples",
+    "curves.png",
+    "README.md",
 )
 
 
@@ -47,10 +46,39 @@ def checkpoint_to_resume(args: LlavaTrainingArguments) -> str | None:
     candidates = newest_first(args) if wanted.lower() == "true" else [Path(wanted)]
     for path in candidates:
         if is_whole(path):
+            check_resumable(path, args)
             return str(path)
         if args.process_index == 0:
             print(f"{path} was not written to its end and is passed over", flush=True)
     raise InputError(f"--resume_from_checkpoint {wanted}: no whole checkpoint (one with trainer_state.json) there.")
+
+
+def check_resumable(checkpoint: Path, args: LlavaTrainingArguments) -> None:
+    """Sees to it that the optimizer's states can be read as this run is started, before anything is written over.
+
+    ZeRO keeps a file per rank. For another number of ranks DeepSpeed converts them to a universal checkpoint; where
+    there is one beside them, it is used.
+
+    Raises:
+        InputError: they are missing, of another number of ranks, or of a run with (without) DeepSpeed; says what to do.
+    """
+    states = list(checkpoint.glob("global_step*/*_optim_states.pt"))
+    if not states and not (checkpoint / "optimizer.pt").is_file():
+        raise InputError(f"{checkpoint} holds no optimizer states (--save_only_model): it is a model to start from.")
+    if bool(states) != bool(args.deepspeed):
+        word = "with" if states else "without"
+        raise InputError(f"{checkpoint} is of a run {word} DeepSpeed; resume it {word} --deepspeed.")
+    if not states or len(states) == args.world_size:
+        return
+    if (checkpoint / "latest_universal").is_file():
+        args.hf_deepspeed_config.config["checkpoint"] = {"load_universal": True}
+        return
+    step = states[0].parent
+    raise InputError(
+        f"{checkpoint} is of {len(states)} ranks, this run has {args.world_size}. Convert it once, then resume again:\n"
+        f"  python -m deepspeed.checkpoint.ds_to_universal --inject_missing_state --input_folder {step} "
+        f"--output_folder {step}_universal"
+    )
 
 
 def claim_output_dir(args: LlavaTrainingArguments, checkpoint: str | None) -> None:
@@ -63,49 +91,6 @@ def claim_output_dir(args: LlavaTrainingArguments, checkpoint: str | None) -> No
             raise InputError(f"{folder} holds another run. {hint}, or give another --output_dir.")
         for path in left if args.process_index == 0 else []:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-class EnoughDisk(TrainerCallback):
-    """Before the first step: refuses a run whose checkpoints will not fit on the disk."""
-
-    def on_train_begin(
-        self, args: LlavaTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs
-    ) -> None:
-        if not (args.check_disk and state.is_world_process_zero):
-            return
-        last, each = model_bytes(kwargs["model"]), checkpoint_bytes(kwargs["model"], args)
-        steps = {
-            "steps": state.save_steps,
-            "epoch": max(1, state.max_steps // max(1, math.ceil(args.num_train_epochs))),
-        }
-        saves = (state.max_steps - state.global_step) // steps.get(args.save_strategy, state.max_steps + 1)
-        # the oldest is deleted when the newest is whole
-        at_once = min(saves, (args.save_total_limit or saves) + 1)
-        needed, free = at_once * each + last, shutil.disk_usage(args.output_dir).free
-        if needed > free:
-            sizes = f"{at_once} checkpoints of {each / 1e9:.3g} GB and the model of {last / 1e9:.3g} GB"
-            hint = "Lower --save_total_limit, give --save_only_model true or another --output_dir"
-            raise InputError(
-                f"{args.output_dir}: {sizes} will be there at once, and the disk has {free / 1e9:.3g} GB free. {hint}; "
-                "--check_disk false starts all the same."
-            )
-
-
-def model_bytes(model: nn.Module) -> int:
-    """Bytes of the weights that a save writes: of an adapter the trained ones alone."""
-    adapter = isinstance(model, PeftModel)
-    return sum(p.nbytes for p in model.parameters() if p.requires_grad or not adapter)
-
-
-def checkpoint_bytes(model: nn.Module, args: LlavaTrainingArguments) -> int:
-    """Bytes of one checkpoint: weights, and unless --save_only_model what AdamW keeps of each trained one.
-
-    That is two fp32 moments, 8 bytes. DeepSpeed adds its fp32 master copy, 4 bytes, and writes the weights once more.
-    """
-    if args.save_only_model:
-        return model_bytes(model)
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return model_bytes(model) * (2 if args.deepspeed else 1) + trained * (12 if args.deepspeed else 8)
 
 
 @contextmanager

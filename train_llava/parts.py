@@ -11,6 +11,13 @@ def part_of(name: str) -> str:
     return "head" if "lm_head" in name else "language model"
 
 
+def weights_in(parameter: nn.Parameter) -> int:
+    """How many: ZeRO-3 leaves a rank only its share of a parameter, and two weights of 4 bits lie in a byte."""
+    if hasattr(parameter, "quant_state"):
+        return parameter.quant_state.shape.numel()
+    return getattr(parameter, "ds_numel", parameter.numel())
+
+
 def parts_table(model: nn.Module) -> str:
     """Parameters, trained ones and dtype of every part, as text."""
     parts: dict[str, list] = {}
@@ -19,8 +26,7 @@ def parts_table(model: nn.Module) -> str:
             continue
         for part in (part_of(name), "together"):
             count, trained, dtypes = parts.setdefault(part, [0, 0, set()])
-            # two weights of 4 bits share a byte
-            size = parameter.quant_state.shape.numel() if hasattr(parameter, "quant_state") else parameter.numel()
+            size = weights_in(parameter)
             parts[part] = [count + size, trained + size * parameter.requires_grad, dtypes | {str(parameter.dtype)[6:]}]
     parts["together"] = parts.pop("together")  # to the end
     rows = [f"{'part':<15}{'parameters':>15}{'trained':>15}  dtype"]

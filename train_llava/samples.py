@@ -39,7 +39,8 @@ class SampleCaptions(TrainerCallback):
 
     def _show(self, rows: list[dict[str, Any]], step: int, folder: Path, tensorboard: bool) -> None:
         for row in rows:
-            print(f"  sample {row['id']}: {row['caption']}   (reference: {row['reference']})", flush=True)
+            reference = "" if row["exact"] else f"   (reference: {row['reference']})"
+            print(f"  {row['id']}: {row['caption']}{reference}", flush=True)
         sheet = draw_sheet(rows)
         (folder / "samples").mkdir(parents=True, exist_ok=True)
         sheet.save(folder / "samples" / f"step_{step:06}.png")

@@ -8,35 +8,43 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import deepspeed
 import torch
 import torch.distributed as dist
 from peft import PeftModel
 from transformers import HfArgumentParser, PrinterCallback, set_seed
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_callback import ProgressCallback
 
-from train_llava.arguments import DataArguments, LlavaTrainingArguments, ModelArguments
+from train_llava.arguments import DataArguments, LlavaTrainingArguments, ModelArguments, check_flags
 from train_llava.callbacks import ProgressLine
 from train_llava.chat import ChatEncoder
 from train_llava.command import InputError, command
 from train_llava.data import BadPictures, LlavaCollator, LlavaDataset
 from train_llava.load import load
-from train_llava.output_dir import EnoughDisk, checkpoint_to_resume, claim_output_dir, last_words
+from train_llava.model_card import write_card
+from train_llava.output_dir import checkpoint_to_resume, claim_output_dir, last_words
 from train_llava.parts import parts_table
+from train_llava.resources import EnoughDisk, check_memory
 from train_llava.samples import SampleCaptions
 from train_llava.stop_signal import StopSignal
 from train_llava.streaming import open_stream
 from train_llava.train_type import apply_train_type
 from train_llava.trainer import LlavaTrainer
+from train_llava.watchdog import Watchdog
 
 
 @command
 def main() -> None:
     parser = HfArgumentParser((ModelArguments, DataArguments, LlavaTrainingArguments))
     model_args, data_args, args = parser.parse_args_into_dataclasses()
+    check_flags(model_args, args)
     set_seed(args.seed)
     checkpoint = checkpoint_to_resume(args)
     claim_output_dir(args, checkpoint)
 
+    if is_deepspeed_zero3_enabled():  # which shares out the weights while the model is built
+        deepspeed.init_distributed("gloo" if args.use_cpu else None)
     # DeepSpeed with bf16 keeps fp32 master weights of its own; everywhere else the weights themselves are the masters
     dtype = torch.bfloat16 if args.deepspeed and args.bf16 else torch.float32
     if model_args.load_in_4bit and model_args.train_type != "use_lora":
@@ -51,11 +59,12 @@ def main() -> None:
     model = apply_train_type(model, model_args)
     if args.process_index == 0:
         print(f"--train_type {model_args.train_type}\n{parts_table(model)}", flush=True)
+    check_memory(model, args)
 
     # the processor is saved beside the weights in every checkpoint
     data = {"train_dataset": train_dataset, "eval_dataset": eval_dataset, "data_collator": collator}
     stop = StopSignal()
-    callbacks = [ProgressLine(), EnoughDisk(), stop]
+    callbacks = [ProgressLine(), EnoughDisk(), Watchdog(), stop]
     if data_args.sample_steps:
         callbacks.append(SampleCaptions(eval_dataset or train_dataset, processor, data_args.sample_steps))
     trainer = LlavaTrainer(model, args, processing_class=processor, callbacks=callbacks, **data)
@@ -64,9 +73,14 @@ def main() -> None:
     with last_words(args):
         trainer.train(resume_from_checkpoint=checkpoint)
     if not stop.received:
+        if eval_dataset is not None and args.eval_strategy == "no":
+            trainer.evaluate()
         trainer.save_state()
         trainer.save_model()
+        if trainer.is_world_process_zero():
+            write_card(model, trainer.state, args, model_args, data_args)
     if dist.is_initialized():
+        dist.barrier()  # meanwhile Gloo's threads let go of their last tensors; with these held, the next line can hang
         dist.destroy_process_group()
     if stop.received:
         sys.exit(128 + stop.received)  # as shells say it

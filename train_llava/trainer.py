@@ -8,7 +8,9 @@ from torch import nn
 from torch.utils.data import DataLoader, Sampler, SequentialSampler
 from transformers import Trainer
 
+from train_llava.callbacks import Meter
 from train_llava.chat import IGNORE_INDEX
+from train_llava.command import InputError
 from train_llava.data import LlavaDataset
 from train_llava.parts import part_of
 from train_llava.sampling import LlavaSampler, TellEpoch
@@ -20,7 +22,9 @@ class LlavaTrainer(Trainer):
 
     def __init__(self, *args, **kwargs) -> None:
         self.recent: list[tuple[int, list[str], torch.Tensor]] = []  # step, records and loss of the batches since a log
+        self.meter = Meter()
         super().__init__(*args, **kwargs)
+        self.add_callback(self.meter)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, torch.Tensor], *args, **kwargs) -> Any:
         """Cross-entropy over the supervised tokens of the whole global batch.
@@ -30,7 +34,7 @@ class LlavaTrainer(Trainer):
         the tokens they must predict. Everything else, such as the division by `num_items_in_batch`, is Trainer's.
         """
         inputs = {**inputs}
-        ids = inputs.pop("ids", [])
+        ids, counts = inputs.pop("ids", []), inputs.pop("counts", {})
         following = nn.functional.pad(inputs["labels"][:, 1:], (0, 1), value=IGNORE_INDEX)  # (batch, length)
         predicts = following != IGNORE_INDEX
         inputs |= {"logits_to_keep": predicts, "shift_labels": following[predicts]}
@@ -40,10 +44,12 @@ class LlavaTrainer(Trainer):
         if model.training:
             loss = result[0] if isinstance(result, tuple) else result
             self.recent.append((self.state.global_step + 1, ids, loss.detach()))
+            self.meter.counts.update(counts)
         return result
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
-        """Looks at the losses since the last line, which on a GPU is free only now, when everything has waited anyway.
+        """Adds speed and memory. Looks at every loss since the last log: on a GPU this is free only now, when all has
+        waited anyway.
 
         Raises:
             RuntimeError: one is NaN or infinite; names the step and the records.
@@ -53,19 +59,29 @@ class LlavaTrainer(Trainer):
                 hint = "Look at them with train_llava.show_batch; else lower --learning_rate or --max_grad_norm"
                 raise RuntimeError(f"the loss is {loss.item()} at step {step}, records {', '.join(ids)}. {hint}.")
         self.recent = []
+        if "loss" in logs:
+            logs |= self.meter.read(self.model, self.args, self.state)
         super().log(logs, *args, **kwargs)
 
     def create_optimizer(self, *args) -> torch.optim.Optimizer:
-        """Trainer's own, which spares biases and norms weight decay; parts with a rate of their own are set apart."""
+        """Trainer's own, which spares biases and norms weight decay; parts with a rate of their own are set apart.
+
+        Raises:
+            InputError: a rate for a part that is frozen.
+        """
         optimizer = super().create_optimizer(*args)
         rates = {"projector": self.args.projector_learning_rate, "vision tower": self.args.vision_learning_rate}
         part = {id(parameter): part_of(name) for name, parameter in self.model.named_parameters()}
+        unused = {name for name, rate in rates.items() if rate is not None}
         for group in [*optimizer.param_groups]:
             for name, rate in rates.items():
                 own = [parameter for parameter in group["params"] if part[id(parameter)] == name]
                 if rate is not None and own:
                     group["params"] = [parameter for parameter in group["params"] if part[id(parameter)] != name]
                     optimizer.add_param_group({**group, "params": own, "lr": rate})
+                    unused.discard(name)
+        if unused:
+            raise InputError(f"a learning rate is given for the {unused.pop()}, but nothing in it is trained.")
         optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
         return optimizer
 

@@ -1,0 +1,86 @@
+"""What a run leaves behind to be read: `README.md`, the model card as the hub shows it, and the curves in it."""
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from torch import nn
+from transformers import TrainerState
+
+from train_llava.arguments import DataArguments, LlavaTrainingArguments, ModelArguments
+from train_llava.parts import parts_table
+
+HOW_TO_USE = """```python
+from transformers import pipeline
+
+describe = pipeline("image-text-to-text", model="{folder}")
+content = [{{"type": "image", "path": "picture.jpg"}}, {{"type": "text", "text": "What is this?"}}]
+print(describe(text=[{{"role": "user", "content": content}}], return_full_text=False)[0]["generated_text"])
+```"""
+
+
+def write_card(
+    model: nn.Module,
+    state: TrainerState,
+    args: LlavaTrainingArguments,
+    model_args: ModelArguments,
+    data_args: DataArguments,
+) -> None:
+    """Writes README.md and curves.png into the output folder, from what the run logged."""
+    folder, history = Path(args.output_dir), state.log_history
+    draw_curves(history, folder / "curves.png")
+    adapter, base = isinstance(model, PeftModel), model_args.model_name_or_path
+    batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    facts = {
+        "trained from": f"`{base}`",
+        "strategy": f"`--train_type {model_args.train_type}`",
+        "data": ", ".join(f"`{path}`" for path in data_args.data_path),
+        "held-out data": ", ".join(f"`{path}`" for path in data_args.eval_data_path or []),
+        "steps": f"{state.global_step:,}, of {batch} samples each, on {args.world_size} ranks, {state.epoch or 0:.3g} epochs",
+        "learning rate": f"{args.learning_rate:g}, {args.lr_scheduler_type.value}",
+        "loss, at the end": last(history, "loss", ".4f"),
+        "held-out loss": last(history, "eval_loss", ".4f"),
+        "samples per second": last(history, "samples_per_second", ".1f"),
+        "tokens per second": last(history, "tokens_per_second", ",.0f"),
+        "most memory of a rank, GB": last(history, "memory_gb", ".1f"),
+        "seconds": last(history, "train_runtime", ",.0f"),
+        "versions": ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft", "deepspeed")),
+    }
+    head = {"library_name": "peft" if adapter else "transformers", "pipeline_tag": "image-text-to-text"}
+    head |= {"tags": "[llava, lora]" if adapter else "[llava]"}
+    head |= {} if Path(base).exists() else {"base_model": base}  # the hub knows its own names alone
+    samples = [f"![the last sample captions](samples/{path.name})" for path in sorted(folder.glob("samples/*.png"))]
+    parts = [
+        "\n".join(["---", *(f"{name}: {value}" for name, value in head.items()), "---"]),
+        f"# {folder.resolve().name}",
+        f"A LLaVA{' adapter' * adapter}, trained with train_llava.",
+        "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts.items() if value)]),
+        f"```text\n{parts_table(model)}\n```",
+        "![loss over steps](curves.png)",
+        *samples[-1:],
+        "## Use",
+        HOW_TO_USE.format(folder=folder),
+    ]
+    (folder / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def last(history: list[dict[str, Any]], name: str, form: str) -> str:
+    """The last one logged, as text; empty where there is none."""
+    return next((f"{log[name]:{form}}" for log in reversed(history) if name in log), "")
+
+
+def draw_curves(history: list[dict[str, Any]], path: Path) -> None:
+    """Loss, and held-out loss where there is one, over steps."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
+    for name, label, style in (("loss", "training", "-"), ("eval_loss", "held-out", "o--")):
+        points = [(log["step"], log[name]) for log in history if name in log]
+        if points:
+            axes.plot(*zip(*points, strict=True), style, label=label, markersize=4)
+    axes.set(xlabel="step", ylabel="loss")
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
