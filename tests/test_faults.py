@@ -41,9 +41,9 @@ def ranks(output):
     return found
 
 
-def start(llava, data, output, train_type, until):
+def start(llava, data, output, train_type, until, *flags):
     """The run script in the background, once its output has reached a step, and that output."""
-    command = ["bash", str(ROOT / "run_zero2.sh"), *map(str, MORE)]
+    command = ["bash", str(ROOT / "run_zero2.sh"), *map(str, [*MORE, *flags])]
     process = subprocess.Popen(
         command,
         env=environment(llava, data, output, train_type),
@@ -61,17 +61,24 @@ def start(llava, data, output, train_type, until):
 
 @pytest.fixture(scope="module")
 def uninterrupted(llava, data, tmp_path_factory):
-    output = tmp_path_factory.mktemp("whole") / "use_lora"
-    done = zero2(llava, data, output, "use_lora", *MORE)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return output
+    """A run to its end, per train_type, made when first asked for."""
+    made = {}
+
+    def of(train_type):
+        if train_type not in made:
+            made[train_type] = tmp_path_factory.mktemp("whole") / train_type
+            done = zero2(llava, data, made[train_type], train_type, *MORE)
+            assert done.returncode == 0, done.stderr[-3000:]
+        return made[train_type]
+
+    return of
 
 
-def resumes_exactly(llava, data, output, uninterrupted):
-    done = zero2(llava, data, output, "use_lora", *MORE, "--resume_from_checkpoint", "true")
+def resumes_exactly(llava, data, output, uninterrupted, train_type="use_lora"):
+    done = zero2(llava, data, output, train_type, *MORE, "--resume_from_checkpoint", "true")
     assert done.returncode == 0, done.stderr[-3000:]
-    assert losses(output) == losses(uninterrupted)
-    expected = weights(uninterrupted)
+    assert losses(output) == losses(uninterrupted(train_type))
+    expected = weights(uninterrupted(train_type))
     for name, value in weights(output).items():
         assert torch.equal(value, expected[name]), name
 
@@ -93,15 +100,64 @@ def test_a_signal_saves_a_checkpoint_and_resume_is_exact(llava, data, tmp_path, 
         resumes_exactly(llava, data, tmp_path / "out", uninterrupted)
 
 
-def test_a_killed_rank_ends_the_others_and_resume_is_exact(llava, data, tmp_path, uninterrupted):
-    process, _ = start(llava, data, tmp_path / "out", "use_lora", until=45)
-    os.kill(ranks(tmp_path)[0], signal.SIGKILL)
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+KILLED = [("use_lora", "rank"), slow("use_lora", "all ranks"), slow("use_lora", "launcher")]
+KILLED += [slow(train_type, "rank") for train_type in ("freeze_vision", "none", "projector")]
+
+
+@pytest.mark.parametrize(("train_type", "victim"), KILLED)
+def test_kill_9_ends_all_and_resume_is_exact(llava, data, tmp_path, uninterrupted, train_type, victim):
+    """With a worker, in the middle of an epoch, and with dropout where there are adapters."""
+    process, _ = start(llava, data, tmp_path / "out", train_type, until=45)
+    alive = ranks(tmp_path)
+    launchers = [parent_of(alive[0]), parent_of(parent_of(alive[0]))]
+    for victim_id in {"rank": alive[:1], "all ranks": alive, "launcher": launchers}[victim]:
+        os.kill(victim_id, signal.SIGKILL)
     killed = time.monotonic()
     process.communicate(timeout=60)
     assert process.returncode != 0 and time.monotonic() - killed < 40
     assert not ranks(tmp_path)
     assert sorted(path.name for path in (tmp_path / "out").glob("checkpoint-*")) == ["checkpoint-20", "checkpoint-40"]
-    resumes_exactly(llava, data, tmp_path / "out", uninterrupted)
+    resumes_exactly(llava, data, tmp_path / "out", uninterrupted, train_type)
+
+
+def parent_of(process):
+    return int(re.search(r"PPid:\s+(\d+)", Path(f"/proc/{process}/status").read_text())[1])
+
+
+@pytest.mark.slow
+def test_a_rank_that_falls_silent_ends_the_others(llava, data, tmp_path):
+    """Stopped, not killed: its connections stay open, so only --ddp_timeout tells that it is gone."""
+    process, _ = start(llava, data, tmp_path / "out", "use_lora", 25, "--ddp_timeout", 10)
+    stopped = ranks(tmp_path)[1]
+    os.kill(stopped, signal.SIGSTOP)
+    began = time.monotonic()
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode != 0 and time.monotonic() - began < 60
+    assert re.search(r"nothing has moved since step \d+, for 10 seconds", out), out[-2000:]
+    assert not ranks(tmp_path)
+
+
+def test_another_number_of_ranks_is_refused_until_converted(llava, data, tmp_path, uninterrupted):
+    """The message's own command makes the checkpoint universal; one rank then goes on as two would have."""
+    shutil.copytree(uninterrupted("use_lora") / "checkpoint-40", tmp_path / "out" / "checkpoint-40")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
+    flags = [*MORE, "--lora_dropout", 0, "--resume_from_checkpoint", "true", "--per_device_train_batch_size", 8]
+    done = zero2(llava, data, tmp_path / "out", "use_lora", *flags, NUM_PROCESSES="1")
+    assert done.returncode == 2 and "is of 2 ranks, this run has 1" in done.stderr, done.stderr[-2000:]
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == before
+
+    command = re.search(r"python (-m deepspeed.checkpoint.ds_to_universal .*)", done.stderr)[1]
+    converted = run(sys.executable, *command.split(), DS_ACCELERATOR="cpu")
+    assert converted.returncode == 0, converted.stderr[-2000:]
+    done = zero2(llava, data, tmp_path / "out", "use_lora", *flags, NUM_PROCESSES="1")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "on 1 ranks" in done.stdout
+    # adapters' dropout is drawn anew on each rank, so only nearly equal
+    assert losses(tmp_path / "out") == pytest.approx(losses(uninterrupted("use_lora")), rel=0.05)
 
 
 def train(llava, data, output, *flags):
@@ -163,3 +219,32 @@ def test_the_estimate_of_a_checkpoint_is_what_it_takes(llava, data, tmp_path, tr
     assert sum(path.stat().st_size for path in files) == pytest.approx(
         checkpoint_bytes(trainer.model, trainer.args), rel=0.15, abs=60_000
     )
+
+
+def test_what_does_not_fit_into_memory_is_refused_before_the_first_step(tmp_path):
+    """A matrix of a trillion weights, which this test itself only talks about."""
+    from torch import nn
+
+    from train_llava.arguments import LlavaTrainingArguments
+    from train_llava.command import InputError
+    from train_llava.resources import check_memory
+
+    args = LlavaTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    model = nn.Linear(1_000_000, 1_000_000, bias=False, device="meta")
+    with pytest.raises(InputError, match=r"needs 1.2e\+04 GB for weights, gradients and optimizer, and .* are free"):
+        check_memory(model, args)  # 4 bytes of gradient and 8 of AdamW's moments for each
+    check_memory(model.requires_grad_(False), args)
+    args.check_resources = False
+    check_memory(model.requires_grad_(True), args)
+
+
+def test_flags_that_would_be_ignored_are_refused(llava, data, tmp_path):
+    def refused(*flags):
+        done = train(llava, data, tmp_path / "out", *flags)
+        assert done.returncode == 2, done.stderr
+        return done.stderr
+
+    assert "on a CPU accelerate trains with DDP instead" in refused("--fsdp", "full_shard")
+    assert "--vision_lora true goes with" in refused("--vision_lora", "true", "--train_type", "none")
+    assert "--load_in_4bit true goes with" in refused("--load_in_4bit", "true", "--train_type", "projector")
+    assert "given for the vision tower" in refused("--vision_learning_rate", "1e-5", "--train_type", "freeze_vision")

@@ -7,9 +7,12 @@ import sys
 from pathlib import Path
 
 import layouts
+import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import ROOT, call, run
+from PIL import Image
 from safetensors.torch import load_file
 from test_loss import TRAIN_TYPES
 from transformers import LlavaForConditionalGeneration
@@ -31,10 +34,10 @@ def shared_memory(log):
     return list(Path("/dev/shm").glob(f"deepspeed_allreduce_buffer*_{port}_*"))
 
 
-def zero2(llava, data, output, train_type, *flags):
+def zero2(llava, data, output, train_type, *flags, **variables):
     done = run(
         *("bash", ROOT / "run_zero2.sh", *FLAGS, "--per_device_train_batch_size", 4, *flags),
-        **{"MODEL": str(llava), "DATA": str(data), "TRAIN_TYPE": train_type, "OUTPUT_DIR": str(output)},
+        **{"MODEL": str(llava), "DATA": str(data), "TRAIN_TYPE": train_type, "OUTPUT_DIR": str(output), **variables},
         PATH=f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin",
     )
     assert not shared_memory(
@@ -74,13 +77,19 @@ def test_script_trains_with_zero2_on_two_ranks(runs, train_type):
     output, log = runs(train_type)
     assert "DeepSpeedZeroOptimizer ZeRO-2 on 2 ranks" in log
     assert re.search(r"vision tower .*" + (r"\d" if train_type == "none" else "frozen"), log)
-    line = (
-        r"step 6/6  loss \d+\.\d+  grad \S+  lr \S+  \S+ steps/s  \S+ samples/s  data \d+%  \S+ GB  \d+:\d\d:\d\d left"
-    )
-    assert re.search(line, log)
+    speed = r"\S+ samples/s  [\d,]+ tokens/s  data \d+%  \S+ GB  \d+:\d\d:\d\d left"
+    assert re.search(rf"^step 6/6  loss \d+\.\d+  grad \S+  lr \S+  {speed}$", log, re.M)
+    assert "8 samples a step (4 x 1 x 2)" in log
     assert f"--model_name_or_path {output}" in log  # the command to ask it something
     for name in ("processor_config.json", "chat_template.jinja", "tokenizer.json", "trainer_state.json"):
         assert (output / name).is_file()
+    card = (output / "README.md").read_text()
+    assert (
+        f"| strategy | `--train_type {train_type}` |" in card
+        and f"| loss, at the end | {losses(output)[-1]:.4f}" in card
+    )
+    assert yaml.safe_load(card.split("---")[1])["pipeline_tag"] == "image-text-to-text"
+    assert np.asarray(Image.open(output / "curves.png").convert("L")).std() > 5  # not an empty sheet
 
 
 @pytest.mark.parametrize("train_type", TRAIN_TYPES)
@@ -286,7 +295,7 @@ def test_sample_captions_do_not_change_the_run(runs, llava, data, tmp_path):
     flags = ["--sample_steps", 2, "--report_to", "tensorboard", "--eval_data_path", data]
     done = zero2(llava, data, tmp_path / "out", "use_lora", *flags)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert len(re.findall(r"^  sample train_\d+: .*reference: ", done.stdout, re.M)) == 3 * 4
+    assert len(re.findall(r"^  train_\d+: .*reference: ", done.stdout, re.M)) == 3 * 4
     sheets = sorted((tmp_path / "out" / "samples").iterdir())
     assert [sheet.name for sheet in sheets] == ["step_000002.png", "step_000004.png", "step_000006.png"]
     assert list((tmp_path / "out" / "runs" / "samples").glob("events*"))

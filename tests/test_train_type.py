@@ -1,13 +1,18 @@
 """What each train_type trains, as promised in the table of train_type.py."""
 
+import re
+
 import pytest
 import torch
+from conftest import call
 from test_loss import TRAIN_TYPES, trainer_of
+from transformers import TrainerCallback
 
 from train_llava.arguments import ModelArguments
 from train_llava.command import InputError
 from train_llava.load import load
 from train_llava.parts import parts_table
+from train_llava.train import main
 from train_llava.train_type import apply_train_type
 from train_llava.trainer import LlavaTrainer
 
@@ -98,3 +103,54 @@ def test_lora_in_other_layers_and_in_the_tower(llava):
     assert len(tower) == 8 and not any("layers.2." in name for name in tower)
     with pytest.raises(InputError, match="--lora_target_modules c_attn: no such layer; there are down_proj, gate_proj"):
         adapted(lora_target_modules=["c_attn"])
+
+
+@pytest.mark.parametrize("train_type", [*TRAIN_TYPES, "use_lora, projector frozen"])
+def test_gradient_checkpointing_changes_no_gradient(llava, data, tmp_path, train_type):
+    """Frozen embeddings and a frozen projector leave a checkpointed layer inputs that ask for no gradient."""
+    found = []
+    for checkpointing in (False, True):
+        name, _, frozen = train_type.partition(",")
+        flags = {"max_steps": 1, "gradient_checkpointing": checkpointing, "train_projector": not frozen}
+        trainer = trainer_of(LlavaTrainer, llava, data, tmp_path, name, **flags)
+        norms = []
+        trainer.add_callback(Norms(norms))
+        trainer.train()
+        found.append(norms[0])
+    assert found[0].keys() == found[1].keys() and any(norm > 0 for norm in found[0].values())
+    for name, norm in found[0].items():
+        assert found[1][name] == pytest.approx(norm, rel=1e-4, abs=1e-9), name
+
+
+class Norms(TrainerCallback):
+    def __init__(self, norms):
+        self.norms = norms
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        parameters = kwargs["model"].named_parameters()
+        self.norms.append({name: p.grad.norm().item() for name, p in parameters if p.grad is not None})
+
+
+def test_four_bits(llava, data, tmp_path):
+    """QLoRA: the language model's layers are held in 4 bits and stay as they are; adapters and projector move."""
+    pytest.importorskip("bitsandbytes")
+    flags = ["--model_name_or_path", llava, "--data_path", data, "--use_cpu", "true", "--load_in_4bit", "true"]
+    flags += ["--max_steps", 3, "--learning_rate", 1e-2, "--report_to", "none", "--output_dir", tmp_path / "out"]
+    done = call(main, *flags, "--eval_data_path", data, "--eval_strategy", "steps", "--eval_steps", 1)
+    assert done.returncode == 0, done.stderr
+    assert (
+        len(re.findall(r"held-out loss", done.stdout)) == 3
+    )  # bitsandbytes would repack weights for the first of them
+    assert re.search(r"language model .* frozen  float32, uint8", done.stdout)
+    plain, _ = load(llava)
+    in_4bit, _ = load(llava, in_4bit=True)
+    assert parts_table(in_4bit).splitlines()[-1].split()[1] == parts_table(plain).splitlines()[-1].split()[1]
+    kinds = {name: type(module).__name__ for name, module in in_4bit.named_modules()}
+    assert kinds["model.language_model.layers.0.self_attn.q_proj"] == "Linear4bit"
+    assert {kind for name, kind in kinds.items() if "vision_tower" in name or "projector" in name} & {
+        "Linear4bit"
+    } == set()
+    assert kinds["lm_head"] == "Linear"
+    adapter, _ = load(tmp_path / "out")  # on the base in its full precision
+    moved = {name: p for name, p in adapter.named_parameters() if "lora_B" in name}
+    assert moved and all(p.abs().sum() > 0 for p in moved.values())

@@ -1,6 +1,6 @@
 """The flags of `python -m train_llava.train`: ours, and all of transformers' TrainingArguments."""
 
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -75,10 +75,8 @@ def check_flags(model_args: ModelArguments, args: LlavaTrainingArguments) -> Non
     Raises:
         InputError: names the flag.
     """
-    if model_args.train_type != "use_lora":
-        for known in fields(model_args)[2:]:
-            default = known.default if known.default is not MISSING else known.default_factory()
-            if getattr(model_args, known.name) != default:
-                raise InputError(f"--{known.name} goes with --train_type use_lora alone, not {model_args.train_type}.")
+    for name, value in {"train_projector": False, "vision_lora": True, "load_in_4bit": True}.items():
+        if model_args.train_type != "use_lora" and getattr(model_args, name) == value:
+            raise InputError(f"--{name} {str(value).lower()} goes with --train_type use_lora alone.")
     if args.fsdp and (args.use_cpu or not torch.cuda.is_available()):
         raise InputError("--fsdp: on a CPU accelerate trains with DDP instead. Try --deepspeed ds_configs/zero3.json.")

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from transformers import AutoProcessor, BitsAndBytesConfig, LlavaForConditionalGeneration, LlavaProcessor
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import is_bitsandbytes_available
 
 from train_llava.command import InputError
@@ -41,6 +42,9 @@ def load(
         base = Path(folder).resolve()
         options = {"dtype": dtype, "weights_only": True, "quantization_config": quantization}
         model = LlavaForConditionalGeneration.from_pretrained(base, **options)
+        if is_deepspeed_zero3_enabled():
+            # transformers forgets here which names it changed in loading, and in saving would change them twice
+            model._weight_conversions = []
         for module in model.modules() if in_4bit else []:
             # on some CPUs bitsandbytes would repack its weights at the first evaluation, and training could not go on
             module.support_avx512bf16_for_cpu = False

@@ -41,7 +41,7 @@ class SampleCaptions(TrainerCallback):
         for row in rows:
             reference = "" if row["exact"] else f"   (reference: {row['reference']})"
             print(f"  {row['id']}: {row['caption']}{reference}", flush=True)
-        sheet = draw_sheet(rows)
+        sheet = draw_sheet(rows, columns=2)  # TensorBoard shows pictures 300 pixels wide
         (folder / "samples").mkdir(parents=True, exist_ok=True)
         sheet.save(folder / "samples" / f"step_{step:06}.png")
         if tensorboard:

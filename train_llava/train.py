@@ -39,7 +39,6 @@ def main() -> None:
     parser = HfArgumentParser((ModelArguments, DataArguments, LlavaTrainingArguments))
     model_args, data_args, args = parser.parse_args_into_dataclasses()
     check_flags(model_args, args)
-    set_seed(args.seed)
     checkpoint = checkpoint_to_resume(args)
     claim_output_dir(args, checkpoint)
 
@@ -47,15 +46,12 @@ def main() -> None:
         deepspeed.init_distributed("gloo" if args.use_cpu else None)
     # DeepSpeed with bf16 keeps fp32 master weights of its own; everywhere else the weights themselves are the masters
     dtype = torch.bfloat16 if args.deepspeed and args.bf16 else torch.float32
-    if model_args.load_in_4bit and model_args.train_type != "use_lora":
-        raise InputError(
-            "--load_in_4bit true: weights in 4 bits cannot be trained; it goes with --train_type use_lora."
-        )
     model, processor = load(model_args.model_name_or_path, dtype=dtype, in_4bit=model_args.load_in_4bit)
     if isinstance(model, PeftModel):
         raise InputError(f"{model_args.model_name_or_path}: an adapter; give --model_name_or_path a whole model.")
     collator = LlavaCollator(processor, data_args.model_max_length, for_trainer=True, packing=data_args.packing)
     train_dataset, eval_dataset = open_data(data_args, args, collator.encoder)
+    set_seed(args.seed)  # adapters start alike however the model was loaded
     model = apply_train_type(model, model_args)
     if args.process_index == 0:
         print(f"--train_type {model_args.train_type}\n{parts_table(model)}", flush=True)

@@ -1,0 +1,55 @@
+"""The counted operations of a step against torch's own counter, and in the log."""
+
+import pytest
+import torch
+from test_loss import TRAIN_TYPES, trainer_of
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import TrainerCallback
+
+from train_llava.arguments import ModelArguments
+from train_llava.data import LlavaCollator, LlavaDataset
+from train_llava.flops import StepFlops
+from train_llava.load import load, load_processor
+from train_llava.train_type import apply_train_type
+from train_llava.trainer import LlavaTrainer
+
+
+@pytest.mark.parametrize("train_type", TRAIN_TYPES)
+def test_flops_equal_torchs_count(llava, data, train_type):
+    model, processor = load(llava)
+    model.config.vision_feature_layer = -1  # the whole tower: torch also counts a layer that nobody reads
+    model.set_attn_implementation("eager")  # torch does not count the CPU's fused attention
+    model = apply_train_type(model, ModelArguments("", train_type=train_type, lora_dropout=0.0))
+    dataset = LlavaDataset(data)
+    same_length = [example for example in (dataset[i] for i in range(len(dataset))) if " and " in str(example)][:3]
+    batch = LlavaCollator(processor, for_trainer=True)(same_length * 2)
+    counts, labels = batch["counts"], batch["labels"]
+    length = labels.shape[1]
+    following = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
+    kept = following != -100
+    with FlopCounterMode(display=False) as counter:
+        inputs = {"input_ids": batch["input_ids"], "pixel_values": torch.zeros(6, 3, 28, 28)}
+        model(**inputs, labels=labels, logits_to_keep=kept, shift_labels=following[kept]).loss.backward()
+    padded = counts | {"tokens": 6 * length, "token_pairs": 6 * length**2}  # torch counts padding, too
+    assert StepFlops.count(model).of(**padded) == pytest.approx(counter.get_total_flops(), rel=0.02)
+
+
+def test_speed_and_utilisation_in_the_log(llava, data, tmp_path):
+    """Against the same figures worked out from the run's own length."""
+    trainer = trainer_of(LlavaTrainer, llava, data, tmp_path, "use_lora", max_steps=8, logging_steps=8)
+    trainer.data_collator = LlavaCollator(load_processor(llava), for_trainer=True)
+    peak = 1e9
+
+    class Known(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            trainer.meter.peak = peak  # a CPU's is not in the table
+
+    trainer.add_callback(Known())
+    seconds = trainer.train().metrics["train_runtime"]
+    logged = next(log for log in trainer.state.log_history if "mfu" in log)
+    tokens = sum(len(trainer.data_collator.encoder.encode(e["messages"])[0]) for e in trainer.train_dataset)
+    assert logged["samples_per_second"] == pytest.approx(64 / seconds, rel=0.3)
+    assert logged["tokens_per_second"] / logged["samples_per_second"] == pytest.approx(tokens / 64, rel=1e-6)
+    per_second = StepFlops.count(trainer.model).per_token * logged["tokens_per_second"]
+    assert per_second / peak < logged["mfu"] < 2 * per_second / peak
+    assert 0 <= logged["data_wait"] < 1
