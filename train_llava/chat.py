@@ -7,6 +7,7 @@ spans to supervise are known by construction, never searched for afterwards.
 
 import hashlib
 import re
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -17,6 +18,7 @@ Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content":
 
 IGNORE_INDEX = -100  # what the loss skips, as everywhere in transformers
 IMAGE_TOKEN = "<image>"
+CONTENT_PARTS = Path(__file__).with_name("content_parts.jinja")
 MARK = re.compile("\ue000(\\d+)\ue001")  # private-use characters: no tokenizer or template gives them a meaning
 MOST_KNOWN = 1000  # texts whose ids are remembered
 PROBE = ["What is this?\nSay it in 3 words.", "A small house.", "Where?", "By the sea, I think!"]  # for the self-test
