@@ -73,6 +73,21 @@ def test_the_collator_is_made_once(loaded):
     assert collator_of(loaded[1]) is collator_of(loaded[1])
 
 
+def test_prompts_made_at_the_same_time_are_whole(loaded, monkeypatch):
+    """What another thread of a server gets, while the first one renders a kind of conversation never seen before."""
+    encoder, turns = LlavaCollator(loaded[1]).encoder, user("What?") * 3
+    render, meanwhile = encoder.render, []
+
+    def interrupted(*args):
+        monkeypatch.setattr(encoder, "render", render)
+        meanwhile.append(encoder.encode(turns, True))
+        return render(*args)
+
+    monkeypatch.setattr(encoder, "render", interrupted)
+    text = loaded[1].apply_chat_template(turns, add_generation_prompt=True)
+    assert encoder.encode(turns, True)[0] == meanwhile[0][0] == loaded[1].tokenizer(text).input_ids
+
+
 def test_a_stream_is_the_answer_and_can_be_stopped(loaded, plain):
     example = ask("What?", [PICTURE])
     pieces = list(stream(*loaded, example, max_new_tokens=12))

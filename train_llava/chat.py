@@ -120,7 +120,7 @@ class ChatEncoder:
         key = (roles, add_generation_prompt)
         if key not in self.plans:
             marked = [{"role": role, "content": f"\ue000{i}\ue001"} for i, role in enumerate(roles)]
-            self.plans[key] = plan = []
+            plan = []
             for k, piece in enumerate(MARK.split(self.render(marked, add_generation_prompt))):
                 if k % 2:
                     plan.append((roles[int(piece)], int(piece)))
@@ -128,14 +128,16 @@ class ChatEncoder:
                 for text in filter(None, self.special.split(piece)):
                     special = text in self.special_ids
                     plan.append(("special", self.special_ids[text]) if special else ("text", text))
+            self.plans[key] = plan  # only now that it is whole: other threads ask, too
         return self.plans[key]
 
     def _tokenize(self, text: str) -> list[int]:
-        if text not in self.known:
+        ids = self.known.get(text)
+        if ids is None:
             if len(self.known) >= MOST_KNOWN:
                 self.known.clear()
-            self.known[text] = self._tokenize_anew(text) if text else []
-        return self.known[text]
+            self.known[text] = ids = self._tokenize_anew(text) if text else []
+        return ids
 
     def _tokenize_anew(self, text: str) -> list[int]:
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
