@@ -12,12 +12,15 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT, call, run
+from peft import get_peft_model_state_dict
 from PIL import Image
 from safetensors.torch import load_file
+from test_load import Evil
 from test_loss import TRAIN_TYPES
 from transformers import LlavaForConditionalGeneration
 
 from train_llava import infer
+from train_llava.command import InputError
 from train_llava.infer import ask, generate
 from train_llava.load import load
 from train_llava.train import main
@@ -302,3 +305,22 @@ def test_sample_captions_do_not_change_the_run(runs, llava, data, tmp_path):
     assert losses(tmp_path / "out") == losses(output)
     for name, value in weights(tmp_path / "out").items():
         assert torch.equal(value, weights(output)[name]), name
+
+
+def test_checkpoints_are_loaded(runs, tmp_path):
+    """As the Trainer saved them; and from DeepSpeed's shards alone, which may carry no code."""
+    adapter = runs("use_lora")[0] / "checkpoint-3"
+    saved, loaded = weights(adapter), get_peft_model_state_dict(load(adapter)[0])
+    assert all(torch.equal(loaded[name], saved[name]) for name in saved if "lora" in name)
+    whole = runs("freeze_vision")[0] / "checkpoint-3"
+    expected = LlavaForConditionalGeneration.from_pretrained(whole).state_dict()
+    shutil.copytree(whole, tmp_path / "shards")
+    (tmp_path / "shards" / "model.safetensors").unlink()
+    for folder in (whole, tmp_path / "shards"):
+        loaded = load(folder)[0].state_dict()
+        assert loaded.keys() == expected.keys() and all(torch.equal(loaded[name], expected[name]) for name in loaded)
+    (shard, *_) = (tmp_path / "shards" / "global_step3").glob("*rank_1*optim_states.pt")
+    torch.save({"optimizer_state_dict": Evil(tmp_path / "made")}, shard)
+    with pytest.raises(InputError, match="cannot be loaded"):
+        load(tmp_path / "shards")
+    assert not (tmp_path / "made").exists()

@@ -14,18 +14,17 @@ from pathlib import Path
 
 import torch
 import transformers
-from huggingface_hub import snapshot_download
 from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
-from train_llava.chat import IMAGE_TOKEN, ChatEncoder
+from train_llava.chat import CONTENT_PARTS, IMAGE_TOKEN, ChatEncoder
 from train_llava.check_build import check_answers, check_weights
 from train_llava.command import InputError, command
+from train_llava.load import fetch
 from train_llava.parts import parts_table
 
 VISION_TYPES = {"clip_vision_model", "siglip_vision_model"}
 SUPPORTED = "Supported are CLIP and SigLIP vision towers, and Qwen1.5/2/2.5 and Llama-type chat models."
-CONTENT_PARTS = Path(__file__).with_name("content_parts.jinja")
 DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -85,20 +84,6 @@ def build_llava(
         chat_template=CONTENT_PARTS.read_text() + tokenizer.chat_template,
     )
     return model.eval(), processor
-
-
-def fetch(name: str | Path) -> Path:
-    """The local folder of a model: the folder itself, or the hub's snapshot of an id (never any code)."""
-    if Path(name).is_dir():
-        return Path(name)
-    files = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
-    try:
-        folder = Path(snapshot_download(str(name), allow_patterns=files))
-        if not list(folder.glob("*.safetensors")):  # as openai/clip-vit-large-patch14-336
-            snapshot_download(str(name), allow_patterns="*.bin")
-        return folder
-    except (ValueError, OSError) as error:  # what huggingface_hub's errors derive from
-        raise InputError(f"{name}: no such folder, nor to be had from the Hugging Face hub. Check it.") from error
 
 
 def load_part(auto_class: type, folder: Path, dtype: torch.dtype | None, random_weights: bool) -> PreTrainedModel:

@@ -7,6 +7,7 @@ spans to supervise are known by construction, never searched for afterwards.
 
 import hashlib
 import re
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -17,6 +18,7 @@ Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content":
 
 IGNORE_INDEX = -100  # what the loss skips, as everywhere in transformers
 IMAGE_TOKEN = "<image>"
+CONTENT_PARTS = Path(__file__).with_name("content_parts.jinja")
 MARK = re.compile("\ue000(\\d+)\ue001")  # private-use characters: no tokenizer or template gives them a meaning
 MOST_KNOWN = 1000  # texts whose ids are remembered
 PROBE = ["What is this?\nSay it in 3 words.", "A small house.", "Where?", "By the sea, I think!"]  # for the self-test
@@ -118,7 +120,7 @@ class ChatEncoder:
         key = (roles, add_generation_prompt)
         if key not in self.plans:
             marked = [{"role": role, "content": f"\ue000{i}\ue001"} for i, role in enumerate(roles)]
-            self.plans[key] = plan = []
+            plan = []
             for k, piece in enumerate(MARK.split(self.render(marked, add_generation_prompt))):
                 if k % 2:
                     plan.append((roles[int(piece)], int(piece)))
@@ -126,14 +128,16 @@ class ChatEncoder:
                 for text in filter(None, self.special.split(piece)):
                     special = text in self.special_ids
                     plan.append(("special", self.special_ids[text]) if special else ("text", text))
+            self.plans[key] = plan  # only now that it is whole: other threads ask, too
         return self.plans[key]
 
     def _tokenize(self, text: str) -> list[int]:
-        if text not in self.known:
+        ids = self.known.get(text)
+        if ids is None:
             if len(self.known) >= MOST_KNOWN:
                 self.known.clear()
-            self.known[text] = self._tokenize_anew(text) if text else []
-        return self.known[text]
+            self.known[text] = ids = self._tokenize_anew(text) if text else []
+        return ids
 
     def _tokenize_anew(self, text: str) -> list[int]:
         backend = getattr(self.tokenizer, "backend_tokenizer", None)

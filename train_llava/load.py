@@ -1,57 +1,103 @@
-"""A folder -> the model and processor in it."""
+"""A folder, or an id of the Hugging Face hub -> the model and processor in it. No code from there is ever run."""
 
 import json
+import os
+import pickle
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from peft import PeftModel
-from transformers import AutoProcessor, BitsAndBytesConfig, LlavaForConditionalGeneration, LlavaProcessor
+from safetensors import SafetensorError
+from transformers import AutoProcessor, BitsAndBytesConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import is_bitsandbytes_available
 
+from train_llava.chat import CONTENT_PARTS
 from train_llava.command import InputError
 
 Model = LlavaForConditionalGeneration | PeftModel
-Folder = str | Path
+Name = str | Path  # a folder or a hub id
+FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 
 def load(
-    folder: Folder, adapter: Folder | None = None, dtype: torch.dtype | str = "auto", in_4bit: bool = False
+    model_name_or_path: Name,
+    adapter_name_or_path: Name | None = None,
+    dtype: torch.dtype | str = "auto",
+    in_4bit: bool = False,
 ) -> tuple[Model, LlavaProcessor]:
-    """Model (in eval mode, on the CPU) and processor of a LLaVA folder, an adapter folder, or a base with an adapter.
+    """Model (in eval mode, on this process's GPU where there is one) and processor.
 
-    With `in_4bit` the language model's linear layers are held as 4-bit NormalFloat with doubly quantised scales, as
-    QLoRA does it (arXiv:2305.14314, section 3); vision tower, projector and head keep their precision.
+    The name may be that of a whole model, of an adapter (which knows its base), or of a training's checkpoint.
+    `dtype` "auto" keeps the one that was saved. With `in_4bit` the language model's linear layers are held as 4-bit
+    NormalFloat with doubly quantised scales, as QLoRA does it (arXiv:2305.14314, section 3); vision tower, projector
+    and head keep their precision.
 
     Raises:
-        InputError: the folder is not a LLaVA, the adapter's base is not where the adapter says, or bitsandbytes is
-            not installed.
+        InputError: no LLaVA there, or not a whole one; the adapter's base is not where the adapter says; bitsandbytes
+            is not installed.
     """
-    if adapter is None and (Path(folder) / "adapter_config.json").is_file():
-        return load(read_json(folder, "adapter_config.json")["base_model_name_or_path"], folder, dtype, in_4bit)
-    if (kind := read_json(folder, "config.json").get("model_type")) != "llava":
-        raise InputError(f"{folder}: a {kind!r} model, not a LLaVA. Build one with python -m train_llava.build_model.")
+    folder, adapter = fetch(model_name_or_path), adapter_name_or_path and fetch(adapter_name_or_path)
+    if adapter is None and (folder / "adapter_config.json").is_file():
+        return load(base_of(folder), folder, dtype, in_4bit)
     if adapter is not None:
         read_json(adapter, "adapter_config.json")
+    if (kind := read_json(folder, "config.json").get("model_type")) != "llava":
+        raise InputError(f"{folder}: a {kind!r} model, not a LLaVA. Build one with python -m train_llava.build_model.")
     if in_4bit and not is_bitsandbytes_available():
         raise InputError("--load_in_4bit needs bitsandbytes: pip install bitsandbytes")
-    quantization = four_bit(dtype) if in_4bit else None
+    processor = load_processor(adapter if adapter and list(adapter.glob("processor_config.json")) else folder)
     try:
-        # the whole path: an adapter trained on this model records it, and must find its base from anywhere
-        base = Path(folder).resolve()
-        options = {"dtype": dtype, "weights_only": True, "quantization_config": quantization}
-        model = LlavaForConditionalGeneration.from_pretrained(base, **options)
-        if is_deepspeed_zero3_enabled():
-            # transformers forgets here which names it changed in loading, and in saving would change them twice
-            model._weight_conversions = []
-        for module in model.modules() if in_4bit else []:
-            # on some CPUs bitsandbytes would repack its weights at the first evaluation, and training could not go on
-            module.support_avx512bf16_for_cpu = False
+        model = load_weights(folder, dtype, in_4bit)
+        # an adapter trained on this model records its name, and must find its base from anywhere
+        model.name_or_path = str(folder.resolve() if Path(model_name_or_path).is_dir() else model_name_or_path)
         model = model if adapter is None else PeftModel.from_pretrained(model, adapter)
-        return model.eval(), load_processor(adapter or folder)
-    except (OSError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, SafetensorError, pickle.UnpicklingError) as error:
         raise InputError(f"{adapter or folder}: cannot be loaded ({error}).") from error
+    if torch.cuda.is_available() and not in_4bit:  # what is in 4 bits is there already
+        model.to(torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))))
+    return model.eval(), processor
+
+
+def load_weights(folder: Path, dtype: torch.dtype | str, in_4bit: bool) -> LlavaForConditionalGeneration:
+    """The model in a folder, every weight from there. Weight names of transformers 4 are known to transformers 5."""
+    options: dict[str, Any] = {"dtype": dtype, "weights_only": True, "output_loading_info": True}
+    options["quantization_config"] = four_bit(dtype) if in_4bit else None
+    saved = list(folder.glob("model*.safetensors")) or list(folder.glob("pytorch_model*.bin"))
+    if not saved and (folder / "latest").is_file():
+        options |= {"config": LlavaConfig.from_pretrained(folder), "state_dict": gather_shards(folder)}
+        folder = None
+    model, info = LlavaForConditionalGeneration.from_pretrained(folder, **options)
+    if lacking := sorted(info["missing_keys"]):
+        raise ValueError(f"{len(lacking)} weights are missing, such as {lacking[0]}")
+    if is_deepspeed_zero3_enabled():
+        # transformers forgets here which names it changed in loading, and in saving would change them twice
+        model._weight_conversions = []
+    for module in model.modules() if in_4bit else []:
+        # on some CPUs bitsandbytes would repack its weights at the first evaluation, and training could not go on
+        module.support_avx512bf16_for_cpu = False
+    return model
+
+
+def gather_shards(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """fp32 weights out of the ranks' optimizer states, which may be all that ZeRO-3 saves."""
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    harmless = [DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]
+    before = os.environ.get(FORCE, "0")
+    os.environ[FORCE] = "1"  # DeepSpeed would let its pickles run any code
+    try:
+        with torch.serialization.safe_globals(harmless), redirect_stdout(sys.stderr):
+            return get_fp32_state_dict_from_zero_checkpoint(str(checkpoint))
+    finally:
+        os.environ[FORCE] = before
 
 
 def four_bit(dtype: torch.dtype | str) -> BitsAndBytesConfig:
@@ -65,15 +111,72 @@ def four_bit(dtype: torch.dtype | str) -> BitsAndBytesConfig:
     )
 
 
-def load_processor(folder: Folder) -> LlavaProcessor:
-    """The processor alone, without any weights."""
-    read_json(folder, "processor_config.json")
-    return AutoProcessor.from_pretrained(folder)
+def load_processor(model_name_or_path: Name) -> LlavaProcessor:
+    """The processor alone, without any weights. What older versions of transformers left out of it is filled in.
+
+    Raises:
+        InputError: no processor there, or none with a chat template.
+    """
+    folder = fetch(model_name_or_path)
+    if not list(folder.glob("*processor_config.json")):
+        raise InputError(nothing_in(folder, "processor_config.json"))
+    try:
+        processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder}: its processor cannot be loaded ({error}).") from error
+    if (folder / "config.json").is_file():
+        config = LlavaConfig.from_pretrained(folder)
+        processor.patch_size = config.vision_config.patch_size
+        processor.vision_feature_select_strategy = config.vision_feature_select_strategy
+        processor.num_additional_image_tokens = int(config.vision_config.model_type == "clip_vision_model")  # its CLS
+    template = processor.chat_template or processor.tokenizer.chat_template
+    if not template:
+        raise InputError(f"{folder}: no chat template, so how it was asked in training is unknown.")
+    processor.chat_template = processor.chat_template or CONTENT_PARTS.read_text() + template
+    return processor
 
 
-def read_json(folder: Folder, name: str) -> dict[str, Any]:
+def base_of(adapter: Path) -> str:
+    """The name of the model that an adapter was trained on."""
+    base = read_json(adapter, "adapter_config.json")["base_model_name_or_path"]
+    try:
+        fetch(base)
+    except InputError as error:
+        hint = f"say where its base is: --model_name_or_path BASE --adapter_name_or_path {adapter}"
+        raise InputError(f"{adapter}: an adapter; {hint}. {error}") from error
+    return base
+
+
+def fetch(name: Name) -> Path:
+    """The local folder of a model: the folder itself, or the hub's snapshot of an id (never any code).
+
+    Raises:
+        InputError: neither.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    files = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+    try:
+        folder = Path(snapshot_download(str(name), allow_patterns=files))
+        if not list(folder.glob("*.safetensors")):  # as openai/clip-vit-large-patch14-336
+            snapshot_download(str(name), allow_patterns="*.bin")
+        return folder
+    except (ValueError, OSError) as error:  # what huggingface_hub's errors derive from
+        raise InputError(f"{name}: no such folder, nor to be had from the Hugging Face hub. Check it.") from error
+
+
+def read_json(folder: Path, name: str) -> dict[str, Any]:
     """A JSON file that a folder must have."""
     try:
-        return json.loads((Path(folder) / name).read_text())
+        return json.loads((folder / name).read_text())
     except OSError as error:
-        raise InputError(f"{folder}: no {name} here. Give the folder of a LLaVA or of an adapter.") from error
+        raise InputError(nothing_in(folder, name)) from error
+
+
+def nothing_in(folder: Path, name: str) -> str:
+    """Why there is no such file, and what to give instead."""
+    whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]  # written last
+    if whole:
+        newest = max(whole, key=lambda path: int(path.name.split("-")[1]))
+        return f"{folder}: the training has not ended. Give its newest whole checkpoint, {newest}."
+    return f"{folder}: no {name} here. Give the folder of a LLaVA or of an adapter."

@@ -29,7 +29,9 @@ def check_memory(model: nn.Module, args: LlavaTrainingArguments) -> None:
     if args.deepspeed:
         offload = "offload_optimizer" in args.hf_deepspeed_config.config.get("zero_optimization", {})
     if torch.cuda.is_available() and not args.use_cpu:
-        needed = sum(p.nbytes for p in model.parameters()) + (gradients + optimizer * (not offload)) / ranks
+        needed = (
+            sum(p.nbytes for p in model.parameters() if not p.is_cuda) + (gradients + optimizer * (not offload)) / ranks
+        )
         free = torch.cuda.mem_get_info()[0]
     else:
         needed = (gradients + optimizer) / ranks  # the weights are there already

@@ -1,0 +1,174 @@
+"""Every kind of folder that holds a model; the reference is the model that plain transformers loads."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from huggingface_hub import constants
+from peft import LoraConfig, PeftModel, get_peft_model
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import AutoProcessor, LlavaForConditionalGeneration, pipeline
+
+from train_llava.command import InputError
+from train_llava.infer import ask, generate
+from train_llava.load import load, load_processor
+
+PICTURE = Image.radial_gradient("L").convert("RGB")
+
+
+class Evil:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return open, (str(self.file), "w")
+
+
+def changed(file, **changes):
+    """Sets keys of a JSON file, or takes those away that are to be None."""
+    content = {**json.loads(file.read_text()), **changes}
+    file.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+
+
+def equal(one, other):
+    ours, theirs = one.state_dict(), other.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.fixture
+def old_llava(llava, tmp_path):
+    """The same model as transformers 4.39 saved it: names with `vision_model.`, a config of old keys, processor files
+    without what belongs to pictures, the chat template inside the tokenizer's config, no end of turn anywhere."""
+    folder = tmp_path / "old"
+    folder.mkdir()
+    weights = load_file(llava / "model.safetensors")
+    weights = {name.replace("vision_tower.", "vision_tower.vision_model."): value for name, value in weights.items()}
+    weights["vision_tower.vision_model.embeddings.position_ids"] = torch.arange(5)[None]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    config = json.loads((llava / "config.json").read_text())
+    for part in (config, config["text_config"], config["vision_config"]):
+        part["torch_dtype"] = part.pop("dtype")
+    config["text_config"]["rope_theta"] = config["text_config"].pop("rope_parameters")["rope_theta"]
+    del config["image_seq_length"], config["text_config"]["layer_types"], config["text_config"]["eos_token_id"]
+    (folder / "config.json").write_text(json.dumps(config | {"ignore_index": -100, "transformers_version": "4.39.0"}))
+    picture = json.loads((llava / "processor_config.json").read_text())["image_processor"]
+    (folder / "preprocessor_config.json").write_text(json.dumps(picture | {"processor_class": "LlavaProcessor"}))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(llava / name, folder)
+    plain = (llava / "chat_template.jinja").read_text().split("{%- set messages = flat.messages -%}\n")[-1]
+    changed(folder / "tokenizer_config.json", chat_template=plain, extra_special_tokens=None)
+    return folder
+
+
+@pytest.mark.parametrize("form", ["4.39", "chat_template.json", "processor_config.json", "pickled"])
+def test_a_folder_of_transformers_4(llava, old_llava, form):
+    if form == "chat_template.json":
+        template = json.loads((old_llava / "tokenizer_config.json").read_text())["chat_template"]
+        (old_llava / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+        changed(old_llava / "tokenizer_config.json", chat_template=None)
+    elif form == "processor_config.json":
+        old = {"processor_class": "LlavaProcessor", "image_token": "<image>", "patch_size": None}
+        (old_llava / "processor_config.json").write_text(json.dumps(old | {"vision_feature_select_strategy": None}))
+    elif form == "pickled":
+        torch.save(load_file(old_llava / "model.safetensors"), old_llava / "pytorch_model.bin")
+        (old_llava / "model.safetensors").unlink()
+    model, processor = load(old_llava)
+    assert equal(model, LlavaForConditionalGeneration.from_pretrained(llava))
+    new = AutoProcessor.from_pretrained(llava)
+    ours, theirs = (p(images=PICTURE, text="<image> a", return_tensors="pt") for p in (processor, new))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    content = [{"type": "image", "image": PICTURE}, {"type": "text", "text": "What?"}]
+    asked = {"text": [{"role": "user", "content": content}], "return_full_text": False, "max_new_tokens": 12}
+    said = pipeline("image-text-to-text", model=str(llava))(**asked)[0]["generated_text"]
+    assert generate(model, processor, [ask("What?", [PICTURE])], max_new_tokens=12) == [said.strip()]
+
+
+def test_an_old_folder_stops_at_the_end_of_turn(old_llava):
+    model, processor = load(old_llava)
+    assert model.generation_config.eos_token_id is None
+    model.lm_head = torch.nn.Linear(48, 448)  # can say nothing but the end of turn
+    torch.nn.init.zeros_(model.lm_head.weight)
+    model.lm_head.bias.data = 100.0 * torch.eye(448)[420]
+    assert generate(model, processor, [ask("What?", [PICTURE])]) == [""]
+
+
+@pytest.fixture
+def adapter(llava, tmp_path):
+    """As peft itself saves one, without a processor; its B is not zero."""
+    torch.manual_seed(0)
+    settings = LoraConfig(r=2, target_modules=r".*language_model.*q_proj", init_lora_weights=False)
+    model = get_peft_model(LlavaForConditionalGeneration.from_pretrained(llava), settings)
+    model.save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+def test_an_adapter_with_its_base(llava, adapter, tmp_path):
+    expected = PeftModel.from_pretrained(LlavaForConditionalGeneration.from_pretrained(llava), adapter)
+    assert equal(load(adapter)[0], expected) and equal(load(llava, adapter)[0], expected)
+    changed(adapter / "adapter_config.json", base_model_name_or_path=str(tmp_path / "gone"))
+    with pytest.raises(InputError, match=f"--model_name_or_path BASE --adapter_name_or_path {adapter}"):
+        load(adapter)
+    assert equal(load(llava, adapter)[0], expected)
+
+
+def test_a_hub_id(llava, tmp_path, monkeypatch):
+    """Out of the hub's cache, in its layout; without it and without a network, a sentence."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(InputError, match="some/llava: no such folder, nor to be had from the Hugging Face hub"):
+        load("some/llava")
+    (tmp_path / "models--some--llava" / "refs").mkdir(parents=True)
+    (tmp_path / "models--some--llava" / "refs" / "main").write_text("0" * 40)
+    shutil.copytree(llava, tmp_path / "models--some--llava" / "snapshots" / ("0" * 40))
+    model, _ = load("some/llava")
+    assert equal(model, LlavaForConditionalGeneration.from_pretrained(llava))
+    get_peft_model(model, LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path / "adapter")
+    saved = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert saved["base_model_name_or_path"] == "some/llava"  # not a folder in the cache of one user
+
+
+def test_what_is_not_a_whole_model(llava, old_qwen, tmp_path):
+    for folder, message in ((old_qwen, "not a LLaVA"), (tmp_path, r"no config\.json")):
+        with pytest.raises(InputError, match=message):
+            load(folder)
+    with pytest.raises(InputError, match=r"no adapter_config\.json"):
+        load(llava, tmp_path)
+    for step in (3, 12, 20):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    for step in (3, 12):  # the third was cut off while it was written
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").touch()
+    with pytest.raises(InputError, match=r"has not ended\. Give its newest whole checkpoint, .*/checkpoint-12"):
+        load(tmp_path)
+    shutil.copytree(llava, tmp_path / "part")
+    weights = load_file(llava / "model.safetensors")
+    del weights["multi_modal_projector.linear_1.weight"]
+    save_file(weights, tmp_path / "part" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(InputError, match=r"1 weights are missing, such as .*projector.linear_1.weight"):
+        load(tmp_path / "part")
+    (tmp_path / "part" / "model.safetensors").write_bytes(b"cut off")
+    with pytest.raises(InputError, match="cannot be loaded"):
+        load(tmp_path / "part")
+    (tmp_path / "part" / "chat_template.jinja").unlink()
+    with pytest.raises(InputError, match="no chat template"):
+        load_processor(tmp_path / "part")
+
+
+def test_no_code_of_a_folder_runs(llava, tmp_path):
+    folder, made = tmp_path / "llava", tmp_path / "made"
+    shutil.copytree(llava, folder)
+    (folder / "evil.py").write_text(f"open({str(made)!r}, 'w')\nclass Evil: pass\n")
+    for name, kind in (("config.json", "AutoModel"), ("processor_config.json", "AutoProcessor")):
+        changed(folder / name, auto_map={kind: "evil.Evil", "AutoConfig": "evil.Evil"})
+    assert equal(load(folder)[0], LlavaForConditionalGeneration.from_pretrained(llava))
+    torch.save({"lm_head.weight": Evil(made)}, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(InputError, match="cannot be loaded"):
+        load(folder)
+    assert not made.exists()
+    with pytest.raises(OSError, match="not readable"):
+        torch.load(folder / "pytorch_model.bin", weights_only=False)["lm_head.weight"].read()
+    assert made.exists()  # the trap works
