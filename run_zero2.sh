@@ -107,22 +107,36 @@ elif [ "$NNODES" -gt 1 ]; then
     fi
 fi
 
+# The launcher gets a process group of its own, by which it and every rank can be found.
+setsid "$PYTHON" -m deepspeed.launcher.runner "${LAUNCH[@]}" --module train_llava.train "${FLAGS[@]}" "$@" &
+LAUNCHER=$!
+ranks() { # and their loaders' workers
+    local process
+    for process in /proc/[0-9]*; do
+        grep -qs -- --local_rank= "$process/cmdline" || continue
+        [ "$(cut -d' ' -f5 "$process/stat" 2>/dev/null)" = "$LAUNCHER" ] && echo "${process#/proc/}"
+    done
+    true
+}
 # A signal goes to the ranks alone: they save a checkpoint and end, and then the launcher does. DeepSpeed's launcher, told
 # itself, would kill them half a minute later. A second signal ends them at once.
 tell_ranks() {
-    local told=1 process
-    for process in /proc/[0-9]*; do
-        grep -qs -- --local_rank= "$process/cmdline" || continue
-        [ "$(cut -d' ' -f5 "$process/stat" 2>/dev/null)" = "$LAUNCHER" ] && kill -TERM "${process#/proc/}" && told=0
-    done
-    return $told
+    local all
+    all=$(ranks)
+    kill -TERM -- ${all:-"-$LAUNCHER"} 2>/dev/null || true
 }
-
-# The launcher gets a process group of its own, so that it and every rank can be found by it.
-setsid "$PYTHON" -m deepspeed.launcher.runner "${LAUNCH[@]}" --module train_llava.train "${FLAGS[@]}" "$@" &
-LAUNCHER=$!
-trap 'tell_ranks || kill -TERM -- "-$LAUNCHER" 2>/dev/null || true' INT TERM HUP
-trap 'rm -f /dev/shm/deepspeed_allreduce_buffer_*_"${MASTER_PORT}"_* ${HOSTS:+"$HOSTS"}' EXIT
+# Where the launcher itself was killed, its ranks would train on with nobody to see: they are told the same.
+tidy_up() {
+    local waited=0
+    if [ -n "$(ranks)" ]; then
+        tell_ranks
+        while [ -n "$(ranks)" ] && [ $((waited++)) -lt 120 ]; do sleep 0.5; done
+        kill -KILL -- "-$LAUNCHER" 2>/dev/null || true
+    fi
+    rm -f /dev/shm/deepspeed_allreduce_buffer_*_"${MASTER_PORT}"_* ${HOSTS:+"$HOSTS"}
+}
+trap tell_ranks INT TERM HUP
+trap tidy_up EXIT
 STATUS=0
 wait "$LAUNCHER" || STATUS=$?
 while kill -0 "$LAUNCHER" 2>/dev/null; do STATUS=0; wait "$LAUNCHER" || STATUS=$?; done

@@ -54,16 +54,20 @@ def text(output, rank):
     return (output.parent / f"log{rank}").read_text()
 
 
+def wait_for_step_12(process, output):
+    deadline = time.monotonic() + 180
+    while not re.search(r"\nstep 1[2-9]/", text(output, 0)):
+        assert time.monotonic() < deadline and process.poll() is None, text(output, 0)[-3000:]
+        time.sleep(0.05)
+
+
 @pytest.mark.slow
 def test_two_hosts_train_lose_one_and_go_on(llava, data, tmp_path, hosts):
     done = zero2(llava, data, tmp_path / "one", "use_lora", *MORE)
     assert done.returncode == 0, done.stderr[-2000:]
     output = tmp_path / "two"
     both = [start(llava, data, output, rank) for rank in (0, 1)]
-    deadline = time.monotonic() + 120
-    while not re.search(r"\nstep 1[2-9]/", text(output, 0)):
-        assert time.monotonic() < deadline and both[0].poll() is None, text(output, 0)[-3000:]
-        time.sleep(0.05)
+    wait_for_step_12(both[0], output)
     for process in run("ip", "netns", "pids", NAMES[1]).stdout.split():  # all that runs on host 1 is gone at once
         os.kill(int(process), signal.SIGKILL)
     cut = time.monotonic()
@@ -76,3 +80,18 @@ def test_two_hosts_train_lose_one_and_go_on(llava, data, tmp_path, hosts):
     assert [process.wait(timeout=120) for process in both] == [0, 0], text(output, 0)[-3000:]
     assert "DeepSpeedZeroOptimizer ZeRO-2 on 2 ranks" in text(output, 0)
     assert losses(output) == losses(tmp_path / "one")  # from the first step to the last
+
+
+@pytest.mark.slow
+def test_a_cable_that_is_pulled_ends_both_hosts(llava, data, tmp_path, hosts):
+    """No connection is closed, nothing arrives any more."""
+    output = tmp_path / "two"
+    both = [start(llava, data, output, rank, "--ddp_timeout", 10) for rank in (0, 1)]
+    wait_for_step_12(both[0], output)
+    assert run("ip", "-n", NAMES[1], "link", "set", "train_llava_b", "down").returncode == 0
+    pulled = time.monotonic()
+    for process in both:
+        assert process.wait(timeout=120) != 0
+    assert time.monotonic() - pulled < 60
+    for rank in (0, 1):
+        assert re.search(r"nothing has moved since step \d+, for 10 seconds", text(output, rank))
