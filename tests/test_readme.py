@@ -58,3 +58,10 @@ def test_commands_exist_and_know_their_flags():
         assert all(flag in helps[module] for flag in flags)
         if "." in module:
             assert (ROOT / (module.replace(".", "/") + ".py")).is_file()
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_the_strategies_are_those_of_the_kept_results(name):
+    rows = (ROOT / "benchmarks" / "results" / "strategies.md").read_text().splitlines()[2:]
+    assert len(rows) == 8
+    assert all(row in READMES[name] for row in rows)

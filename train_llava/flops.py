@@ -9,9 +9,9 @@ from torch import nn
 
 from train_llava.train_type import unread_layers
 
-# Dense bf16 operations per second (NVIDIA's data sheets, without sparsity), by a word of the GPU's name
+# Dense bf16 operations per second (NVIDIA's data sheets, without sparsity); the first whose words are in a GPU's name
 PEAKS = {"B200": 2250e12, "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12,
-         "A6000": 155e12, "RTX 4090": 165e12, "RTX 3090": 71e12, "L4": 121e12, "A10": 125e12}  # fmt: skip
+         "L40": 181e12, "L4": 121e12, "A10G": 70e12, "A10": 125e12, "A6000": 155e12, "RTX 4090": 165e12}  # fmt: skip
 
 
 def peak_flops() -> float | None:
