@@ -91,11 +91,11 @@ def said(lines: list[dict[str, Any]]) -> str:
     return "".join(line.get("text", "") + line.get("error", "") for line in lines).strip()
 
 
-def ask_openai(url: str, model: str, data: bytes) -> str:
+def ask_openai(url: str, model: str, data: bytes, tokens: int = TOKENS) -> str:
     """An answer by chat completions."""
     picture = {"type": "image_url", "image_url": {"url": "data:image/jpeg;base64," + base64.b64encode(data).decode()}}
     message = {"role": "user", "content": [picture, {"type": "text", "text": QUESTION}]}
-    _, body = post(f"{url}/v1/chat/completions", {"model": model, "messages": [message], "max_tokens": TOKENS})
+    _, body = post(f"{url}/v1/chat/completions", {"model": model, "messages": [message], "max_tokens": tokens})
     return json.loads(body)["choices"][0]["message"]["content"].strip()
 
 

@@ -201,7 +201,7 @@ def options_of(asked: dict[str, Any]) -> dict[str, Any]:
     temperature, top_p = float(asked.get("temperature", 0)), float(asked.get("top_p", 1))
     if not temperature > 0:
         return {"max_new_tokens": tokens}
-    drawn = {"do_sample": True, "temperature": min(2.0, temperature), "top_p": min(1.0, max(0.01, top_p)), "top_k": 0}
+    drawn = {"do_sample": True, "temperature": min(2.0, temperature), "top_p": min(1.0, max(1e-6, top_p)), "top_k": 0}
     return {"max_new_tokens": tokens, **drawn}
 
 
