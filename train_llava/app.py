@@ -34,6 +34,7 @@ MOST_MEGABYTES = 20  # of a picture's file
 MOST_PIXELS = 50_000_000  # of a picture: 150 MB as RGB
 MOST_PICTURES = 8  # in a conversation
 MOST_TOKENS = 1024  # in an answer
+MOST_EXAMPLES = 12  # on the page
 MOST_WAITING = 50  # questions, each with its pictures in memory
 AUTH = "TRAIN_LLAVA_AUTH"
 
@@ -219,23 +220,19 @@ def main() -> None:
         parser.error("--auth is USER:PASSWORD")
     if args.examples and not args.examples.is_dir():
         raise InputError(f"{args.examples}: no such folder of examples.")
-    examples = (
-        sorted(path for path in args.examples.iterdir() if path.suffix.lower() in SUFFIXES) if args.examples else []
-    )
+    examples = sorted(args.examples.iterdir()) if args.examples else []
+    examples = [path for path in examples if path.suffix.lower() in SUFFIXES][:MOST_EXAMPLES]
     Image.MAX_IMAGE_PIXELS = MOST_PIXELS
     name = Path(args.adapter_name_or_path or args.model_name_or_path).name
-    app = App(*load(args.model_name_or_path, args.adapter_name_or_path), name, examples[:12], args.auth)
+    app = App(*load(args.model_name_or_path, args.adapter_name_or_path), name, examples, args.auth)
     if args.host not in ("127.0.0.1", "localhost", "::1") and not args.auth:
         print("warning: whoever reaches this address can ask. Set a password: --auth USER:PASSWORD", flush=True)
+    address = f"http://{args.host}:{args.port} (Ctrl-C ends it)"
     try:
         options = {"handler_cancellation": True, "shutdown_timeout": 2, "access_log": None}
-        web.run_app(app.routes(), host=args.host, port=args.port, print=lambda _: told(args), **options)
+        web.run_app(app.routes(), host=args.host, port=args.port, print=lambda _: print(address, flush=True), **options)
     except OSError as error:
         raise InputError(f"--host {args.host} --port {args.port}: {error.strerror}. Give others.") from error
-
-
-def told(args: argparse.Namespace) -> None:
-    print(f"http://{args.host}:{args.port} (Ctrl-C ends it)", flush=True)
 
 
 if __name__ == "__main__":
