@@ -210,7 +210,9 @@ def test_the_login(loaded):
     asyncio.run(main())
 
 
-def test_wrong_usage(llava, page, tmp_path):
+def test_wrong_usage(llava, page, tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # the command sets it for its process
+
     def refused(*flags):
         done = call(app.main, "--model_name_or_path", llava, *flags)
         assert done.returncode == 2 and "Traceback" not in done.stderr
