@@ -10,6 +10,7 @@ import os
 import re
 import warnings
 import zlib
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,10 @@ Image.init()  # here, so that no forked worker has to import Pillow's plugins
 Picture = dict[str, Any] | str | Path
 
 
-def open_image(picture: Picture) -> Image.Image:
+def open_image(picture: Picture, kinds: Sequence[str] | None = None) -> Image.Image:
     """A picture as RGB: first frame, turned upright (EXIF), on white where it is transparent, 16 bits scaled to 8.
+
+    `kinds` are names of Pillow's formats; None allows all, some of which call programs such as Ghostscript.
 
     Raises:
         InputError: missing, not a picture that Pillow can read to its end, or of more pixels than
@@ -47,7 +50,7 @@ def open_image(picture: Picture) -> Image.Image:
             warnings.simplefilter("ignore")  # of Pillow, about odd EXIF blocks and the like
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             source = picture["path"] if in_a_file(picture) else io.BytesIO(read_bytes(picture))
-            with Image.open(source) as image:
+            with Image.open(source, formats=kinds) as image:
                 return to_rgb(image)
     except FileNotFoundError as error:
         raise InputError(f"{name_of(picture)}: no such picture file.") from error

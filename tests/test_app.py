@@ -1,0 +1,317 @@
+"""The web page: its answers, its limits, and a browser in front of it. Reference: infer.generate, asked alone."""
+
+import asyncio
+import io
+import json
+import shutil
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from itertools import islice
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
+
+import pytest
+from aiohttp import BasicAuth, ClientSession, web
+from conftest import call
+from PIL import Image
+from transformers.utils.import_utils import is_serve_available
+
+from benchmarks.serving import QUESTION, ask_app, ask_openai, bad_uploads, bomb, megabytes, post, said, served, user
+from train_llava import app
+from train_llava.app import App, options_of
+from train_llava.images import open_image
+from train_llava.infer import ask, generate
+from train_llava.load import load
+
+TOKENS = 48  # by then answers about different pictures differ
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+# how long the answer is, each time that the page changes
+WATCH = """() => {
+  window.seen = [];
+  const watch = () => seen.push(document.querySelector(".assistant .text")?.textContent.length);
+  new MutationObserver(watch).observe(document.querySelector("#chat"), {childList: true, subtree: true});
+}"""
+
+
+@pytest.fixture(scope="module")
+def files(data):
+    return sorted((data / "images").iterdir())[:12]
+
+
+@pytest.fixture(scope="module")
+def page(llava, files, tmp_path_factory):
+    """Address and process id of the command, with examples."""
+    examples = tmp_path_factory.mktemp("examples")
+    for file in files[:3]:
+        shutil.copy(file, examples)
+    (examples / "notes.txt").write_text("no picture")
+    with served(sys.executable, "-m", "train_llava.app", "--model_name_or_path", llava, "--examples", examples) as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def loaded(llava):
+    return load(llava)
+
+
+@pytest.fixture(scope="module")
+def alone(loaded):
+    def answer(prompt, *pictures, **options):
+        images = [open_image(file) for file in pictures]
+        return generate(*loaded, [ask(prompt, images)], **{"max_new_tokens": TOKENS, **options})[0]
+
+    return answer
+
+
+def told(url, text, *pictures, **settings):
+    return ask_app(url, [user(text, *(file.read_bytes() for file in pictures))], max_new_tokens=TOKENS, **settings)
+
+
+def test_clients_at_once_get_the_answers_asked_alone(page, alone, files):
+    asked = [("What is this?", file) for file in files]
+    with ThreadPoolExecutor(2) as pool:
+        lines = list(pool.map(lambda one: told(page[0], *one), asked))
+    expected = [alone(*one) for one in asked]
+    assert [said(one) for one in lines] == expected and len(set(expected)) > 8
+    assert any(len(one) > 3 for one in lines)  # in pieces
+    assert any(one[0]["waiting"] for one in lines)
+
+
+def test_a_conversation_is_the_one_of_the_page(page, loaded, files):
+    shown = [open_image(file) for file in files[:3]]
+    first = ask("What are these?", shown[:2])["messages"] + [{"role": "assistant", "content": "Two digits."}]
+    example = {"messages": first + ask("And this?", shown[2:])["messages"], "images": shown}
+    data = [file.read_bytes() for file in files[:3]]
+    sent = [user("What are these?", *data[:2]), {**first[1], "pictures": []}, user("And this?", data[2])]
+    expected = generate(*loaded, [example], max_new_tokens=TOKENS)[0]
+    assert said(ask_app(page[0], sent, max_new_tokens=TOKENS)) == expected
+    assert said(ask_app(page[0], sent[2:], max_new_tokens=TOKENS)) != expected
+
+
+def test_settings(page, alone, files):
+    greedy = alone("What?", files[0])
+    hot = {said(told(page[0], "What?", files[0], temperature=2)) for _ in range(3)}
+    assert len(hot) > 1
+    assert said(told(page[0], "What?", files[0], temperature=1, top_p=0)) == greedy  # the likeliest word alone is left
+    lines = ask_app(page[0], [user("What?", files[0].read_bytes())], max_new_tokens=3)
+    assert said(lines) == alone("What?", files[0], max_new_tokens=3) != greedy
+    assert options_of({"max_new_tokens": 10**9, "temperature": 99, "top_p": float("nan")}) == {
+        "max_new_tokens": 1024,
+        "do_sample": True,
+        "temperature": 2.0,
+        "top_p": 1e-6,
+        "top_k": 0,
+    }
+
+
+def test_bad_uploads_get_a_sentence_each(page, alone, files):
+    url, process = page
+    before = megabytes(process)
+    for kind, data in islice(bad_uploads([file.read_bytes() for file in files], seed=1), 20):
+        status, body = post(f"{url}/picture?name=mine.png", data)
+        reason = {"bomb": "more than 50,000,000 pixels"}.get(kind, "not a readable picture")
+        assert status == 400 and json.loads(body)["error"].startswith(f"mine.png: {reason}"), (kind, data[:40])
+        (line,) = [line for line in ask_app(url, [user("What?", data)]) if "error" in line]
+        assert line["error"].startswith(f"picture 1: {reason}")
+    assert megabytes(process, "VmHWM") - before < 100
+    assert said(told(url, "What?", files[0])) == alone("What?", files[0])
+
+
+def test_limits(page):
+    assert post(f"{page[0]}/picture", bomb(10_000, 4_999))[0] == 200
+    status, body = post(f"{page[0]}/picture?name=a.png", bytes((20 << 20) + 1))
+    assert (status, json.loads(body)["error"]) == (400, "a.png: larger than 20 MB.")
+    status, body = post(f"{page[0]}/picture", bytes(81 << 20))
+    assert (status, json.loads(body)["error"]) == (413, "more than 80 MB at once.")
+    Image.new("RGB", (9, 9)).save(file := io.BytesIO(), "PNG")
+    assert "more than 8 pictures" in said(ask_app(page[0], [user("What?", *[file.getvalue()] * 9)]))
+    assert "of the model's 512 positions" in said(ask_app(page[0], [user("word " * 600)]))
+    assert "the prompt has 2 <image>" in said(ask_app(page[0], [user("<image> <image>", file.getvalue())]))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"\xff\xfe",
+        b"[]",
+        b"{}",
+        b'{"messages": 5}',
+        b'{"messages": [{"role": "system", "content": ""}]}',
+        b'{"messages": [{"role": "user", "content": "", "pictures": ["?"]}]}',
+        b'{"messages": [], "max_new_tokens": 1e999}',
+    ],
+)
+def test_other_requests_get_a_sentence(page, body):
+    _, reply = post(f"{page[0]}/answer", body)
+    assert json.loads(reply.splitlines()[-1])["error"].startswith(("not a question", "not a conversation", "picture 1"))
+
+
+def test_examples(page, files):
+    about = json.load(urlopen(f"{page[0]}/about"))
+    assert (about["name"], about["examples"]) == ("llava", [file.name for file in files[:3]])
+    assert urlopen(f"{page[0]}/examples/1").read() == files[1].read_bytes()
+    with pytest.raises(HTTPError, match="404"):
+        urlopen(f"{page[0]}/examples/3")
+
+
+@asynccontextmanager
+async def running(one):
+    """Address of an App in this process."""
+    runner = web.AppRunner(one.routes(), handler_cancellation=True)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    host, port = runner.addresses[0]
+    yield f"http://{host}:{port}"
+    await runner.cleanup()
+
+
+def test_leaving_ends_the_answer_and_gives_up_the_place_in_the_queue(loaded):
+    """One leaves while the answer is told, another one while it waits for its turn."""
+    forwards = []
+    hook = loaded[0].register_forward_hook(lambda *_: forwards.append(1))
+    asked = {"messages": [user("What?")], "max_new_tokens": 400}
+
+    async def leave(session, url, after):
+        async with session.post(f"{url}/answer", json=asked) as reply:
+            while after not in json.loads(await reply.content.readline()):
+                pass
+            reply.close()
+
+    async def main():
+        one = App(*loaded, "name", [], None)
+        async with running(one) as url, ClientSession() as session:
+            async with one.turn:
+                await leave(session, url, "waiting")
+                while one.waiting:
+                    await asyncio.sleep(0.01)
+            await leave(session, url, "text")
+            while one.waiting:
+                await asyncio.sleep(0.01)
+
+    asyncio.run(asyncio.wait_for(main(), 60))
+    hook.remove()
+    assert 0 < len(forwards) < 400  # one answer alone would have been 400
+
+
+def test_the_login(loaded):
+    async def main():
+        async with running(App(*loaded, "name", [], "ann:pass:wörd")) as url, ClientSession() as session:
+            for path in ("", "about", "examples/0"):
+                for wrong in ({}, {"Authorization": "Basic ä"}, {"Authorization": BasicAuth("ann").encode()}):
+                    async with session.get(f"{url}/{path}", headers=wrong) as reply:
+                        assert reply.status == 401 and reply.headers["WWW-Authenticate"].startswith("Basic ")
+            async with session.get(f"{url}/about", auth=BasicAuth("ann", "pass:wörd", "utf-8")) as reply:
+                assert reply.status == 200
+
+    asyncio.run(main())
+
+
+def test_wrong_usage(llava, page, tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # the command sets it for its process
+
+    def refused(*flags):
+        done = call(app.main, "--model_name_or_path", llava, *flags)
+        assert done.returncode == 2 and "Traceback" not in done.stderr
+        return done
+
+    assert "--auth is USER:PASSWORD" in refused("--auth", "ann").stderr
+    assert "no such folder of examples" in refused("--examples", tmp_path / "none").stderr
+    port = page[0].rpartition(":")[2]
+    assert "ddress already in use. Give others" in refused("--port", port).stderr
+    assert "whoever reaches this address can ask" in refused("--port", port, "--host", "0.0.0.0").stdout
+
+
+@pytest.fixture(scope="module")
+def browser():
+    driver = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if CHROMIUM is None:
+        pytest.skip("no chromium on this machine")
+    with driver.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+def opened(browser, url, tokens):
+    tab = browser.new_page()
+    tab.set_default_timeout(20_000)
+    tab.goto(url)
+    tab.evaluate("n => document.querySelector('[name=max_new_tokens]').value = n", tokens)
+    return tab
+
+
+def ask_in(tab, text, *pictures):
+    tab.set_input_files("#files", [str(path) for path in pictures])
+    tab.wait_for_function("n => chosen.length === n", arg=len(pictures))
+    tab.fill("#question", text)
+    tab.click("#go")
+
+
+def answer_in(tab):
+    tab.wait_for_selector("#go:visible")
+    return tab.locator(".assistant .text").last.evaluate("element => element.textContent").strip()
+
+
+def test_a_browser_shows_the_answer_as_it_comes(browser, page, alone, files):
+    tab = opened(browser, page[0], TOKENS)
+    asked_for = []
+    tab.on("request", lambda request: asked_for.append(request.url))
+    tab.evaluate(WATCH)
+    ask_in(tab, "What are these?", *files[:2])
+    assert answer_in(tab) == alone("What are these?", *files[:2])
+    assert len(set(tab.evaluate("seen"))) > 10
+    assert all(url.startswith((page[0], "blob:", "data:")) for url in asked_for)
+    tab.click("#fresh")
+    tab.click("#examples button")
+    tab.wait_for_function("chosen.length === 1")
+    tab.fill("#question", "What?")
+    tab.press("#question", "Enter")
+    assert answer_in(tab) == alone("What?", files[0])
+    tab.close()
+
+
+def test_a_browser_says_what_is_wrong_with_a_file(browser, page, files, tmp_path):
+    (tmp_path / "notes.png").write_text("hello")
+    tab = opened(browser, page[0], 16)
+    tab.set_input_files("#files", [str(tmp_path / "notes.png"), str(files[0])])
+    tab.wait_for_function("chosen.length === 1")
+    assert "notes.png: not a readable picture" in tab.inner_text("#error")
+    tab.fill("#question", "word " * 600)
+    tab.click("#go")
+    tab.wait_for_selector("#error:has-text('positions')")
+    assert tab.input_value("#question").startswith("word word") and tab.locator(".turn").count() == 0
+    tab.close()
+
+
+def test_a_browser_can_stop_an_answer(browser, page, alone, files):
+    tab = opened(browser, page[0], 400)
+    ask_in(tab, "What?", files[0])
+    begun = "document.querySelector('.assistant:not(.waiting) .text')?.textContent.length > 5"
+    tab.wait_for_function(f"{begun} && (at('stop').click(), true)")  # at once: the answer takes a second only
+    said, whole = answer_in(tab), alone("What?", files[0], max_new_tokens=400)
+    assert tab.locator(".stopped").count() == 1 and whole.startswith(said) and len(said) < len(whole)
+    tab.close()
+
+
+def test_two_tabs_do_not_mix(browser, page, alone, files):
+    tabs = [opened(browser, page[0], TOKENS) for _ in range(2)]
+    for tab, file in zip(tabs, files, strict=False):
+        ask_in(tab, "What?", file)
+    said = [answer_in(tab) for tab in tabs]
+    assert said == [alone("What?", file) for file in files[:2]] and said[0] != said[1]
+    assert [tab.locator(".turn").count() for tab in tabs] == [2, 2]
+    for tab in tabs:
+        tab.close()
+
+
+@pytest.mark.skipif(not is_serve_available(), reason='needs pip install "transformers[serving]"')
+def test_transformers_serve_answers_alike(llava, files, alone):
+    """As docs/serving.md has it: no code of this repository."""
+    transformers = Path(sys.executable).with_name("transformers")
+    with served(transformers, "serve", llava, "--device", "cpu") as (url, _):
+        said = [ask_openai(url, str(llava), file.read_bytes(), TOKENS) for file in files[:3]]
+    assert said == [alone(QUESTION, file) for file in files[:3]] and len(set(said)) > 1

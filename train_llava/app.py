@@ -1,0 +1,239 @@
+"""A web page on which people show pictures to a trained LLaVA and ask about them.
+
+    python -m train_llava.app --model_name_or_path output/first [--examples pictures]
+
+Whoever has the page open asks through one queue; every answer is given alone, so none depends on who else is asking.
+The server remembers nothing: the page sends the conversation, pictures included, with every question.
+"""
+
+import argparse
+import asyncio
+import base64
+import hmac
+import json
+import os
+import traceback
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+from aiohttp import web
+from PIL import Image
+from transformers import LlavaProcessor
+
+from train_llava.command import InputError, command
+from train_llava.images import open_image
+from train_llava.infer import Example, ask, stream
+from train_llava.load import Model, load
+
+PAGE = Path(__file__).with_name("app.html")
+KINDS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # what browsers show, too; another, EPS, would run a program
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"}
+MOST_MEGABYTES = 20  # of a picture's file
+MOST_PIXELS = 50_000_000  # of a picture: 150 MB as RGB
+MOST_PICTURES = 8  # in a conversation
+MOST_TOKENS = 1024  # in an answer
+MOST_EXAMPLES = 12  # on the page
+MOST_WAITING = 50  # questions, each with its pictures in memory
+AUTH = "TRAIN_LLAVA_AUTH"
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class App:
+    """The page's server for one model.
+
+    Args:
+        name: what the page calls the model.
+        examples: picture files that the page offers.
+        auth: "user:password", asked for by the browser; None lets everybody in.
+    """
+
+    def __init__(
+        self, model: Model, processor: LlavaProcessor, name: str, examples: list[Path], auth: str | None
+    ) -> None:
+        self.model, self.processor, self.name, self.examples, self.auth = model, processor, name, examples, auth
+        self.turn = asyncio.Lock()  # first come, first served
+        self.checking = asyncio.Lock()  # one at a time, so that memory holds one such picture
+        self.waiting = 0
+
+    def routes(self) -> web.Application:
+        """What aiohttp serves."""
+        app = web.Application(middlewares=[self.let_in, say], client_max_size=4 * MOST_MEGABYTES << 20)
+        app.router.add_get("/", self.page)
+        app.router.add_get("/about", self.about)
+        app.router.add_get("/examples/{index:[0-9]+}", self.example)
+        app.router.add_post("/picture", self.check)
+        app.router.add_post("/answer", self.answer)
+        return app
+
+    @web.middleware
+    async def let_in(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Asks for the password, if there is one."""
+        given = request.headers.get("Authorization", "").encode(errors="replace")
+        right = "Basic " + base64.b64encode((self.auth or "").encode()).decode()
+        if self.auth and not hmac.compare_digest(given, right.encode()):  # in the same time, however wrong
+            asks = 'Basic realm="LLaVA", charset="UTF-8"'
+            return web.Response(status=401, text="Log in.", headers={"WWW-Authenticate": asks})
+        return await handler(request)
+
+    async def page(self, request: web.Request) -> web.StreamResponse:
+        return web.FileResponse(PAGE, headers={"Cache-Control": "no-cache"})
+
+    async def about(self, request: web.Request) -> web.StreamResponse:
+        """What the page has to know of this server."""
+        limits = {"pictures": MOST_PICTURES, "megabytes": MOST_MEGABYTES, "tokens": MOST_TOKENS}
+        return web.json_response({"name": self.name, "examples": [path.name for path in self.examples], **limits})
+
+    async def example(self, request: web.Request) -> web.StreamResponse:
+        index = int(request.match_info["index"])
+        if index >= len(self.examples):
+            raise web.HTTPNotFound
+        return web.FileResponse(self.examples[index])
+
+    async def check(self, request: web.Request) -> web.StreamResponse:
+        """Whether a file can be asked about, told as soon as it is chosen."""
+        data = await request.read()
+        async with self.checking:
+            picture = await asyncio.to_thread(read_picture, data, request.query.get("name", "the file"))
+        return web.json_response({"width": picture.width, "height": picture.height})
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        """A line of JSON per piece: {"waiting": questions before this one}, {"text"}, or in the end {"error"}."""
+        try:
+            asked = await request.json()
+            options = options_of(asked)
+        except (ValueError, TypeError, ArithmeticError, AttributeError) as error:
+            raise InputError(f"not a question ({error}).") from error
+        if self.waiting >= MOST_WAITING:
+            raise InputError("too many questions are waiting. Ask again in a minute.")
+        response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson", "X-Accel-Buffering": "no"})
+        await response.prepare(request)
+
+        async def tell(**news) -> None:
+            await response.write(json.dumps(news).encode() + b"\n")
+
+        self.waiting += 1
+        try:
+            await tell(waiting=self.waiting - 1)
+            async with self.turn:
+                await self.speak(asked, options, tell)
+        finally:
+            self.waiting -= 1
+        return response
+
+    async def speak(self, asked: dict[str, Any], options: dict[str, Any], tell: Callable[..., Awaitable]) -> None:
+        """Tells the pieces of an answer as they come. When the browser goes away, aiohttp cancels this."""
+        loop, pieces, stop = asyncio.get_running_loop(), asyncio.Queue(), Event()
+
+        def news(**piece) -> None:
+            loop.call_soon_threadsafe(pieces.put_nowait, piece)
+
+        def work() -> None:
+            try:
+                for text in stream(self.model, self.processor, conversation(asked), stop, **options):
+                    news(text=text)
+            except InputError as error:
+                news(error=str(error))
+            except Exception:
+                traceback.print_exc()
+                news(error="something went wrong here; the server's log says what.")
+            news()
+
+        working = loop.run_in_executor(None, work)
+        try:
+            while piece := await pieces.get():
+                await tell(**piece)
+        finally:
+            stop.set()
+            await working
+
+
+@web.middleware
+async def say(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Errors as {"error": a sentence}."""
+    try:
+        return await handler(request)
+    except InputError as error:
+        return web.json_response({"error": str(error)}, status=400)
+    except web.HTTPRequestEntityTooLarge:
+        return web.json_response({"error": f"more than {4 * MOST_MEGABYTES} MB at once."}, status=413)
+
+
+def read_picture(data: bytes, name: str) -> Image.Image:
+    """An uploaded file as RGB.
+
+    Raises:
+        InputError: too large a file, too many pixels, or not a picture of one of KINDS.
+    """
+    if len(data) > MOST_MEGABYTES << 20:
+        raise InputError(f"{name}: larger than {MOST_MEGABYTES} MB.")
+    return open_image({"path": name, "bytes": data}, KINDS)
+
+
+def conversation(asked: dict[str, Any]) -> Example:
+    """The page's {"messages": [{"role", "content", "pictures": [base64]}]} as an example.
+
+    Raises:
+        InputError: of another form, or with a picture that cannot be read.
+    """
+    messages, images = [], []
+    try:
+        if sum(len(message.get("pictures", [])) for message in asked["messages"]) > MOST_PICTURES:
+            raise InputError(f"more than {MOST_PICTURES} pictures. Start a new chat.")
+        for message in asked["messages"]:
+            role, content = message["role"], str(message["content"])
+            if role == "user":
+                shown = [base64.b64decode(data) for data in message.get("pictures", [])]
+                shown = [read_picture(data, f"picture {len(images) + i}") for i, data in enumerate(shown, 1)]
+                content, images = ask(content, shown)["messages"][0]["content"], images + shown
+            messages.append({"role": {"user": "user", "assistant": "assistant"}[role], "content": content})
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"not a conversation ({error}).") from error
+    return {"messages": messages, "images": images}
+
+
+def options_of(asked: dict[str, Any]) -> dict[str, Any]:
+    """The page's settings for `generate`, brought into their ranges."""
+    tokens = max(1, min(MOST_TOKENS, int(asked.get("max_new_tokens", 256))))
+    temperature, top_p = float(asked.get("temperature", 0)), float(asked.get("top_p", 1))
+    if not temperature > 0:
+        return {"max_new_tokens": tokens}
+    drawn = {"do_sample": True, "temperature": min(2.0, temperature), "top_p": min(1.0, max(1e-6, top_p)), "top_k": 0}
+    return {"max_new_tokens": tokens, **drawn}
+
+
+@command
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model_name_or_path", required=True, help="LLaVA or adapter: a folder or a hub id")
+    parser.add_argument("--adapter_name_or_path", help="adapter to put on top of the model")
+    parser.add_argument("--examples", type=Path, help="folder of pictures to offer on the page")
+    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 opens the page to the network")
+    parser.add_argument("--port", type=int, default=7860)
+    parser.add_argument("--auth", default=os.environ.get(AUTH), help=f"USER:PASSWORD to log in with; better in {AUTH}")
+    args = parser.parse_args()
+    if args.auth is not None and not all(args.auth.partition(":")):
+        parser.error("--auth is USER:PASSWORD")
+    if args.examples and not args.examples.is_dir():
+        raise InputError(f"{args.examples}: no such folder of examples.")
+    examples = sorted(args.examples.iterdir()) if args.examples else []
+    examples = [path for path in examples if path.suffix.lower() in SUFFIXES][:MOST_EXAMPLES]
+    Image.MAX_IMAGE_PIXELS = MOST_PIXELS
+    name = Path(args.adapter_name_or_path or args.model_name_or_path).name
+    app = App(*load(args.model_name_or_path, args.adapter_name_or_path), name, examples, args.auth)
+    if args.host not in ("127.0.0.1", "localhost", "::1") and not args.auth:
+        print("warning: whoever reaches this address can ask. Set a password: --auth USER:PASSWORD", flush=True)
+    address = f"http://{args.host}:{args.port} (Ctrl-C ends it)"
+    try:
+        options = {"handler_cancellation": True, "shutdown_timeout": 2, "access_log": None}
+        web.run_app(app.routes(), host=args.host, port=args.port, print=lambda _: print(address, flush=True), **options)
+    except OSError as error:
+        raise InputError(f"--host {args.host} --port {args.port}: {error.strerror}. Give others.") from error
+
+
+if __name__ == "__main__":
+    main()
