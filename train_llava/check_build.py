@@ -62,10 +62,11 @@ def check_weights(output_dir: Path, model: LlavaForConditionalGeneration, source
 
 
 def check_merge(merged: LlavaForConditionalGeneration, base: Path, adapter: Path) -> int:
-    """Compares a model with base + lora_alpha / r x B A (arXiv:2106.09685, section 4.1), in fp32 from the two folders.
+    """Compares a model with base + lora_alpha / r x B A (arXiv:2106.09685, section 4.1), in fp64 from the two folders.
 
-    Weights with an adapter may differ by twice the rounding of their dtype, once of the product and once of the sum;
-    all others are equal bit for bit to the adapter's (the projector) or the base's. Returns how many are adapted.
+    Weights with an adapter may differ by two roundings to their dtype, of the product and of the sum, and by those of
+    the r fp32 sums in B A (Higham, Accuracy and Stability, section 3.5); all others are equal bit for bit to the
+    adapter's (the projector) or the base's. Returns how many are adapted.
 
     Raises:
         RuntimeError: names a weight that differs, or a tensor of the adapter that no weight has taken in.
@@ -77,10 +78,11 @@ def check_merge(merged: LlavaForConditionalGeneration, base: Path, adapter: Path
         name, value = canonical(name), value.cpu()
         layer = name.removesuffix(".weight")
         if f"{layer}.lora_A.weight" in new:
-            a, b = (new.pop(f"{layer}.lora_{part}.weight").float() for part in "AB")  # (r, inputs), (outputs, r)
-            scale, start = alpha / len(a), old[name].float()
-            off = (start + scale * b @ a - value.float()).abs()
-            same = (off <= torch.finfo(value.dtype).eps * (start.abs() + scale * b.abs() @ a.abs())).all()
+            a, b = (new.pop(f"{layer}.lora_{part}.weight").double() for part in "AB")  # (r, inputs), (outputs, r)
+            scale, start = alpha / len(a), old[name].double()
+            off = (start + scale * b @ a - value.double()).abs()
+            rounding = torch.finfo(value.dtype).eps + len(a) * torch.finfo(torch.float32).eps
+            same = (off <= rounding * (start.abs() + scale * b.abs() @ a.abs())).all()
             adapted += 1
         else:
             expected = new.pop(name) if name in new else old[name]

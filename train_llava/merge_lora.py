@@ -3,7 +3,7 @@
     python -m train_llava.merge_lora --adapter_name_or_path output/first --output_dir models/first
 
 The folder keeps the base's dtype; an adapter trained with --load_in_4bit is merged into the base in full precision. The
-weights are in memory once, and one layer in fp32 beside them; files are mapped, and go when memory is needed.
+weights are in memory once, and one layer in fp64 beside them; files are mapped, and go when memory is needed.
 """
 
 import argparse
