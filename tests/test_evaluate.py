@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 import sys
 
 import pytest
@@ -158,6 +159,11 @@ def test_the_page_shows_the_worst_and_the_best(folder):
     assert "a &lt; b" in page and "one&lt;b&gt;" in page and "http" not in page
 
 
-def test_wrong_usage(llava, tmp_path):
+def test_wrong_usage(llava, folder, tmp_path):
     done = call(main, "--model_name_or_path", llava, "--data_path", tmp_path / "none")
     assert done.returncode == 2 and str(tmp_path / "none") in done.stderr
+    shutil.copytree(folder, tmp_path / "bad")
+    name = json.loads((folder / "chat.json").read_text())[5]["image"]
+    (tmp_path / "bad" / "images" / name).write_bytes(b"no picture")
+    done = call(main, "--model_name_or_path", llava, "--data_path", tmp_path / "bad")
+    assert done.returncode == 2 and "record 'train_000005'" in done.stderr

@@ -27,7 +27,7 @@ from transformers import LlavaProcessor
 
 from train_llava.caption_metrics import caption_metrics
 from train_llava.chat import IGNORE_INDEX
-from train_llava.command import command
+from train_llava.command import InputError, command
 from train_llava.data import LlavaDataset
 from train_llava.infer import SORTED, collator_of
 from train_llava.load import Model, load
@@ -127,7 +127,14 @@ def main() -> None:
     model, processor = load(args.model_name_or_path, args.adapter_name_or_path)
     indices = range(state.process_index, len(dataset), state.num_processes)
     options = {"batch_size": args.batch_size, "max_new_tokens": args.max_new_tokens}
-    rows = gather_object([*score(model, processor, dataset, indices, **options)])
+    try:
+        rows = [*score(model, processor, dataset, indices, **options)]
+    except InputError as error:  # of a record that the first rank, which says errors, does not read
+        rows = [error]
+    rows = gather_object(rows)
+    for row in rows:
+        if isinstance(row, InputError):
+            raise row
     if state.is_main_process:
         rows.sort(key=lambda row: row["index"])
         metrics = metrics_of(rows)
