@@ -75,7 +75,7 @@ def check_merge(merged: LlavaForConditionalGeneration, base: Path, adapter: Path
     old = {canonical(name): value for name, value in stored_tensors(base)}
     new = {canonical(name.removeprefix("base_model.model.")): value for name, value in stored_tensors(adapter)}
     for name, value in merged.named_parameters():
-        name, value = canonical(name), value.cpu()
+        name = canonical(name)
         layer = name.removesuffix(".weight")
         if f"{layer}.lora_A.weight" in new:
             a, b = (new.pop(f"{layer}.lora_{part}.weight").double() for part in "AB")  # (r, inputs), (outputs, r)

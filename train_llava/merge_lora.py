@@ -40,7 +40,7 @@ def main() -> None:
         raise InputError(f"--push_to_hub {args.push_to_hub}: {error}") from error
     model, processor = load(base, adapter)
     before = generate(model, processor, [ask(QUESTION, [GREY])], max_new_tokens=8)[0]
-    merged = model.merge_and_unload(safe_merge=True)
+    merged = model.merge_and_unload(safe_merge=True).cpu()  # beside the files it is compared with
     if merged.generation_config.eos_token_id is None:  # of a base saved by transformers 4: it would not stop
         merged.generation_config.eos_token_id = collator_of(processor).encoder.end_of_turn_id
     save_llava(merged, processor, args.output_dir, args.overwrite)
