@@ -15,7 +15,6 @@ from train_llava.load import load
 from train_llava.samples import caption_rows, draw_sheet
 
 SHOWN = 8  # pictures printed and drawn, the first ones: nobody chose them
-BATCH = 50
 
 
 @command
@@ -26,11 +25,7 @@ def main() -> None:
     args = parser.parse_args()
 
     model, processor = load(args.model_name_or_path)
-    dataset = LlavaDataset(args.data_path)
-    rows = []
-    for start in range(0, len(dataset), BATCH):
-        examples = [dataset[i] for i in range(start, min(start + BATCH, len(dataset)))]
-        rows += caption_rows(model, processor, examples)
+    rows = caption_rows(model, processor, LlavaDataset(args.data_path), batch_size=50)
     sheet, answers = args.model_name_or_path / "captions.png", args.model_name_or_path / "captions.jsonl"
     draw_sheet(rows[:SHOWN]).save(sheet)
     for row in rows:

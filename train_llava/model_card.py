@@ -20,6 +20,33 @@ print(describe(text=[{{"role": "user", "content": content}}], return_full_text=F
 ```"""
 
 
+MERGED = """---
+library_name: transformers
+pipeline_tag: image-text-to-text
+tags: [llava]
+{base_model}---
+
+# {name}
+
+A LLaVA: `{base}` with the adapter `{adapter}` merged into it by train_llava.
+
+```text
+{parts}
+```
+
+## Use
+
+{use}
+"""
+
+
+def merged_card(model: nn.Module, folder: Path, adapter: str, base: str) -> str:
+    """The card of a model that an adapter was merged into."""
+    base_model = "" if Path(base).exists() else f"base_model: {base}\n"  # the hub knows its own names alone
+    fields = {"name": folder.resolve().name, "base": base, "adapter": adapter, "base_model": base_model}
+    return MERGED.format(**fields, parts=parts_table(model), use=HOW_TO_USE.format(folder=folder))
+
+
 def write_card(
     model: nn.Module,
     state: TrainerState,

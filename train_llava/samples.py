@@ -1,7 +1,7 @@
 """Sample captions while a model trains: picture, prompt, answer and reference, printed, drawn, in TensorBoard."""
 
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from transformers import LlavaProcessor, TrainerCallback, TrainerControl, Traine
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from train_llava.chat import IMAGE_TOKEN
-from train_llava.infer import generate
+from train_llava.infer import Example, answers
 from train_llava.load import Model
 
 COUNT = 4  # the first records that have a picture: nobody chose them
@@ -51,22 +51,37 @@ class SampleCaptions(TrainerCallback):
                 writer.add_text("samples", text, step)
 
 
-def caption_rows(model: Model, processor: LlavaProcessor, examples: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Asks each example's first question; one row per example: id, image, prompt, caption, reference, exact."""
-    asked, rows = [], []
-    for example in examples:
-        first = next(i for i, message in enumerate(example["messages"]) if message["role"] == "assistant")
-        prompt, reference = example["messages"][:first], example["messages"][first]["content"]
-        shown = sum(message["content"].count(IMAGE_TOKEN) for message in prompt)
-        asked.append({"messages": prompt, "images": example["images"][:shown]})
-        row = {"id": example["id"], "image": example["images"][0], "prompt": prompt[-1]["content"]}
-        rows.append(row | {"reference": reference.strip()})
+def first_question(example: dict[str, Any]) -> tuple[Example, dict[str, Any]]:
+    """The example up to its first answer, and of a row: id, image (the first, or None), prompt, reference."""
+    first = next(i for i, message in enumerate(example["messages"]) if message["role"] == "assistant")
+    prompt, reference = example["messages"][:first], example["messages"][first]["content"]
+    shown = sum(message["content"].count(IMAGE_TOKEN) for message in prompt)
+    row = {"id": example["id"], "image": next(iter(example["images"]), None), "prompt": prompt[-1]["content"]}
+    return {"messages": prompt, "images": example["images"][:shown]}, {**row, "reference": reference.strip()}
+
+
+def caption_rows(
+    model: Model, processor: LlavaProcessor, examples: Iterable[dict[str, Any]], **options
+) -> list[dict[str, Any]]:
+    """Asks each example's first question; one row per example: id, image, prompt, reference, caption, exact.
+
+    `options` are those of `infer.answers`.
+    """
+    rows = []
+
+    def questions() -> Iterator[Example]:
+        for example in examples:
+            question, row = first_question(example)
+            rows.append(row)
+            yield question
+
     was_training = model.training
     model.eval()
     with torch.random.fork_rng():
-        captions = generate(model, processor, asked, max_new_tokens=64)
+        for i, caption in answers(model, processor, questions(), **{"max_new_tokens": 64, **options}):
+            rows[i] |= {"caption": caption, "exact": caption == rows[i]["reference"]}
     model.train(was_training)
-    return [row | {"caption": c, "exact": c == row["reference"]} for row, c in zip(rows, captions, strict=True)]
+    return rows
 
 
 def draw_sheet(rows: list[dict[str, Any]], columns: int = 4) -> Image.Image:

@@ -1,0 +1,205 @@
+"""Merged folders against sums worked out by hand, and against plain peft and transformers."""
+
+import base64
+import json
+import shutil
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from threading import Thread
+
+import pytest
+import torch
+import yaml
+from conftest import call
+from huggingface_hub import constants
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from test_load import changed, old_llava  # noqa: F401 (a fixture)
+from transformers import AutoProcessor, GenerationConfig, LlavaForConditionalGeneration, pipeline
+
+from train_llava.check_build import check_merge
+from train_llava.data import LlavaDataset
+from train_llava.infer import answers
+from train_llava.load import load
+from train_llava.merge_lora import main
+
+LORA = "base_model.model.model.language_model.layers.{}.self_attn.q_proj.lora_{}.weight"
+SETTINGS = {"r": 4, "lora_alpha": 12, "target_modules": r".*language_model.*q_proj"}
+
+
+def make_adapter(model, folder):
+    """As use_lora saves one: B is not zero, the projector is not the base's."""
+    torch.manual_seed(0)
+    settings = LoraConfig(**SETTINGS, init_lora_weights=False, modules_to_save=["multi_modal_projector"])
+    model = get_peft_model(model, settings)
+    for name, parameter in model.named_parameters():
+        if "modules_to_save" in name:
+            torch.nn.init.normal_(parameter)
+        elif "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def adapter(llava, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("adapters") / "adapter"
+    return make_adapter(LlavaForConditionalGeneration.from_pretrained(llava), folder)
+
+
+def assert_sum(merged, base, adapter):
+    """All of W + 12 / 4 B A, the adapter's projector, and everything else of the base, by the names in the files."""
+    merged, base = load_file(merged / "model.safetensors"), load_file(base / "model.safetensors")
+    added = load_file(adapter / "adapter_model.safetensors")
+    assert merged.keys() == base.keys()
+    for name, value in merged.items():
+        own = f"base_model.model.model.{name}"
+        if name.endswith("q_proj.weight") and "language_model" in name:
+            layer = name.split(".")[3]
+            a, b = (added[LORA.format(layer, part)].double() for part in "AB")
+            expected = base[name].double() + 3 * b @ a
+            assert (expected - base[name]).abs().max() > 0.1
+            torch.testing.assert_close(value.double(), expected, rtol=4 * torch.finfo(value.dtype).eps, atol=1e-6)
+        else:
+            assert torch.equal(value, added.get(own, base[name]).to(value.dtype)), name
+    assert "base_model.model.model.multi_modal_projector.linear_1.weight" in added
+
+
+def test_weights_and_answers(llava, adapter, data, tmp_path):
+    """Plain peft with one picture at a time, ours in batches, and the merged folder in a plain pipeline."""
+    done = call(main, "--adapter_name_or_path", adapter, "--output_dir", tmp_path / "merged")
+    assert done.returncode == 0, done.stderr
+    assert "2 weights equal base + lora_alpha / r x B A within torch.float32" in done.stdout
+    assert_sum(tmp_path / "merged", llava, adapter)
+
+    examples = [{**example, "messages": example["messages"][:1]} for example in LlavaDataset(data)]
+    plain = PeftModel.from_pretrained(LlavaForConditionalGeneration.from_pretrained(llava), adapter)
+    processor = AutoProcessor.from_pretrained(tmp_path / "merged")
+    batched = dict(answers(*load(tmp_path / "merged"), examples, max_new_tokens=8))
+    describe = pipeline("image-text-to-text", model=str(tmp_path / "merged"))
+    for i, example in enumerate(examples):
+        prompt = processor.apply_chat_template(example["messages"], add_generation_prompt=True)
+        inputs = processor(images=example["images"], text=prompt, return_tensors="pt")
+        ids = plain.generate(**inputs, max_new_tokens=8)[0, inputs["input_ids"].shape[1] :]
+        said = processor.decode(ids, skip_special_tokens=True).strip()
+        words = example["messages"][0]["content"]
+        content = [{"type": "image", "image": example["images"][0]}]
+        content.insert(words.startswith("<image>"), {"type": "text", "text": words.replace("<image>", "").strip()})
+        asked = {"text": [{"role": "user", "content": content}], "return_full_text": False, "max_new_tokens": 8}
+        assert batched[i] == said == describe(**asked)[0]["generated_text"].strip(), example["id"]
+    assert len(set(batched.values())) > 5  # not all alike
+    assert batched != dict(answers(*load(llava), examples, max_new_tokens=8))
+
+
+def test_an_adapter_from_4_bits_is_merged_in_full_precision(llava, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    make_adapter(load(llava, dtype=torch.float32, in_4bit=True)[0], tmp_path / "adapter")
+    done = call(main, "--adapter_name_or_path", tmp_path / "adapter", "--output_dir", tmp_path / "merged")
+    assert done.returncode == 0, done.stderr
+    assert_sum(tmp_path / "merged", llava, tmp_path / "adapter")
+
+
+def test_bf16_and_the_old_layout(old_llava, adapter, tmp_path):  # noqa: F811
+    """A base of transformers 4 in bf16, which says nowhere where a turn ends; and a card that the hub can read."""
+    weights = {name: value.bfloat16() for name, value in load_file(old_llava / "model.safetensors").items()}
+    weights["vision_tower.vision_model.embeddings.position_ids"] = torch.arange(5)[None]
+    save_file(weights, old_llava / "model.safetensors", {"format": "pt"})
+    changed(old_llava / "config.json", torch_dtype="bfloat16")
+    where = ("--adapter_name_or_path", adapter, "--model_name_or_path", old_llava)
+    done = call(main, *where, "--output_dir", tmp_path / "merged")
+    assert done.returncode == 0, done.stderr
+    assert "within torch.bfloat16" in done.stdout
+    merged = load_file(tmp_path / "merged" / "model.safetensors")
+    assert {value.dtype for value in merged.values()} == {torch.bfloat16}
+    assert GenerationConfig.from_pretrained(tmp_path / "merged").eos_token_id == 420  # <|im_end|>
+    card = (tmp_path / "merged" / "README.md").read_text()
+    assert yaml.safe_load(card.split("---")[1])["library_name"] == "transformers" and str(adapter) in card
+
+
+def test_a_wrong_sum_is_found(llava, adapter, tmp_path):
+    merged = PeftModel.from_pretrained(LlavaForConditionalGeneration.from_pretrained(llava), adapter)
+    merged = merged.merge_and_unload()
+    assert check_merge(merged, llava, adapter) == 2
+    layer = merged.model.language_model.layers[1]
+    for weight in (layer.self_attn.q_proj.weight, layer.mlp.up_proj.weight, merged.lm_head.weight):
+        kept = weight.data[0, 0].item()
+        weight.data[0, 0] += 1e-5
+        with pytest.raises(RuntimeError, match=r"weight is not that of .*/llava with .*/adapter added"):
+            check_merge(merged, llava, adapter)
+        weight.data[0, 0] = kept
+    shutil.copytree(adapter, tmp_path / "more")
+    added = load_file(adapter / "adapter_model.safetensors")
+    added["base_model.model.model.unknown.weight"] = torch.zeros(4)
+    save_file(added, tmp_path / "more" / "adapter_model.safetensors", {"format": "pt"})
+    with pytest.raises(RuntimeError, match=r"1 tensors were not merged, such as language: unknown\.weight"):
+        check_merge(merged, llava, tmp_path / "more")
+
+
+def test_refusals(llava, adapter, tmp_path):
+    (tmp_path / "mine.txt").touch()
+    done = call(main, "--adapter_name_or_path", adapter, "--output_dir", tmp_path)
+    assert done.returncode == 2 and "is not empty" in done.stderr and (tmp_path / "mine.txt").is_file()
+    done = call(main, "--adapter_name_or_path", llava, "--output_dir", tmp_path / "merged")
+    assert done.returncode == 2 and "adapter_config.json" in done.stderr
+    where = ("--adapter_name_or_path", adapter, "--output_dir", tmp_path / "merged")
+    done = call(main, *where, "--push_to_hub", "not/an/id")
+    assert done.returncode == 2 and "--push_to_hub not/an/id" in done.stderr and not (tmp_path / "merged").exists()
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of the hub's HTTP interface as creating a repository and one commit ask for; keeps what it is sent."""
+
+    def do_POST(self):
+        chunked = self.headers.get("Transfer-Encoding") == "chunked"
+        body = b"".join(self.chunks()) if chunked else self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        kept, path = self.server.kept, self.path.split("?")[0]
+        kept.append((path, body))
+        answer = {}
+        if path.endswith("/create"):
+            answer = {"url": "http://127.0.0.1/me/merged"}
+        elif "/preupload/" in path:
+            files = [{"path": file["path"], "uploadMode": "regular"} for file in json.loads(body)["files"]]
+            answer = {"files": [file | {"shouldIgnore": False} for file in files]}
+        elif "/commit/" in path:
+            answer = {"commitUrl": "http://127.0.0.1/me/merged/commit/0", "commitOid": "0" * 40, "success": True}
+        self.reply(200, answer)
+
+    def do_GET(self):
+        self.reply(404, {"error": "nothing here"})
+
+    def chunks(self):
+        while size := int(self.rfile.readline(), 16):
+            yield self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+
+    def reply(self, code, answer):
+        body = json.dumps(answer).encode()
+        self.send_response(code)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args):
+        pass
+
+
+def test_push_to_a_stand_in_for_the_hub(adapter, tmp_path, monkeypatch):
+    server = HTTPServer(("127.0.0.1", 0), Hub)
+    server.kept = []
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_TOKEN", "hf_none")
+    Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        where = ("--adapter_name_or_path", adapter, "--output_dir", tmp_path / "merged", "--push_to_hub", "me/merged")
+        done = call(main, *where)
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert done.returncode == 0, done.stderr
+    commit = [json.loads(line) for path, body in server.kept if "/commit/" in path for line in body.splitlines()]
+    sent = {line["value"]["path"]: line["value"]["content"] for line in commit if line["key"] == "file"}
+    here = {path.name: path.read_bytes() for path in (tmp_path / "merged").iterdir()}
+    assert {name: base64.b64decode(content) for name, content in sent.items()} == here
+    assert json.loads(server.kept[0][1])["name"] == "merged"

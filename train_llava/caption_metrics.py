@@ -1,0 +1,39 @@
+"""How near answers are to their references: exact match, and the metrics of image captioning as COCO computes them.
+
+Words are runs of letters and digits, in lower case; each Chinese or Japanese character is one. COCO's own tokenizer is
+a Java program, which differs at apostrophes and hyphens (arXiv:1504.00325, section 3.1).
+"""
+
+import re
+from collections.abc import Sequence
+
+CHARACTER = "\u3040-\u30ff\u3400-\u9fff"
+WORD = re.compile(rf"[{CHARACTER}]|[^\W_{CHARACTER}]+")
+
+
+def words(text: str) -> str:
+    """The words of a text, with blanks between them."""
+    return " ".join(WORD.findall(text.lower()))
+
+
+def caption_metrics(answers: Sequence[str], references: Sequence[str]) -> tuple[dict[str, float], dict[str, list]]:
+    """Metrics of all answers together, and those of each.
+
+    exact_match: the share of answers equal to their reference, blanks at the ends aside.
+    bleu_1, bleu_4: precision of up to 1 or 4 words, 0 to 1 (Papineni et al., 2002); of the corpus, not a mean.
+    rouge_l: longest common subsequence, 0 to 1 (Lin, 2004).
+    cider: CIDEr-D, 0 to 10; words that few references have count for more, so one record alone has 0
+    (arXiv:1411.5726).
+    """
+    from pycocoevalcap.bleu.bleu import Bleu
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.rouge.rouge import Rouge
+
+    said, right = ({i: [words(text)] for i, text in enumerate(texts)} for texts in (answers, references))
+    bleu, _ = Bleu(4).compute_score(right, said, verbose=0)
+    rouge, each_rouge = Rouge().compute_score(right, said)
+    cider, each_cider = Cider().compute_score(right, said)
+    exact = [answer.strip() == reference.strip() for answer, reference in zip(answers, references, strict=True)]
+    together = {"exact_match": sum(exact) / len(exact), "bleu_1": bleu[0], "bleu_4": bleu[3]}
+    each = {"exact": exact, "rouge_l": each_rouge.tolist(), "cider": each_cider.tolist()}
+    return {name: float(value) for name, value in {**together, "rouge_l": rouge, "cider": cider}.items()}, each

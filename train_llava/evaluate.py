@@ -1,0 +1,158 @@
+"""Scores a model on held-out data: loss and perplexity over all answers, and what it says to each first question.
+
+    python -m train_llava.evaluate --model_name_or_path output/first --data_path data/held_out
+    torchrun --nproc_per_node 8 -m train_llava.evaluate --model_name_or_path output/first --data_path data/held_out
+
+Into --output_dir go metrics.json, samples.jsonl with a line per record, and report.html with the worst and the best
+answers beside their pictures.
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from jinja2 import Environment
+from PIL import Image, ImageOps
+from torch import nn
+from tqdm import tqdm
+from transformers import LlavaProcessor
+
+from train_llava.caption_metrics import caption_metrics
+from train_llava.chat import IGNORE_INDEX
+from train_llava.command import InputError, command
+from train_llava.data import LlavaDataset
+from train_llava.infer import SORTED, collator_of
+from train_llava.load import Model, load
+from train_llava.samples import caption_rows
+from train_llava.show_batch import png
+
+TEMPLATE = Path(__file__).with_name("evaluate.html.jinja")
+SHOWN, SIDE = 12, 360  # answers of either kind in the report, and the most pixels of a picture's side there
+
+
+@torch.inference_mode()
+def answer_losses(
+    model: Model, processor: LlavaProcessor, examples: Sequence[dict[str, Any]]
+) -> list[tuple[float, int]]:
+    """Of each example: -log p of its answers' tokens (all turns, each given what stands before it) summed up, and how
+    many tokens these are. Logits are computed where a token is to be predicted, and nowhere else."""
+    batch = {name: value.to(model.device) for name, value in collator_of(processor)(examples).items()}
+    following = nn.functional.pad(batch.pop("labels")[:, 1:], (0, 1), value=IGNORE_INDEX)  # (batch, length)
+    predicts = following != IGNORE_INDEX
+    batch["pixel_values"] = batch["pixel_values"].to(model.dtype)
+    logits = model(**batch, logits_to_keep=predicts).logits  # (answer tokens, vocabulary)
+    losses = torch.zeros(following.shape, dtype=torch.float64, device=model.device)
+    losses[predicts] = nn.functional.cross_entropy(logits.float(), following[predicts], reduction="none").double()
+    return list(zip(losses.sum(1).tolist(), predicts.sum(1).tolist(), strict=True))
+
+
+def score(
+    model: Model, processor: LlavaProcessor, dataset: LlavaDataset, indices: Sequence[int], batch_size: int, **options
+) -> Iterator[dict[str, Any]]:
+    """A row per record: index, id, prompt, reference, answer, and loss and tokens of `answer_losses`."""
+    progress = tqdm(total=len(indices), unit="records", disable=not PartialState().is_main_process)
+    for start in range(0, len(indices), batch_size * SORTED):
+        some = indices[start : start + batch_size * SORTED]
+        examples = [dataset[i] for i in some]
+        batches = [examples[i : i + batch_size] for i in range(0, len(examples), batch_size)]
+        losses = [loss for batch in batches for loss in answer_losses(model, processor, batch)]
+        rows = caption_rows(model, processor, examples, batch_size=batch_size, **options)
+        for index, row, (loss, tokens) in zip(some, rows, losses, strict=True):
+            kept = {"id": row["id"], "prompt": row["prompt"], "reference": row["reference"], "answer": row["caption"]}
+            yield {"index": index, **kept, "loss": loss / tokens, "tokens": tokens}
+        progress.update(len(some))
+    progress.close()
+
+
+def metrics_of(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """All metrics of all rows; gives each row its own (see caption_metrics)."""
+    metrics, each = caption_metrics([row["answer"] for row in rows], [row["reference"] for row in rows])
+    for name, values in each.items():
+        for row, value in zip(rows, values, strict=True):
+            row[name] = value
+    tokens = sum(row["tokens"] for row in rows)
+    loss = sum(row["loss"] * row["tokens"] for row in rows) / tokens
+    return {"records": len(rows), "answer_tokens": tokens, "loss": loss, "perplexity": math.exp(loss), **metrics}
+
+
+def report_page(title: str, metrics: dict[str, float], rows: list[dict[str, Any]], dataset: LlavaDataset) -> str:
+    """The worst and the best answers, by ROUGE-L and among equals by the loss, as a self-contained page."""
+    ranked = sorted(rows, key=lambda row: (row["rouge_l"], -row["loss"]))
+    half = min(SHOWN, (len(ranked) + 1) // 2)
+    parts = {"Worst": ranked[:half], "Best": ranked[half:][-half:][::-1]}
+    parts = {
+        name: [{**row, "pictures": [thumbnail(image) for image in dataset[row["index"]]["images"]]} for row in part]
+        for name, part in parts.items()
+    }
+    template = Environment(autoescape=True).from_string(TEMPLATE.read_text())
+    return template.render(title=title, metrics=written(metrics), parts=parts)
+
+
+def thumbnail(image: Image.Image) -> str:
+    """A picture of a size that fits the page, as a base64 PNG."""
+    image = ImageOps.scale(image, max(1, SIDE // max(image.size)), Image.Resampling.NEAREST)  # a copy
+    image.thumbnail((SIDE, SIDE))
+    return png(np.asarray(image))
+
+
+def written(metrics: dict[str, float]) -> list[tuple[str, str]]:
+    """Names and values as people read them."""
+    return [(name, f"{value:,}" if isinstance(value, int) else f"{value:.4f}") for name, value in metrics.items()]
+
+
+@command
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model_name_or_path", required=True, help="LLaVA or adapter: a folder or a hub id")
+    parser.add_argument("--adapter_name_or_path", help="adapter to put on top of the model")
+    parser.add_argument("--data_path", nargs="+", required=True, help="as for train_llava.train")
+    parser.add_argument("--caption_fields", nargs="+", help="as for train_llava.train")
+    parser.add_argument("--batch_size", type=int, default=16)
+    parser.add_argument("--max_new_tokens", type=int, default=256)
+    parser.add_argument("--output_dir", type=Path, default=Path("output/evaluation"))
+    args = parser.parse_args()
+
+    if find_spec("pycocoevalcap") is None:  # 100 MB, mostly Java, which is not used; so not among the requirements
+        raise InputError("scoring needs the metrics of COCO: pip install pycocoevalcap")
+    # waiting is all that ranks do together: the last may be slower than the first by more than the usual half hour
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=1))
+    with state.main_process_first():  # the others then find its Arrow copy
+        dataset = LlavaDataset(args.data_path, caption_fields=args.caption_fields)
+    model, processor = load(args.model_name_or_path, args.adapter_name_or_path)
+    indices = range(state.process_index, len(dataset), state.num_processes)
+    options = {"batch_size": args.batch_size, "max_new_tokens": args.max_new_tokens}
+    try:
+        rows = [*score(model, processor, dataset, indices, **options)]
+    except InputError as error:  # of a record that the first rank, which says errors, does not read
+        rows = [error]
+    rows = gather_object(rows)
+    for row in rows:
+        if isinstance(row, InputError):
+            raise row
+    if state.is_main_process:
+        rows.sort(key=lambda row: row["index"])
+        metrics = metrics_of(rows)
+        args.output_dir.mkdir(parents=True, exist_ok=True)
+        facts = {"model": args.model_name_or_path, "adapter": args.adapter_name_or_path, "data": args.data_path}
+        (args.output_dir / "metrics.json").write_text(json.dumps(facts | metrics, indent=2) + "\n")
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (args.output_dir / "samples.jsonl").write_text("".join(lines), encoding="utf-8")
+        title = args.adapter_name_or_path or args.model_name_or_path
+        page = report_page(f"{title} on {', '.join(args.data_path)}", metrics, rows, dataset)
+        (args.output_dir / "report.html").write_text(page, encoding="utf-8")
+        print("\n".join(f"{name:<15}{value:>12}" for name, value in written(metrics)))
+        print(f"every answer: {args.output_dir}/samples.jsonl   the worst and the best: {args.output_dir}/report.html")
+    state.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
