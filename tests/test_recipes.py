@@ -11,7 +11,11 @@ RECIPES = sorted((ROOT / "recipes").iterdir())
 SIZES = {"llava15_pretrain": 256, "llava15_finetune": 128, "llava15_lora": 128}  # as published, on 8 GPUs
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+# the one with the most flags always, the others on request
+CASES = [pytest.param(r, id=r.stem, marks=[] if "lora" in r.stem else [pytest.mark.slow]) for r in RECIPES]
+
+
+@pytest.mark.parametrize("recipe", CASES)
 def test_recipe(recipe, llava, data, tmp_path):
     text = recipe.read_text()
     per_device = int(text.split("--per_device_train_batch_size ")[1].split()[0])
