@@ -25,7 +25,7 @@ from benchmarks.machine import machine
 from train_llava.build_model import build_llava, save_llava
 
 ROOT = Path(__file__).parent.parent
-ROUNDS, STEPS, RECORDS = 3, 24, 96
+ROUNDS, STEPS, RECORDS = 3, 12, 48
 TRICKS = {
     "nothing": [],
     "1 worker": ["--dataloader_num_workers", "1"],
@@ -82,6 +82,7 @@ def main() -> None:
         for _ in range(ROUNDS):
             for name, flags in TRICKS.items():
                 runs[name].append(measure(folder / "model", folder / "data", folder / "out", flags))
+                print(name, runs[name][-1], flush=True)
     rows = {
         name: {key: round(median(run[key] for run in found), 3) for key in found[0]} for name, found in runs.items()
     }
