@@ -25,7 +25,7 @@ from benchmarks.machine import machine
 from train_llava.build_model import build_llava, save_llava
 
 ROOT = Path(__file__).parent.parent
-ROUNDS, STEPS, RECORDS = 3, 12, 48
+ROUNDS, STEPS, RECORDS = 2, 12, 48
 TRICKS = {
     "nothing": [],
     "1 worker": ["--dataloader_num_workers", "1"],

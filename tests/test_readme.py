@@ -2,9 +2,10 @@
 
 import re
 import shlex
+from importlib import import_module
 
 import pytest
-from conftest import ROOT, run_module
+from conftest import ROOT, call
 
 READMES = {name: (ROOT / name).read_text() for name in ("README.md", "README_zh.md")}
 
@@ -54,7 +55,7 @@ def test_commands_exist_and_know_their_flags():
             continue
         flags = [flag for flag in flags if flag.startswith("--")]
         if flags and module not in helps:
-            helps[module] = run_module(module, "--help").stdout
+            helps[module] = call(import_module(module).main, "--help").stdout
         assert all(flag in helps[module] for flag in flags)
         if "." in module:
             assert (ROOT / (module.replace(".", "/") + ".py")).is_file()
