@@ -158,3 +158,21 @@ def call(main, *arguments):
 
 def run_module(module, *arguments, **environment):
     return run(sys.executable, "-m", module, *arguments, **environment)
+
+
+@pytest.fixture(scope="session")
+def runs(llava, data, tmp_path_factory):
+    """One run of the script per train_type, made when first asked for."""
+    from training import zero2  # which imports this file
+
+    made = {}
+
+    def of(train_type):
+        if train_type not in made:
+            output = tmp_path_factory.mktemp("runs") / train_type
+            done = zero2(llava, data, output, train_type)
+            assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+            made[train_type] = (output, done.stdout + done.stderr)
+        return made[train_type]
+
+    return of

@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import ROOT, call, run
 from test_loss import TRAIN_TYPES
-from test_train import FLAGS, losses, zero2
+from training import FLAGS, losses, weights, zero2
 
 from train_llava.load import load
 from train_llava.train import main
@@ -52,6 +52,13 @@ def test_accumulated_batches_of_one(alone, llava, data, tmp_path, train_type):
     done = call(main, *PLAIN, *flags)
     assert done.returncode == 0, done.stderr
     assert_equal_runs(tmp_path / "out", alone(train_type))
+
+
+@pytest.mark.parametrize("train_type", TRAIN_TYPES)
+def test_two_ranks_with_zero2(runs, alone, train_type):
+    output, _ = runs(train_type)
+    assert weights(output).keys() == weights(alone(train_type)).keys()  # in the files, too
+    assert_equal_runs(output, alone(train_type))
 
 
 SLOW_TYPES = [pytest.param(t, marks=pytest.mark.slow) for t in TRAIN_TYPES]

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, call, run
-from test_train import FLAGS, losses, shared_memory, weights, zero2
+from training import FLAGS, losses, shared_memory, weights, zero2
 
 from train_llava.train import main
 

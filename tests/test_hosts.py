@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, run
-from test_train import FLAGS, losses, zero2
+from training import FLAGS, losses, zero2
 
 STEPS = 30
 MORE = [*FLAGS, "--max_steps", STEPS, "--save_steps", 10, "--per_device_train_batch_size", 4]

@@ -1,0 +1,42 @@
+"""The run script as the tests start it, and what a run leaves behind."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+from conftest import ROOT, run
+from safetensors.torch import load_file
+
+STEPS = 6
+FLAGS = ["--max_steps", STEPS, "--learning_rate", "1e-3", "--logging_steps", 1, "--lr_scheduler_type", "linear"]
+FLAGS += ["--gradient_accumulation_steps", 1, "--seed", 11, "--lora_dropout", 0, "--report_to", "none"]
+FLAGS += ["--save_strategy", "steps", "--save_steps", 3]
+
+
+def shared_memory(log):
+    """What the run with this output has left in /dev/shm, by its port."""
+    port = re.search(r"--master_port[= ](\d+)", log)[1]
+    return list(Path("/dev/shm").glob(f"deepspeed_allreduce_buffer*_{port}_*"))
+
+
+def zero2(llava, data, output, train_type, *flags, **variables):
+    done = run(
+        *("bash", ROOT / "run_zero2.sh", *FLAGS, "--per_device_train_batch_size", 4, *flags),
+        **{"MODEL": str(llava), "DATA": str(data), "TRAIN_TYPE": train_type, "OUTPUT_DIR": str(output), **variables},
+        PATH=f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin",
+    )
+    assert not shared_memory(
+        done.stdout + done.stderr
+    )  # DeepSpeed leaves hundreds of MB there; the script takes its own away
+    return done
+
+
+def weights(folder):
+    name = "adapter_model" if (folder / "adapter_model.safetensors").is_file() else "model"
+    return load_file(folder / f"{name}.safetensors")
+
+
+def losses(folder):
+    history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    return [log["loss"] for log in history if "loss" in log]
