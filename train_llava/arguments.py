@@ -63,6 +63,7 @@ class LlavaTrainingArguments(TrainingArguments):
     """transformers' own flags; these differ in their default or are new."""
 
     remove_unused_columns: bool = flag("the collator needs every column", default=False)
+    logging_nan_inf_filter: bool = flag("would wait for the GPU at every step; a NaN ends the run", default=False)
     projector_learning_rate: float | None = flag("a rate of the projector's own", default=None)
     vision_learning_rate: float | None = flag("a rate of the vision tower's own, with --train_type none", default=None)
     check_resources: bool = flag("refuse to start where memory or the disk will not be enough", default=True)

@@ -182,7 +182,9 @@ class LlavaCollator:
     Args:
         max_length: longer conversations are cut behind an answer, and the pictures of what is cut away left out.
         for_trainer: what LlavaTrainer wants: pixel_values as (images, height, width, 3) uint8, to be normalised on the
-            device (`pixels.normalise`), the `ids` of the records and `counts` of what is in them.
+            device (`pixels.normalise`), the `ids` of the records and `counts` of what is in them. Padded on the right
+            and without attention_mask: no token sees what comes after it, so padding there changes nothing, and
+            without a mask attention takes its fast, causal kernel.
         packing: no padding; the conversations follow each other in one row (1, sum of lengths), and position_ids,
             which start anew with each, take the place of attention_mask: transformers reads from them who sees whom
             (masking_utils.find_packed_sequence_indices).
@@ -196,6 +198,7 @@ class LlavaCollator:
         packing: bool = False,
     ) -> None:
         self.tokenizer, self.for_trainer, self.packing = processor.tokenizer, for_trainer, packing
+        self.side = "right" if for_trainer else processor.tokenizer.padding_side
         self.pixels = Pixels(processor.image_processor)
         template = processor.chat_template
         self.encoder = ChatEncoder(processor.tokenizer, tokens_per_image(processor), template, max_length)
@@ -217,8 +220,9 @@ class LlavaCollator:
             # with a cache, transformers would not look at the positions
             batch = {"input_ids": ids, "labels": labels, "position_ids": positions, "use_cache": False}
         else:
-            batch = self._padded(rows, self.tokenizer.padding_side)
+            batch = self._padded(rows, self.side)
         if self.for_trainer:
+            batch.pop("attention_mask", None)
             lengths = [row.shape[1] for row in rows]
             counts = {"images": len(images), "tokens": sum(lengths), "token_pairs": sum(n * n for n in lengths)}
             counts["answer_tokens"] = int((batch["labels"] != IGNORE_INDEX).sum())
@@ -238,7 +242,7 @@ class LlavaCollator:
         if self.packing:
             return [*rows, hidden]
         shortest = min(range(len(rows)), key=lambda i: rows[i].shape[1])
-        sides = (hidden, rows[shortest]) if self.tokenizer.padding_side == "left" else (rows[shortest], hidden)
+        sides = (hidden, rows[shortest]) if self.side == "left" else (rows[shortest], hidden)
         return [*rows[:shortest], np.concatenate(sides, axis=1), *rows[shortest + 1 :]]
 
     def _padded(self, rows: list[np.ndarray], side: str) -> dict[str, torch.Tensor]:
