@@ -65,6 +65,11 @@ def joined_config(vision: str | Path, language: str | Path) -> LlavaConfig:
         raise InputError(f"--vision_model_name_or_path {vision}: a {tower.model_type!r}, neither CLIP nor SigLIP.")
     if not hasattr(text, "num_key_value_heads") or not hasattr(text, "intermediate_size"):
         raise InputError(f"--language_model_name_or_path {language}: a {text.model_type!r}, neither Qwen2 nor Llama.")
+    return join(tower, text)
+
+
+def join(tower: PreTrainedConfig, text: PreTrainedConfig) -> LlavaConfig:
+    """Both halves' configs as one, with all of CLIP's features but CLS, or all of SigLIP's."""
     return LlavaConfig(
         vision_config=tower,
         text_config=text,
