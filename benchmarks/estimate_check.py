@@ -3,7 +3,7 @@
     python -m benchmarks.estimate_check
 
 - simulation: a whole training step on fake tensors at full size (benchmarks/simulate.py), in bf16
-- CPU: real training steps of LlavaTrainer in fp32 at three sizes, each in a process of its own: its largest resident
+- CPU: real training steps of LlavaTrainer in fp32 at three sizes, in a process of their own: its largest resident
   memory (VmHWM) above what it had before the model was built
 - DeepSpeed: its own estimators of model states, without their safety factor
 - GPU: the peak of benchmarks/results/gpu_h100.json
@@ -13,6 +13,7 @@ Prints tables and writes benchmarks/results/estimate_check.json; takes some minu
 """
 
 import argparse
+import gc
 import json
 import os
 import re
@@ -33,7 +34,7 @@ from benchmarks.simulate import peak_of_step
 from train_llava.activations import Batch
 from train_llava.arguments import LlavaTrainingArguments, ModelArguments
 from train_llava.command import command
-from train_llava.estimate import CONTEXT, GPUS, STRATEGIES, EstimateArguments, report, room, sharing_of
+from train_llava.estimate import GPUS, STRATEGIES, EstimateArguments, on_device, report, room, sharing_of
 from train_llava.memory import Sharing, Step
 from train_llava.skeleton import join, skeleton
 from train_llava.workload import DEFAULT_TOKENS, Workload
@@ -78,15 +79,13 @@ PAIRS = {  # shapes as published
         chat(LlamaConfig, 2048, 8192, 16, 32, 8, 128256, head_dim=64, tie_word_embeddings=True),
     ),
 }
-SIZES = {  # for real steps on a CPU: tower, language model, batch
-    "small": (
-        (256, 1024, 6, 8),
-        (512, 1376, 8, 8),
-        4,
-    ),
-    "medium": ((384, 1536, 8, 6), (768, 2048, 12, 12), 4),
-    "large": ((512, 2048, 8, 8), (1024, 2816, 16, 16), 6),
+SIZES = {  # for real steps on a CPU, of tower and language model: width, MLP, layers, heads
+    "small": ((256, 1024, 6, 8), (384, 1024, 6, 6)),
+    "medium": ((384, 1536, 8, 6), (512, 1376, 8, 8)),
+    "large": ((512, 2048, 8, 8), (768, 2048, 12, 12)),
 }
+CPU_CASES = [(size, kind, False) for size in SIZES for kind in ("use_lora", "none")]
+CPU_CASES += [("large", "freeze_vision", True)]
 TEXT = 60  # tokens beside the picture's in these
 
 
@@ -133,8 +132,10 @@ def of_deepspeed() -> Iterator[dict[str, Any]]:
     for gpus in (1, 8, 64):
         _, reference = zero2(step.all_weights, gpus, cpu_offload=False)
         yield row("DeepSpeed", f"ZeRO-2, {gpus} GPUs", reference, step.states_at_step(Sharing(2, gpus)))
-        _, reference, layer = zero3(step.all_weights, 0, gpus, cpu_offload=False)
-        yield row("DeepSpeed", f"ZeRO-3, {gpus} GPUs", reference - layer, step.states_at_step(Sharing(3, gpus)))
+        # 18 bytes per weight; its stage3.py also keeps the bf16 gradients (grad_partitions_flat_buffer), as ours does
+        _, reference, _ = zero3(step.all_weights, 0, gpus, cpu_offload=False)
+        ours = step.states_at_step(Sharing(3, gpus)) - step.gradients(Sharing(3, gpus))
+        yield row("DeepSpeed", f"ZeRO-3, {gpus} GPUs, without bf16 gradients", reference, ours)
     host, reference = zero2(step.all_weights, 4, cpu_offload=True, additional_buffer_factor=1)
     offload = Sharing(2, 4, offload=True)
     yield row("DeepSpeed", "ZeRO-2 with offload, 4 GPUs, each GPU", reference, step.states_at_step(offload))
@@ -142,51 +143,39 @@ def of_deepspeed() -> Iterator[dict[str, Any]]:
 
 
 def on_cpu() -> Iterator[dict[str, Any]]:
-    """Real steps, each measured in a new process."""
+    """Real steps, in a process that does nothing else."""
     # glibc would keep what was freed for later; so resident is what is in use
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
-    cases = [(size, kind, False) for size in SIZES for kind in ("use_lora", "none")] + [
-        ("medium", "freeze_vision", True)
-    ]
-    for size, kind, again in cases:
+    command = [sys.executable, "-m", "benchmarks.estimate_check", "--measure"]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    measured = (int(line.split()[1]) for line in process.stdout if line.startswith("measured "))
+    for (size, kind, again), reference in zip(CPU_CASES, measured, strict=True):
         config, batch = small(size)
-        flags = ["--measure", size, kind, *["checkpointing"] * again]
-        done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.estimate_check", *flags],
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
         step = Step.of(skeleton(config, ModelArguments("", train_type=kind), torch.float32), on_gpu=False)
-        what = f"{size}, {kind}, {batch.samples} x {batch.length}{', checkpointing' * again}"
         peak = step.peak(batch, Sharing(deepspeed=False), again)
-        yield row("CPU", what, int(re.search(r"measured (\d+)", done.stdout)[1]), peak)
+        what = f"{size}, {kind}, {batch.samples} x {batch.length}{', checkpointing' * again}"
+        yield row("CPU", what, reference, peak)
 
 
 def small(size: str) -> tuple[LlavaConfig, Batch]:
     """A model and a batch for real steps."""
-    (width, inside, layers, heads), (text_width, text_inside, text_layers, text_heads), samples = SIZES[size]
-    tower = CLIPVisionConfig(
-        hidden_size=width,
-        intermediate_size=inside,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        image_size=224,
-        patch_size=14,
-    )
+    (width, inside, layers, heads), (text_width, text_inside, text_layers, text_heads) = SIZES[size]
+    shape = {"hidden_size": width, "intermediate_size": inside, "num_hidden_layers": layers}
+    tower = CLIPVisionConfig(**shape, num_attention_heads=heads, image_size=224, patch_size=14)
     config = join(tower, chat(Qwen2Config, text_width, text_inside, text_layers, text_heads, text_heads, 32000))
     config.image_token_id = 7
-    return config, Batch(samples, config.image_seq_length + TEXT, samples, samples * (TEXT - 10))
+    return config, Batch(4, config.image_seq_length + TEXT, 4, 4 * (TEXT - 10))
 
 
-def measure(size: str, kind: str, again: bool) -> None:
-    """Two steps of LlavaTrainer in this process; prints the bytes they took at most."""
+def measure() -> None:
+    """Two steps of LlavaTrainer for each case; prints the bytes they took at most."""
     steps(*small("small"), "projector", False)  # what libraries load and keep at their first use is not the step's
-    before = status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-    steps(*small(size), kind, again)
-    print(f"measured {status('VmHWM') - before}")
+    for size, kind, again in CPU_CASES:
+        gc.collect()
+        before = status("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+        steps(*small(size), kind, again)
+        print(f"measured {status('VmHWM') - before}", flush=True)
 
 
 def steps(config: LlavaConfig, batch: Batch, kind: str, again: bool) -> None:
@@ -229,7 +218,7 @@ def on_a_gpu() -> Iterator[dict[str, Any]]:
     step = Step.of(skeleton(join(CLIP_336, QWEN_4B), ModelArguments("", train_type="use_lora"), torch.bfloat16))
     peak = step.peak(Batch(4, DEFAULT_TOKENS, 4, 80), sharing_of("ZeRO-2", 1, 2560), False)
     reference = kept["peak_gpu_memory_mib"] * 2**20
-    yield row("GPU", "4B, use_lora, 4 x 620, one H100, with context", reference, peak + CONTEXT * GIB)
+    yield row("GPU", "4B, use_lora, 4 x 620, one H100, as the driver counts", reference, on_device(peak))
 
 
 def answers() -> Iterator[dict[str, Any]]:
@@ -256,12 +245,11 @@ def answers() -> Iterator[dict[str, Any]]:
 def main() -> None:
     warnings.simplefilter("ignore", FutureWarning)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--measure", nargs="+", help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.measure:
-        return measure(*args.measure[:2], "checkpointing" in args.measure)
+    parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
+    if parser.parse_args().measure:
+        return measure()
     print(f"{'against':<12}{'GiB':<58}{'reference':>10}{'estimate':>10}{'':>8}")
-    rows = [row for part in (of_deepspeed, on_a_gpu, simulated, on_cpu) for row in part()]
+    rows = [row for part in (of_deepspeed, on_a_gpu, on_cpu, simulated) for row in part()]
     pairs = list(answers())
     worst = max(rows, key=lambda row: abs(row["difference"]))
     result = {

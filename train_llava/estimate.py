@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from transformers import HfArgumentParser, LlavaConfig
@@ -34,7 +34,9 @@ ROOT = Path(__file__).parent.parent
 # Name in PEAKS, and GiB that torch finds on it, a little less than on the box
 GPUS = {"rtx4090-24g": ("RTX 4090", 23.5), "l40s-48g": ("L40S", 44.4), "a100-40g": ("A100", 39.4),
         "a100-80g": ("A100", 79.1), "h100-80g": ("H100", 79.1), "h200-141g": ("H200", 139.8)}  # fmt: skip
-CONTEXT = 1.0  # GiB of CUDA, its kernels and NCCL, and lost between blocks
+# Taken beside tensors, as a rule of thumb: GiB of CUDA, its kernels and NCCL, and the share that PyTorch's allocator
+# loses between blocks
+CONTEXT, LOST = 1.0, 0.05
 WAYS = {"ZeRO-0": None, "ZeRO-2": "ds_zero2.json", "offload": "ds_configs/zero2_offload.json",
         "ZeRO-3": "ds_configs/zero3.json"}  # fmt: skip
 # What to try in turn where a batch does not fit: way, gradient checkpointing, mark
@@ -66,7 +68,7 @@ class EstimateArguments:
 
     per_device_train_batch_size: int = flag("samples per GPU at a time", default=4)
     num_gpus: int = flag("how many", default=1)
-    gpu: list[Literal[tuple(GPUS)]] = flag("kinds to compare; all if not given", default_factory=lambda: [*GPUS])
+    gpu: list[str] = flag(f"kinds to compare; all if not given: {', '.join(GPUS)}", default_factory=lambda: [*GPUS])
     mfu: float = flag("the share of a GPU's peak that the training reaches, for the hours", default=0.4)
 
 
@@ -78,6 +80,8 @@ def main() -> None:
     check_lora(model_args)
     if min(args.num_gpus, args.per_device_train_batch_size, data_args.tokens_per_sample or 1) < 1:
         raise InputError("--num_gpus, --per_device_train_batch_size and --tokens_per_sample start at 1.")
+    if unknown := set(args.gpu) - set(GPUS):
+        raise InputError(f"--gpu {unknown.pop()}: not known; there are {', '.join(GPUS)}.")
     if not 0 < args.mfu <= 1:
         raise InputError(f"--mfu {args.mfu}: a share of the peak, above 0 and at most 1.")
     config = config_of(model_args)
@@ -173,7 +177,7 @@ def time_table(
     """Operations, and per kind of GPU what fits and how long an epoch takes, under ZeRO-2."""
     each, records = flops.of(**workload.average), workload.records or CC3M
     whose = "of the data" if workload.records else "as in LLaVA-CC3M-Pretrain-595K"
-    yield f"operations: {each / 1e12:.2f} TFLOP per sample, {each * records / 1e18:.3g} EFLOP per epoch of {records:,}"
+    yield f"operations: {each / 1e12:.4g} TFLOP per sample, {each * records / 1e18:.3g} EFLOP per epoch of {records:,}"
     yield f"            records ({whose}); recomputation for gradient checkpointing is not counted\n"
     columns = ["fits", "largest batch", "checkpointing", "samples/s", "hours/epoch"]
     yield table_row(f"ZeRO-2, MFU {args.mfu:.0%}", columns, 15)
@@ -182,7 +186,7 @@ def time_table(
     for kind in args.gpu:
         most = [step.largest_batch(batch.times(1 / batch.samples), zero, again, room(kind)) for again in (False, True)]
         speed = args.num_gpus * PEAKS[GPUS[kind][0]] * args.mfu / each
-        cells = ["yes" if most[0] >= batch.samples else "no", *most, f"{speed:.1f}", f"{records / speed / 3600:.1f}"]
+        cells = ["yes" if most[0] >= batch.samples else "no", *most, f"{speed:.4g}", f"{records / speed / 3600:.3g}"]
         yield table_row(kind, cells, 15)
 
 
@@ -214,9 +218,14 @@ def fit(step: Step, config: LlavaConfig, workload: Workload, ranks: int, kind: s
     return "no"
 
 
+def on_device(peak: float) -> float:
+    """Bytes that the driver sees in use when tensors take `peak`."""
+    return CONTEXT * 2**30 + (1 + LOST) * peak
+
+
 def room(kind: str) -> float:
-    """Bytes that a step may take on a kind of GPU."""
-    return (GPUS[kind][1] - CONTEXT) * 2**30
+    """Bytes that tensors may take on a kind of GPU."""
+    return (GPUS[kind][1] - CONTEXT) * 2**30 / (1 + LOST)
 
 
 def table_row(name: str, cells: Any, width: int = 13) -> str:
