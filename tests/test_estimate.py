@@ -143,7 +143,8 @@ def test_wrong_usage_is_named(llava, data, tmp_path):
         return done.stderr
 
     assert "give either --model_name_or_path or both" in refused("--train_type", "none")
-    assert "no config to be read there" in refused("--model_name_or_path", tmp_path)
+    assert "no config.json here" in refused("--model_name_or_path", tmp_path)
+    assert "no config to be read there" in refused("--model_name_or_path", tmp_path / "config.json")
     assert "--mfu 2.0" in refused("--model_name_or_path", llava, "--mfu", 2)
     assert "start at 1" in refused("--model_name_or_path", llava, "--num_gpus", 0)
     assert "no tokenizer" in refused("--model_name_or_path", llava / "config.json", "--data_path", data)

@@ -8,6 +8,7 @@ from transformers import AutoConfig, LlavaConfig, LlavaForConditionalGeneration,
 
 from train_llava.arguments import ModelArguments
 from train_llava.command import InputError
+from train_llava.load import read_json
 from train_llava.train_type import apply_train_type
 
 
@@ -39,10 +40,12 @@ def whole_config(name: str | Path) -> LlavaConfig:
     """The config of a LLaVA.
 
     Raises:
-        InputError: it is not one.
+        InputError: there is none, or not that of a whole LLaVA.
     """
     if (Path(name) / "adapter_config.json").is_file():
         raise InputError(f"{name}: an adapter; give --model_name_or_path a whole model.")
+    if Path(name).is_dir():
+        read_json(Path(name), "config.json")  # whose error knows more about folders
     config = read_config(name, "--model_name_or_path")
     if config.model_type != "llava":
         hint = "Build one with python -m train_llava.build_model, or give both halves"
