@@ -11,9 +11,9 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
-from torch import nn
-from transformers import HfArgumentParser, PrinterCallback, set_seed
+from transformers import HfArgumentParser, LlavaConfig, PrinterCallback, set_seed
 from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 from transformers.trainer_callback import ProgressCallback
 
 from train_llava.arguments import DataArguments, LlavaTrainingArguments, ModelArguments, check_flags
@@ -55,7 +55,7 @@ def main() -> None:
     )
     collator = LlavaCollator(processor, data_args.model_max_length, for_trainer=True, packing=data_args.packing)
     train_dataset, eval_dataset = open_data(data_args, args, collator.encoder)
-    foresee(skeleton(config, model_args, dtype), model_args, args, train_dataset, collator.encoder)
+    foresee(config, dtype, model_args, args, train_dataset, collator.encoder)
     model, processor = load(model_args.model_name_or_path, dtype=dtype, in_4bit=model_args.load_in_4bit)
     set_seed(args.seed)  # adapters start alike however the model was loaded
     model = apply_train_type(model, model_args)
@@ -88,16 +88,25 @@ def main() -> None:
 
 
 def foresee(
-    model: nn.Module, model_args: ModelArguments, args: LlavaTrainingArguments, dataset: Any, encoder: ChatEncoder
+    config: LlavaConfig,
+    dtype: torch.dtype,
+    model_args: ModelArguments,
+    args: LlavaTrainingArguments,
+    dataset: Any,
+    encoder: ChatEncoder,
 ) -> None:
     """Says what memory the run will need, before any weight is loaded; refuses what cannot be.
 
     Raises:
         InputError: see `check_memory`.
     """
+    unset_hf_deepspeed_config()  # or, under ZeRO-3, transformers would share out weights that are not there
+    model = skeleton(config, model_args, dtype)
+    if args.deepspeed:
+        set_hf_deepspeed_config(args.hf_deepspeed_config)
     step = Step.of(model, model_args.load_in_4bit, on_gpu=torch.cuda.is_available() and not args.use_cpu)
     zero = args.hf_deepspeed_config.config if args.deepspeed else None
-    sharing = Sharing.read(zero, args.world_size, model.config.text_config.hidden_size)
+    sharing = Sharing.read(zero, args.world_size, config.text_config.hidden_size)
     if isinstance(dataset, LlavaDataset):
         batch = longest_batch(dataset, encoder, args.train_batch_size)
     else:  # a stream does not know its longest
