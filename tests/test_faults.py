@@ -229,25 +229,29 @@ def test_the_estimate_of_a_checkpoint_is_what_it_takes(llava, data, tmp_path, tr
     trainer.train()
     files = [path for path in (tmp_path / "checkpoint-1").iterdir() if path.suffix in (".safetensors", ".pt")]
     assert sum(path.stat().st_size for path in files) == pytest.approx(
-        checkpoint_bytes(trainer.model, trainer.args), rel=0.15, abs=60_000
+        checkpoint_bytes(trainer.model, deepspeed=False), rel=0.15, abs=60_000
     )
 
 
-def test_what_does_not_fit_into_memory_is_refused_before_the_first_step(tmp_path):
-    """A matrix of a trillion weights, which this test itself only talks about."""
-    from torch import nn
-
+def test_what_does_not_fit_into_memory_is_refused_before_the_weights_are_loaded(tmp_path):
+    """A trillion weights, which this test itself only talks about."""
+    from train_llava.activations import Batch, Stage
     from train_llava.arguments import LlavaTrainingArguments
     from train_llava.command import InputError
+    from train_llava.memory import Sharing, Step
     from train_llava.resources import check_memory
 
     args = LlavaTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
-    model = nn.Linear(1_000_000, 1_000_000, bias=False, device="meta")
-    with pytest.raises(InputError, match=r"needs 1.2e\+04 GB for weights, gradients and optimizer, and .* are free"):
-        check_memory(model, args)  # 4 bytes of gradient and 8 of AdamW's moments for each
-    check_memory(model.requires_grad_(False), args)
+    batch, alone = Batch(1, 10, 1, 5), Sharing(deepspeed=False)
+    stages = [Stage("token", 1), Stage("answer", 1)]
+    large = Step(4, 4e12, 10**12, 10**12, on_gpu=False, stages=stages)
+    with pytest.raises(InputError, match=r"needs 1.6e\+04 GB for weights, gradients and optimizer, and .* are free"):
+        check_memory(large, batch, alone, args)  # 4 bytes of weight, 4 of gradient and 8 of AdamW's moments for each
     args.check_resources = False
-    check_memory(model.requires_grad_(True), args)
+    assert "will not fit" in check_memory(large, batch, alone, args)
+    args.check_resources = True
+    small = Step(4, 400, 100, 100, on_gpu=False, stages=stages)
+    assert "fits; the largest batch" in check_memory(small, batch, alone, args)
 
 
 def test_flags_that_would_be_ignored_are_refused(llava, data, tmp_path):

@@ -76,8 +76,17 @@ def check_flags(model_args: ModelArguments, args: LlavaTrainingArguments) -> Non
     Raises:
         InputError: names the flag.
     """
+    check_lora(model_args)
+    if args.fsdp and (args.use_cpu or not torch.cuda.is_available()):
+        raise InputError("--fsdp: on a CPU accelerate trains with DDP instead. Try --deepspeed ds_configs/zero3.json.")
+
+
+def check_lora(model_args: ModelArguments) -> None:
+    """Refuses flags of the adapters where there are none.
+
+    Raises:
+        InputError: names the flag.
+    """
     for name, value in {"train_projector": False, "vision_lora": True, "load_in_4bit": True}.items():
         if model_args.train_type != "use_lora" and getattr(model_args, name) == value:
             raise InputError(f"--{name} {str(value).lower()} goes with --train_type use_lora alone.")
-    if args.fsdp and (args.use_cpu or not torch.cuda.is_available()):
-        raise InputError("--fsdp: on a CPU accelerate trains with DDP instead. Try --deepspeed ds_configs/zero3.json.")

@@ -1,4 +1,4 @@
-"""Before the first step: will what the run holds and writes fit into memory and on the disk?"""
+"""Before weights are loaded: will memory do? Before the first step: will the disk?"""
 
 import math
 import os
@@ -10,39 +10,54 @@ from peft import PeftModel
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
+from train_llava.activations import Batch, trained_in
 from train_llava.arguments import LlavaTrainingArguments
 from train_llava.command import InputError
+from train_llava.memory import Sharing, Step, optimizer_bytes
 from train_llava.parts import weights_in
 
 
-def check_memory(model: nn.Module, args: LlavaTrainingArguments) -> None:
-    """Compares what weights, gradients and optimizer take with the memory of this rank, before they are there.
+def check_memory(step: Step, batch: Batch, sharing: Sharing, args: LlavaTrainingArguments) -> str:
+    """Compares what a step will need with the memory of this rank; returns the verdict in one line.
 
-    Activations come on top. Whether these fit shows in the first step, into which the sampler puts the longest.
+    Weights, gradients and optimizer are certain: where they alone are too much, nothing helps. The activations of the
+    largest batch are estimated (see memory.py), so that too much of these is only said.
 
     Raises:
-        InputError: it is too little; says the figures and what to lower.
+        InputError: weights, gradients and optimizer are too much; says the figures and what to lower.
     """
-    ranks = args.world_size if args.deepspeed else 1  # among which DeepSpeed shares out gradients and optimizer
-    gradients = sum(weights_in(p) * p.element_size() for p in model.parameters() if p.requires_grad)
-    optimizer, offload = optimizer_bytes(model, args), False
-    if args.deepspeed:
-        offload = "offload_optimizer" in args.hf_deepspeed_config.config.get("zero_optimization", {})
-    if torch.cuda.is_available() and not args.use_cpu:
-        needed = (
-            sum(p.nbytes for p in model.parameters() if not p.is_cuda) + (gradients + optimizer * (not offload)) / ranks
-        )
-        free = torch.cuda.mem_get_info()[0]
-    else:
-        needed = (gradients + optimizer) / ranks  # the weights are there already
-        neighbours = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
-        free = psutil.virtual_memory().available / neighbours
-    if args.check_resources and needed > free:
+    free, checkpointing = free_memory(args), args.gradient_checkpointing
+    states = {
+        "weights": sharing.of_weights(step.weights),
+        "gradients": step.gradients(sharing),
+        "optimizer": step.optimizer(sharing),
+    }
+    if not step.on_gpu and sharing.offload:  # the host's memory is the same
+        states["optimizer"] = step.on_host(sharing)
+    if args.check_resources and sum(states.values()) > free:
         raise InputError(
-            f"each rank needs {needed / 1e9:.3g} GB for weights, gradients and optimizer, and {free / 1e9:.3g} GB are "
-            "free. Use more GPUs, --train_type use_lora (with --load_in_4bit true), or --deepspeed with "
-            "ds_configs/zero2_offload.json or zero3.json; --check_resources false starts all the same."
+            f"each rank needs {sum(states.values()) / 1e9:.3g} GB for weights, gradients and optimizer, and "
+            f"{free / 1e9:.3g} GB are free. Use more GPUs, --train_type use_lora (with --load_in_4bit true), or "
+            "--deepspeed with ds_configs/zero2_offload.json or zero3.json; --check_resources false starts all the same."
         )
+    needed, each = step.peak(batch, sharing, checkpointing), batch.times(1 / batch.samples)
+    states["activations"] = step.activations(batch, checkpointing)
+    parts = ", ".join(f"{name} {size / 1e9:.2g}" for name, size in states.items())
+    most = step.largest_batch(each, sharing, checkpointing, free)
+    advice = f"the largest batch that fits is {most}" if most else "not even a batch of 1 fits"
+    if needed > free and not checkpointing:
+        with_it = step.largest_batch(each, sharing, True, free)
+        advice += f", with --gradient_checkpointing true {with_it}"
+    fits = "fits" if needed <= free else "will not fit"
+    return f"memory: {needed / 1e9:.3g} GB of {free / 1e9:.3g} GB free per rank ({parts}): {fits}; {advice}"
+
+
+def free_memory(args: LlavaTrainingArguments) -> float:
+    """Bytes that this rank may take: of its GPU, or its share of the machine's memory."""
+    if torch.cuda.is_available() and not args.use_cpu:
+        return torch.cuda.mem_get_info()[0]
+    neighbours = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
+    return psutil.virtual_memory().available / neighbours
 
 
 class EnoughDisk(TrainerCallback):
@@ -53,7 +68,8 @@ class EnoughDisk(TrainerCallback):
     ) -> None:
         if not (args.check_resources and state.is_world_process_zero):
             return
-        last, each = model_bytes(kwargs["model"]), checkpoint_bytes(kwargs["model"], args)
+        model = kwargs["model"]
+        last, each = model_bytes(model), checkpoint_bytes(model, bool(args.deepspeed), args.save_only_model)
         steps = {
             "steps": state.save_steps,
             "epoch": max(1, state.max_steps // max(1, math.ceil(args.num_train_epochs))),
@@ -78,18 +94,9 @@ def model_bytes(model: nn.Module) -> int:
     return sum(weights_in(p) * p.element_size() for p in kept)
 
 
-def checkpoint_bytes(model: nn.Module, args: LlavaTrainingArguments) -> int:
+def checkpoint_bytes(model: nn.Module, deepspeed: bool, only_model: bool = False) -> int:
     """Bytes of one checkpoint: weights, and unless --save_only_model what the optimizer keeps; DeepSpeed writes the
     weights once more."""
-    if args.save_only_model:
+    if only_model:
         return model_bytes(model)
-    return model_bytes(model) * (2 if args.deepspeed else 1) + optimizer_bytes(model, args)
-
-
-def optimizer_bytes(model: nn.Module, args: LlavaTrainingArguments) -> int:
-    """Bytes that AdamW keeps for the trained weights, on all ranks together.
-
-    Two fp32 moments of each, and with DeepSpeed an fp32 master copy: 8 or 12 bytes (ZeRO, arXiv:1910.02054,
-    section 3.1). DeepSpeed shares them out among the ranks.
-    """
-    return (12 if args.deepspeed else 8) * sum(weights_in(p) for p in model.parameters() if p.requires_grad)
+    return model_bytes(model) * (2 if deepspeed else 1) + optimizer_bytes(trained_in(model), deepspeed)

@@ -11,9 +11,9 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
-from peft import PeftModel
-from transformers import HfArgumentParser, PrinterCallback, set_seed
+from transformers import HfArgumentParser, LlavaConfig, PrinterCallback, set_seed
 from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 from transformers.trainer_callback import ProgressCallback
 
 from train_llava.arguments import DataArguments, LlavaTrainingArguments, ModelArguments, check_flags
@@ -21,17 +21,20 @@ from train_llava.callbacks import ProgressLine
 from train_llava.chat import ChatEncoder
 from train_llava.command import InputError, command
 from train_llava.data import BadPictures, LlavaCollator, LlavaDataset
-from train_llava.load import load
+from train_llava.load import fetch, load, load_processor
+from train_llava.memory import Sharing, Step
 from train_llava.model_card import write_card
 from train_llava.output_dir import checkpoint_to_resume, claim_output_dir, last_words
 from train_llava.parts import parts_table
 from train_llava.resources import EnoughDisk, check_memory
 from train_llava.samples import SampleCaptions
+from train_llava.skeleton import skeleton, whole_config
 from train_llava.stop_signal import StopSignal
 from train_llava.streaming import open_stream
 from train_llava.train_type import apply_train_type
 from train_llava.trainer import LlavaTrainer
 from train_llava.watchdog import Watchdog
+from train_llava.workload import DEFAULT_TOKENS, Workload, longest_batch
 
 
 @command
@@ -46,16 +49,18 @@ def main() -> None:
         deepspeed.init_distributed("gloo" if args.use_cpu else None)
     # DeepSpeed with bf16 keeps fp32 master weights of its own; everywhere else the weights themselves are the masters
     dtype = torch.bfloat16 if args.deepspeed and args.bf16 else torch.float32
-    model, processor = load(model_args.model_name_or_path, dtype=dtype, in_4bit=model_args.load_in_4bit)
-    if isinstance(model, PeftModel):
-        raise InputError(f"{model_args.model_name_or_path}: an adapter; give --model_name_or_path a whole model.")
+    config, processor = (
+        whole_config(fetch(model_args.model_name_or_path)),
+        load_processor(model_args.model_name_or_path),
+    )
     collator = LlavaCollator(processor, data_args.model_max_length, for_trainer=True, packing=data_args.packing)
     train_dataset, eval_dataset = open_data(data_args, args, collator.encoder)
+    foresee(config, dtype, model_args, args, train_dataset, collator.encoder)
+    model, processor = load(model_args.model_name_or_path, dtype=dtype, in_4bit=model_args.load_in_4bit)
     set_seed(args.seed)  # adapters start alike however the model was loaded
     model = apply_train_type(model, model_args)
     if args.process_index == 0:
         print(f"--train_type {model_args.train_type}\n{parts_table(model)}", flush=True)
-    check_memory(model, args)
 
     # the processor is saved beside the weights in every checkpoint
     data = {"train_dataset": train_dataset, "eval_dataset": eval_dataset, "data_collator": collator}
@@ -80,6 +85,36 @@ def main() -> None:
         dist.destroy_process_group()
     if stop.received:
         sys.exit(128 + stop.received)  # as shells say it
+
+
+def foresee(
+    config: LlavaConfig,
+    dtype: torch.dtype,
+    model_args: ModelArguments,
+    args: LlavaTrainingArguments,
+    dataset: Any,
+    encoder: ChatEncoder,
+) -> None:
+    """Says what memory the run will need, before any weight is loaded; refuses what cannot be.
+
+    Raises:
+        InputError: see `check_memory`.
+    """
+    unset_hf_deepspeed_config()  # or, under ZeRO-3, transformers would share out weights that are not there
+    model = skeleton(config, model_args, dtype)
+    if args.deepspeed:
+        set_hf_deepspeed_config(args.hf_deepspeed_config)
+    step = Step.of(model, model_args.load_in_4bit, on_gpu=torch.cuda.is_available() and not args.use_cpu)
+    zero = args.hf_deepspeed_config.config if args.deepspeed else None
+    sharing = Sharing.read(zero, args.world_size, config.text_config.hidden_size)
+    if isinstance(dataset, LlavaDataset):
+        batch = longest_batch(dataset, encoder, args.train_batch_size)
+    else:  # a stream does not know its longest
+        length = encoder.max_length or DEFAULT_TOKENS
+        batch = Workload.assumed(args.train_batch_size, length, len(encoder.image_ids)).batch
+    verdict = check_memory(step, batch, sharing, args)
+    if args.process_index == 0:
+        print(verdict, flush=True)
 
 
 def open_data(data_args: DataArguments, args: LlavaTrainingArguments, encoder: ChatEncoder) -> tuple[Any, Any]:

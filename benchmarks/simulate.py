@@ -1,0 +1,114 @@
+"""A whole training step on fake tensors: every allocation that autograd makes at full size, and none of the memory."""
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import nn
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import LlavaConfig, LlavaModel
+from transformers.loss.loss_utils import ForCausalLMLoss
+
+from train_llava.activations import Batch
+from train_llava.arguments import ModelArguments
+from train_llava.skeleton import skeleton
+
+
+class LiveStorages(TorchDispatchMode):
+    """Counts the bytes of all storages that are alive, and the most that ever were."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self.known: set[int] = set()
+
+    def add(self, tensor: torch.Tensor) -> None:
+        """From now on until it dies."""
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key in self.known:
+            return
+        self.known.add(key)
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self.remove, key, size)
+
+    def remove(self, key: int, size: int) -> None:
+        """A storage has died."""
+        self.known.discard(key)
+        self.live -= size
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self.add(tensor)
+        return result
+
+
+def peak_of_step(
+    config: LlavaConfig, train_type: str, batch: Batch, checkpointing: bool, dtype: torch.dtype = torch.bfloat16
+) -> dict[str, int]:
+    """Bytes of `weights`, of what is `kept` between forward and backward pass, and at the `peak`, without optimizer.
+
+    The step is that of LlavaTrainer.compute_loss with given positions in place of a mask, whose number of entries fake
+    tensors do not know. Attention is torch's fused one for the CPU, which saves what the GPU's does; dropout keeps a
+    mask of bytes as on a GPU. A batch of more than one has a padding mask.
+    """
+    model = skeleton(config, ModelArguments("", train_type=train_type), dtype).train()
+    llava = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if checkpointing:
+        llava.activation_checkpointing_enable()
+    samples, length, answers = int(batch.samples), batch.length, int(batch.answers)
+    size = config.vision_config.image_size
+    memory = LiveStorages()
+    with FakeTensorMode(), on_fakes():
+        fill(model)
+        for parameter in model.parameters():
+            memory.add(parameter)
+        weights = memory.live
+        ids, places = torch.zeros(samples, length, dtype=torch.long), torch.zeros(answers, dtype=torch.long)
+        mask = torch.ones(samples, 1, length, length, dtype=torch.bool) if samples > 1 else None
+        pixels = torch.zeros(int(batch.images), 3, size, size, dtype=dtype)
+        with memory:
+            hidden = llava.model(input_ids=ids, pixel_values=pixels, attention_mask=mask, use_cache=False)[0]
+            logits = llava.lm_head(hidden.flatten(0, 1)[places])
+            loss = ForCausalLMLoss(logits, None, config.text_config.vocab_size, shift_labels=places)
+            del hidden, logits
+            kept = memory.live - weights
+            loss.backward()
+    return {"weights": weights, "kept": kept, "peak": memory.peak}
+
+
+@contextmanager
+def on_fakes() -> Iterator[None]:
+    """Two functions for as long as tensors are fake: where a picture stands depends on ids, which these lack, and
+    dropout should keep a mask of bytes, as it does on a GPU."""
+
+    def somewhere(self: LlavaModel, input_ids: torch.Tensor, **kwargs) -> torch.Tensor:
+        return (input_ids == 0).unsqueeze(-1)
+
+    def dropout(x: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
+        return torch.native_dropout(x, p, training)[0]
+
+    places = mock.patch.object(LlavaModel, "get_placeholder_mask", somewhere)
+    with places, mock.patch.object(nn.functional, "dropout", dropout):
+        yield
+
+
+def fill(model: nn.Module) -> None:
+    """Puts fake tensors, which act as if on a CPU, in place of those on the meta device; shared ones stay shared."""
+    made: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, old in module._parameters.items():
+            if old is not None:
+                new = nn.Parameter(torch.empty(old.shape, dtype=old.dtype), old.requires_grad)
+                module._parameters[name] = made.setdefault(id(old), new)
+        for name, old in module._buffers.items():
+            if old is not None:
+                module._buffers[name] = torch.empty(old.shape, dtype=old.dtype)

@@ -1,0 +1,162 @@
+"""What a run will need, against a simulated step, DeepSpeed's own estimators, and the data counted by hand."""
+
+import json
+import re
+from unittest import mock
+
+import pytest
+import torch
+from conftest import call
+from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
+from test_loss import TRAIN_TYPES
+from transformers import CLIPVisionConfig, LlamaConfig, Qwen2Config, SiglipVisionConfig
+
+import train_llava.estimate
+import train_llava.train
+from benchmarks.simulate import peak_of_step
+from train_llava.activations import Batch
+from train_llava.arguments import ModelArguments
+from train_llava.command import InputError
+from train_llava.data import LlavaCollator, LlavaDataset
+from train_llava.load import load_processor
+from train_llava.memory import Sharing, Step
+from train_llava.skeleton import join, skeleton
+from train_llava.workload import Workload
+
+SHAPE = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4, "num_attention_heads": 4}
+CLIP = CLIPVisionConfig(**SHAPE, image_size=112, patch_size=14)
+SIGLIP = SiglipVisionConfig(**SHAPE, image_size=112, patch_size=14)
+TEXT = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 6, "vocab_size": 4096}
+QWEN = Qwen2Config(**TEXT, num_attention_heads=8, num_key_value_heads=8, tie_word_embeddings=False)
+LLAMA = LlamaConfig(**TEXT, num_attention_heads=8, num_key_value_heads=2, tie_word_embeddings=False)
+
+
+def step_of(config, train_type, dtype=torch.bfloat16):
+    return Step.of(skeleton(config, ModelArguments("", train_type=train_type), dtype))
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("train_type", TRAIN_TYPES)
+@pytest.mark.parametrize(("config", "dtype"), [((CLIP, QWEN), torch.bfloat16), ((SIGLIP, LLAMA), torch.float32)])
+def test_a_simulated_step_needs_what_is_estimated(config, dtype, train_type, checkpointing):
+    """Fake tensors: torch itself says what it keeps."""
+    batch = Batch(8, 96, 8, 8 * 20)
+    simulated = peak_of_step(join(*config), train_type, batch, checkpointing, dtype)
+    step = step_of(join(*config), train_type, dtype)
+    assert step.weights == simulated["weights"]
+    kept = step.activations(batch, checkpointing, until=len(step.stages))
+    assert kept == pytest.approx(simulated["kept"], rel=0.1)
+    peak = step.weights + step.backward(batch, Sharing(deepspeed=False), checkpointing)
+    assert peak == pytest.approx(simulated["peak"], rel=0.1)
+
+
+@pytest.mark.parametrize("gpus", [1, 8])
+def test_states_are_those_of_deepspeeds_estimator(gpus):
+    step = Step.of(
+        skeleton(join(CLIP, QWEN), ModelArguments("", train_type="none"), torch.bfloat16).requires_grad_(True)
+    )
+    _, whole = estimate_zero2_model_states_mem_needs(step.all_weights, gpus, cpu_offload=False)
+    assert step.states_at_step(Sharing(2, gpus)) == pytest.approx(whole, rel=1e-6)
+    host, gpu = estimate_zero2_model_states_mem_needs(step.all_weights, 1, additional_buffer_factor=1)
+    offload = Sharing(2, 1, offload=True)
+    assert (step.on_host(offload), step.states_at_step(offload)) == (host, gpu)
+
+
+def test_the_repositorys_configs_are_read():
+    plain = {way: train_llava.estimate.sharing_of(way, 8, 1000) for way in train_llava.estimate.WAYS}
+    assert [(zero.stage, zero.offload) for zero in plain.values()] == [(0, False), (2, False), (2, True), (3, False)]
+    assert plain["ZeRO-2"].bucket == 2 * 2e8  # two take turns
+    assert plain["ZeRO-3"].bucket == 2 * 1000**2  # "auto"
+
+
+def test_four_bits_take_a_quarter_and_their_scales():
+    config = join(CLIP, QWEN)
+    model = skeleton(config, ModelArguments("", load_in_4bit=True), torch.bfloat16)
+    packed = 6 * (4 * 512 * 512 + 3 * 512 * 1408)
+    saved = Step.of(model).weights - Step.of(model, in_4bit=True).weights
+    assert saved == pytest.approx(packed * (16 - 4.127) / 8, rel=1e-4)  # bits per weight, as the QLoRA paper has them
+
+
+def test_the_largest_batch_is_the_largest():
+    step, zero, room = step_of(join(CLIP, QWEN), "use_lora"), Sharing(2, 4), 2 * 2**30
+    one = Batch(1, 96, 1, 20)
+    most = step.largest_batch(one, zero, False, room)
+    assert step.peak(one.times(most), zero, False) <= room < step.peak(one.times(most + 1), zero, False)
+    assert step.largest_batch(one, zero, False, step.weights) == 0
+
+
+def test_the_workload_is_that_of_the_data(llava, data):
+    collator = LlavaCollator(load_processor(llava), for_trainer=True)
+    dataset = LlavaDataset(data)
+    dataset.fit(collator.encoder)
+    counts = [collator([dataset[i]])["counts"] for i in range(len(dataset))]
+    workload = Workload.of(dataset, collator.encoder, 4)
+    assert workload.records == 64
+    for name, value in workload.average.items():
+        assert value == pytest.approx(sum(count[name] for count in counts) / 64)
+    longest = sorted(counts, key=lambda count: -count["tokens"])[:4]
+    assert workload.batch.length == longest[0]["tokens"] and workload.batch.images == 4
+    assert workload.batch.answers <= sum(sorted(count["answer_tokens"] for count in counts)[-4:])
+
+
+def estimate(*flags):
+    return call(train_llava.estimate.main, *flags)
+
+
+def test_two_config_files_are_enough(tmp_path):
+    for name, config in (("vision", CLIP), ("language", QWEN)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(config.to_dict()))
+    flags = ["--vision_model_name_or_path", tmp_path / "vision.json", "--language_model_name_or_path"]
+    done = estimate(*flags, tmp_path / "language.json", "--train_type", "freeze_vision", "--num_gpus", 4)
+    assert done.returncode == 0, done.stderr
+    for name in (
+        "weights",
+        "gradients",
+        "optimizer states",
+        "activations",
+        "logits",
+        "temporary",
+        "peak",
+        "disk",
+        "FLOP",
+    ):
+        assert name in done.stdout
+    assert all(kind in done.stdout for kind in train_llava.estimate.GPUS)
+    cells = [line.split() for line in done.stdout.splitlines()]
+    for strategy in TRAIN_TYPES:  # a model this small fits everywhere
+        assert next(row for row in cells if row and row[0] == strategy and len(row) == 7)
+
+
+def test_a_folder_and_its_data(llava, data):
+    done = estimate("--model_name_or_path", llava, "--data_path", data, "--gpu", "h100-80g", "--mfu", 0.5)
+    assert done.returncode == 0, done.stderr
+    assert "epoch of 64" in done.stdout and "as counted" in done.stdout
+    each = float(re.search(r"operations: ([\d.e+-]+) TFLOP", done.stdout)[1]) * 1e12
+    row = next(line.split() for line in done.stdout.splitlines() if line.startswith("h100-80g"))
+    assert float(row[-2]) == pytest.approx(989e12 * 0.5 / each, rel=0.05)
+
+
+def test_wrong_usage_is_named(llava, data, tmp_path):
+    def refused(*flags):
+        done = estimate(*flags)
+        assert done.returncode == 2, done.stderr
+        return done.stderr
+
+    assert "give either --model_name_or_path or both" in refused("--train_type", "none")
+    assert "no config.json here" in refused("--model_name_or_path", tmp_path)
+    assert "no config to be read there" in refused("--model_name_or_path", tmp_path / "config.json")
+    assert "--mfu 2.0" in refused("--model_name_or_path", llava, "--mfu", 2)
+    assert "start at 1" in refused("--model_name_or_path", llava, "--num_gpus", 0)
+    assert "no tokenizer" in refused("--model_name_or_path", llava / "config.json", "--data_path", data)
+    assert "goes with --train_type use_lora" in refused(
+        "--model_name_or_path", llava, "--train_type", "none", "--load_in_4bit", "true"
+    )
+    assert "there are rtx4090-24g, l40s-48g" in refused("--model_name_or_path", llava, "--gpu", "abacus")
+
+
+def test_a_training_says_its_verdict_before_it_loads_weights(llava, data, tmp_path):
+    flags = ["--model_name_or_path", llava, "--data_path", data, "--output_dir", tmp_path / "out", "--use_cpu", "true"]
+    with mock.patch.object(train_llava.train, "load", side_effect=InputError("now it loads")):
+        done = call(train_llava.train.main, *flags)
+    assert done.returncode == 2 and "now it loads" in done.stderr
+    assert re.search(r"memory: .* GB of .* GB free per rank \(weights .*\): fits; the largest batch", done.stdout)

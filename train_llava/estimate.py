@@ -1,0 +1,237 @@
+"""What a training will need, before any GPU is rented: memory, disk, operations and hours. Loads no weights.
+
+    python -m train_llava.estimate --vision_model_name_or_path openai/clip-vit-large-patch14-336 \\
+        --language_model_name_or_path Qwen/Qwen1.5-4B-Chat --train_type use_lora --num_gpus 8
+
+The model is a LLaVA, or the two halves it will be built of: folders, config.json files, or ids of the hub, of which the
+config alone is downloaded. With --data_path the tokens are counted, once for this and the training.
+"""
+
+import json
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import HfArgumentParser, LlavaConfig
+
+from train_llava.arguments import DataArguments, ModelArguments, check_lora, flag
+from train_llava.build_model import load_tokenizer
+from train_llava.chat import ChatEncoder
+from train_llava.command import InputError, command
+from train_llava.data import LlavaCollator, LlavaDataset
+from train_llava.flops import PEAKS, StepFlops
+from train_llava.load import load_processor
+from train_llava.memory import Sharing, Step
+from train_llava.parts import parts_table
+from train_llava.resources import checkpoint_bytes, model_bytes
+from train_llava.skeleton import joined_config, skeleton, whole_config
+from train_llava.workload import DEFAULT_TOKENS, Workload
+
+ROOT = Path(__file__).parent.parent
+# Name in PEAKS, and GiB that torch finds on it, a little less than on the box
+GPUS = {"rtx4090-24g": ("RTX 4090", 23.5), "l40s-48g": ("L40S", 44.4), "a100-40g": ("A100", 39.4),
+        "a100-80g": ("A100", 79.1), "h100-80g": ("H100", 79.1), "h200-141g": ("H200", 139.8)}  # fmt: skip
+# Taken beside tensors, as a rule of thumb: GiB of CUDA, its kernels and NCCL, and the share that PyTorch's allocator
+# loses between blocks
+CONTEXT, LOST = 1.0, 0.05
+WAYS = {"ZeRO-0": None, "ZeRO-2": "ds_zero2.json", "offload": "ds_configs/zero2_offload.json",
+        "ZeRO-3": "ds_configs/zero3.json"}  # fmt: skip
+# What to try in turn where a batch does not fit: way, gradient checkpointing, mark
+HELP = (("ZeRO-2", False, ""), ("ZeRO-2", True, " c"), ("offload", True, " co"), ("ZeRO-3", True, " c3"))
+CC3M = 595_375  # records of LLaVA-CC3M-Pretrain-595K
+STRATEGIES = ("use_lora", "freeze_vision", "none", "projector")
+
+
+@dataclass
+class EstimateModel(ModelArguments):
+    """The model: a whole one or both halves."""
+
+    model_name_or_path: str | None = flag("a LLaVA: folder, config.json or hub id", default=None)
+    vision_model_name_or_path: str | None = flag("or its halves: CLIP or SigLIP", default=None)
+    language_model_name_or_path: str | None = flag("and a chat model", default=None)
+
+
+@dataclass
+class EstimateData(DataArguments):
+    """The data, if it is there already."""
+
+    data_path: list[str] | None = flag("as in training; needs a tokenizer beside the config", default=None)
+    tokens_per_sample: int | None = flag(f"without --data_path; {DEFAULT_TOKENS} if not given", default=None)
+
+
+@dataclass
+class EstimateArguments:
+    """How it will be trained."""
+
+    per_device_train_batch_size: int = flag("samples per GPU at a time", default=4)
+    num_gpus: int = flag("how many", default=1)
+    gpu: list[str] = flag(f"kinds to compare; all if not given: {', '.join(GPUS)}", default_factory=lambda: [*GPUS])
+    mfu: float = flag("the share of a GPU's peak that the training reaches, for the hours", default=0.4)
+
+
+@command
+def main() -> None:
+    warnings.simplefilter("ignore", FutureWarning)  # of PEFT and transformers about each other's names
+    parser = HfArgumentParser((EstimateModel, EstimateData, EstimateArguments), description=__doc__)
+    model_args, data_args, args = parser.parse_args_into_dataclasses()
+    check_lora(model_args)
+    if min(args.num_gpus, args.per_device_train_batch_size, data_args.tokens_per_sample or 1) < 1:
+        raise InputError("--num_gpus, --per_device_train_batch_size and --tokens_per_sample start at 1.")
+    if unknown := set(args.gpu) - set(GPUS):
+        raise InputError(f"--gpu {unknown.pop()}: not known; there are {', '.join(GPUS)}.")
+    if not 0 < args.mfu <= 1:
+        raise InputError(f"--mfu {args.mfu}: a share of the peak, above 0 and at most 1.")
+    config = config_of(model_args)
+    workload = workload_of(config, model_args, data_args, args.per_device_train_batch_size)
+    print("\n".join(report(config, model_args, args, workload)))
+
+
+def config_of(args: EstimateModel) -> LlavaConfig:
+    """The config of the whole model.
+
+    Raises:
+        InputError: neither a whole model nor two halves are given, or they do not fit.
+    """
+    halves = (args.vision_model_name_or_path, args.language_model_name_or_path)
+    if (args.model_name_or_path is None) == (None in halves):
+        hint = "--vision_model_name_or_path and --language_model_name_or_path"
+        raise InputError(f"give either --model_name_or_path or both {hint}.")
+    return joined_config(*halves) if args.model_name_or_path is None else whole_config(args.model_name_or_path)
+
+
+def workload_of(config: LlavaConfig, model_args: EstimateModel, args: EstimateData, batch_size: int) -> Workload:
+    """From the data, or the assumed one.
+
+    Raises:
+        InputError: there is no tokenizer to count the data's tokens with.
+    """
+    if args.data_path is None:
+        tokens = args.tokens_per_sample or DEFAULT_TOKENS
+        return Workload.assumed(batch_size, min(tokens, args.model_max_length or tokens), config.image_seq_length)
+    folder = model_args.model_name_or_path or model_args.language_model_name_or_path
+    if not Path(folder).is_dir():
+        raise InputError(f"--data_path: {folder} has no tokenizer to count its tokens with. Give a folder, or no data.")
+    if model_args.model_name_or_path:
+        encoder = LlavaCollator(load_processor(folder), args.model_max_length).encoder
+    else:
+        encoder = ChatEncoder(load_tokenizer(Path(folder)), config.image_seq_length, max_length=args.model_max_length)
+    dataset = LlavaDataset(args.data_path, on_bad_record=args.on_bad_record, caption_fields=args.caption_fields)
+    dataset.fit(encoder)
+    return Workload.of(dataset, encoder, batch_size)
+
+
+def sharing_of(way: str, ranks: int, hidden_size: int) -> Sharing:
+    """What the repository's DeepSpeed configs do with the states; ZeRO-0 shares out nothing."""
+    if WAYS[way] is None:
+        return Sharing(ranks=ranks)
+    return Sharing.read(json.loads((ROOT / WAYS[way]).read_text()), ranks, hidden_size)
+
+
+def report(
+    config: LlavaConfig, model_args: ModelArguments, args: EstimateArguments, workload: Workload
+) -> Iterator[str]:
+    """All lines that the command prints."""
+    model = skeleton(config, model_args, torch.bfloat16)
+    step = Step.of(model, model_args.load_in_4bit)
+    average, batch = workload.average, workload.batch
+    yield f"--train_type {model_args.train_type}\n{parts_table(model)}\n"
+    pictures, answer = average["images"] * config.image_seq_length, average["answer_tokens"]
+    yield f"a sample has {average['tokens']:.0f} tokens, {pictures:.0f} of pictures, {answer:.0f} to be learned;"
+    yield f"the longest has {batch.length}, {'as counted' if workload.records else 'as assumed (--data_path counts)'}"
+    yield f"{args.num_gpus} GPUs x {batch.samples:g} samples in bf16 under DeepSpeed\n"
+    yield from memory_table(step, workload, args.num_gpus, config.text_config.hidden_size)
+    last, each = model_bytes(model) / 1e9, checkpoint_bytes(model, deepspeed=True) / 1e9
+    yield f"\ndisk: {last:.3g} GB for the trained model, {each:.3g} GB for a checkpoint"
+    yield from time_table(StepFlops.count(model), step, config, args, workload)
+    yield ""
+    yield from fit_table(config, model_args, args, workload)
+
+
+def memory_table(step: Step, workload: Workload, ranks: int, hidden_size: int) -> Iterator[str]:
+    """GiB per GPU, each at its own largest; the peak is less than their sum."""
+    batch, ways = workload.batch, {way: sharing_of(way, ranks, hidden_size) for way in WAYS}
+    again = "  with gradient checkpointing"
+    rows = [
+        ("weights", lambda zero: zero.of_weights(step.weights)),
+        ("gradients", step.gradients),
+        ("optimizer states", step.optimizer),
+        ("activations", lambda zero: step.activations(batch, False)),
+        (again, lambda zero: step.activations(batch, True)),
+        ("logits and loss", lambda zero: step.logits(batch)),
+        ("temporary", step.temporary),
+        ("peak", lambda zero: step.peak(batch, zero, False)),
+        (again, lambda zero: step.peak(batch, zero, True)),
+        ("host memory of all GPUs", lambda zero: step.on_host(zero) * ranks),
+    ]
+    yield table_row("GiB per GPU", ways)
+    for name, size in rows:
+        yield table_row(name, [f"{size(zero) / 2**30:.2f}" for zero in ways.values()])
+
+
+def time_table(
+    flops: StepFlops, step: Step, config: LlavaConfig, args: EstimateArguments, workload: Workload
+) -> Iterator[str]:
+    """Operations, and per kind of GPU what fits and how long an epoch takes, under ZeRO-2."""
+    each, records = flops.of(**workload.average), workload.records or CC3M
+    whose = "of the data" if workload.records else "as in LLaVA-CC3M-Pretrain-595K"
+    yield f"operations: {each / 1e12:.4g} TFLOP per sample, {each * records / 1e18:.3g} EFLOP per epoch of {records:,}"
+    yield f"            records ({whose}); recomputation for gradient checkpointing is not counted\n"
+    columns = ["fits", "largest batch", "checkpointing", "samples/s", "hours/epoch"]
+    yield table_row(f"ZeRO-2, MFU {args.mfu:.0%}", columns, 15)
+    batch = workload.batch
+    zero = sharing_of("ZeRO-2", args.num_gpus, config.text_config.hidden_size)
+    for kind in args.gpu:
+        most = [step.largest_batch(batch.times(1 / batch.samples), zero, again, room(kind)) for again in (False, True)]
+        speed = args.num_gpus * PEAKS[GPUS[kind][0]] * args.mfu / each
+        cells = ["yes" if most[0] >= batch.samples else "no", *most, f"{speed:.4g}", f"{records / speed / 3600:.3g}"]
+        yield table_row(kind, cells, 15)
+
+
+def fit_table(
+    config: LlavaConfig, model_args: ModelArguments, args: EstimateArguments, workload: Workload
+) -> Iterator[str]:
+    """Which strategy fits which GPU, and with what help."""
+    yield table_row("largest batch per GPU", args.gpu)
+    for strategy in STRATEGIES:
+        lora = {} if strategy == "use_lora" else {"train_projector": True, "vision_lora": False, "load_in_4bit": False}
+        chosen = replace(model_args, train_type=strategy, **lora)
+        step = Step.of(skeleton(config, chosen, torch.bfloat16), chosen.load_in_4bit)
+        yield table_row(strategy, [fit(step, config, workload, args.num_gpus, kind) for kind in args.gpu])
+    yield "c: with --gradient_checkpointing true; co: and --deepspeed ds_configs/zero2_offload.json; c3: and zero3.json"
+
+
+def fit(step: Step, config: LlavaConfig, workload: Workload, ranks: int, kind: str) -> str:
+    """The largest batch with the least help that makes room for the wanted one, and which help that is."""
+    batch = workload.batch
+    for way, again, mark in (
+        ("ZeRO-2", False, ""),
+        ("ZeRO-2", True, " c"),
+        ("offload", True, " co"),
+        ("ZeRO-3", True, " c3"),
+    ):
+        zero = sharing_of(way, ranks, config.text_config.hidden_size)
+        if step.peak(batch, zero, again) <= room(kind):
+            return f"{step.largest_batch(batch.times(1 / batch.samples), zero, again, room(kind))}{mark}"
+    return "no"
+
+
+def on_device(peak: float) -> float:
+    """Bytes that the driver sees in use when tensors take `peak`."""
+    return CONTEXT * 2**30 + (1 + LOST) * peak
+
+
+def room(kind: str) -> float:
+    """Bytes that tensors may take on a kind of GPU."""
+    return (GPUS[kind][1] - CONTEXT) * 2**30 / (1 + LOST)
+
+
+def table_row(name: str, cells: Any, width: int = 13) -> str:
+    """A name and its cells, aligned."""
+    return f"{name:<31}" + "".join(f"{cell:>{width}}" for cell in cells)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""How long the conversations of a training are: its first batch, which is the largest, and the average."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+from datasets import Dataset
+
+from train_llava.activations import Batch
+from train_llava.chat import IGNORE_INDEX, ChatEncoder
+from train_llava.data import LlavaDataset
+
+DEFAULT_TOKENS = 620  # CC3M-595K with 576 image tokens a picture, ChatML and its one-sentence captions
+SAMPLE = 500  # records, evenly spaced, by which the average is known well enough
+
+
+@dataclass
+class Workload:
+    """What a batch asks of memory, and a sample of time."""
+
+    batch: Batch  # the largest
+    average: dict[str, float]  # of a sample: images, tokens, token_pairs and answer_tokens, as StepFlops.of takes them
+    records: int | None  # in an epoch
+
+    @classmethod
+    def assumed(cls, batch_size: int, tokens: int, image_tokens: int) -> "Workload":
+        """Where no data can tell: every sample has one picture, and all text might be an answer."""
+        answers = max(1, tokens - image_tokens)
+        average = {"images": 1.0, "tokens": float(tokens), "token_pairs": float(tokens**2), "answer_tokens": answers}
+        return cls(Batch(batch_size, tokens, batch_size, batch_size * answers), average, None)
+
+    @classmethod
+    def of(cls, dataset: LlavaDataset, encoder: ChatEncoder, batch_size: int) -> "Workload":
+        """Of data whose tokens are counted (`LlavaDataset.fit`); some records spread over it stand for the average."""
+        some = np.unique(np.linspace(0, len(dataset) - 1, SAMPLE).astype(int))
+        average = {name: count / len(some) for name, count in counted(dataset.records, some, encoder).items()}
+        lengths = dataset.lengths.astype(float)
+        average |= {"tokens": lengths.mean(), "token_pairs": (lengths**2).mean()}
+        records = sum(round(n * source.weight) for n, source in zip(dataset.sizes, dataset.sources, strict=True))
+        return cls(longest_batch(dataset, encoder, batch_size), average, records)
+
+
+def longest_batch(dataset: LlavaDataset, encoder: ChatEncoder, batch_size: int) -> Batch:
+    """The longest conversations, which the sampler puts into a run's first batch."""
+    longest = np.argsort(-dataset.lengths, kind="stable")[:batch_size]
+    counts = counted(dataset.records, longest, encoder)
+    batch = Batch(len(longest), int(dataset.lengths.max()), counts["images"], counts["answer_tokens"])
+    return batch.times(batch_size / len(longest))  # where there are fewer records than a batch holds
+
+
+def counted(records: Dataset, rows: np.ndarray, encoder: ChatEncoder) -> Counter[str]:
+    """Pictures and supervised tokens in some records together."""
+    counts = Counter(images=0, answer_tokens=0)
+    for messages in records.select(rows)["messages"]:
+        ids, labels = encoder.encode(messages)
+        counts["images"] += ids.count(encoder.image_ids[0]) // len(encoder.image_ids)
+        counts["answer_tokens"] += len(labels) - labels.count(IGNORE_INDEX)
+    return counts
