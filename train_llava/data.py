@@ -7,7 +7,7 @@ ids and labels. Here they come together.
 import fcntl
 import json
 from collections.abc import Sequence
-from itertools import chain
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
@@ -182,10 +182,12 @@ class LlavaCollator:
     Args:
         max_length: longer conversations are cut behind an answer, and the pictures of what is cut away left out.
         for_trainer: what LlavaTrainer wants: pixel_values as (images, height, width, 3) uint8, to be normalised on the
-            device (`pixels.normalise`), the `ids` of the records and `counts` of what is in them.
+            device (`pixels.normalise`), the `ids` of the records and `counts` of what is in them; and no cache, into
+            which transformers would otherwise copy the keys and values of every layer.
         packing: no padding; the conversations follow each other in one row (1, sum of lengths), and position_ids,
             which start anew with each, take the place of attention_mask: transformers reads from them who sees whom
-            (masking_utils.find_packed_sequence_indices).
+            (masking_utils.find_packed_sequence_indices). Flash attention is told where they end, or it would work
+            this out in every layer, and the GPU wait for it (modeling_flash_attention_utils._is_packed_sequence).
     """
 
     def __init__(
@@ -211,18 +213,21 @@ class LlavaCollator:
         if not images:
             images = [Image.new("RGB", (32, 32), "grey")]
             rows = self._with_hidden_picture(rows)
+        lengths = [row.shape[1] for row in rows]
         if self.packing:
             ids, labels, _ = torch.from_numpy(np.concatenate(rows, axis=1))[:, None]
-            positions = torch.cat([torch.arange(row.shape[1]) for row in rows])[None]
+            positions = torch.cat([torch.arange(length) for length in lengths])[None]
             # with a cache, transformers would not look at the positions
             batch = {"input_ids": ids, "labels": labels, "position_ids": positions, "use_cache": False}
+            ends = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
+            batch |= dict.fromkeys(("cu_seq_lens_q", "cu_seq_lens_k"), ends)
+            batch |= dict.fromkeys(("max_length_q", "max_length_k"), max(lengths))
         else:
             batch = self._padded(rows, self.tokenizer.padding_side)
         if self.for_trainer:
-            lengths = [row.shape[1] for row in rows]
             counts = {"images": len(images), "tokens": sum(lengths), "token_pairs": sum(n * n for n in lengths)}
             counts["answer_tokens"] = int((batch["labels"] != IGNORE_INDEX).sum())
-            batch |= {"ids": [str(example.get("id")) for example in examples], "counts": counts}
+            batch |= {"use_cache": False, "ids": [str(example.get("id")) for example in examples], "counts": counts}
         return batch | self._pixels(images)
 
     def prompts(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:

@@ -4,6 +4,7 @@
         --train_type use_lora --output_dir output/first
 """
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,11 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from peft import PeftModel
-from transformers import HfArgumentParser, PrinterCallback, set_seed
+from transformers import PrinterCallback, set_seed
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_callback import ProgressCallback
 
-from train_llava.arguments import DataArguments, LlavaTrainingArguments, ModelArguments, check_flags
+from train_llava.arguments import DataArguments, LlavaTrainingArguments, check_flags, parse_flags
 from train_llava.callbacks import ProgressLine
 from train_llava.chat import ChatEncoder
 from train_llava.command import InputError, command
@@ -36,8 +37,7 @@ from train_llava.watchdog import Watchdog
 
 @command
 def main() -> None:
-    parser = HfArgumentParser((ModelArguments, DataArguments, LlavaTrainingArguments))
-    model_args, data_args, args = parser.parse_args_into_dataclasses()
+    model_args, data_args, args = parse_flags()
     check_flags(model_args, args)
     checkpoint = checkpoint_to_resume(args)
     claim_output_dir(args, checkpoint)
@@ -46,9 +46,13 @@ def main() -> None:
         deepspeed.init_distributed("gloo" if args.use_cpu else None)
     # DeepSpeed with bf16 keeps fp32 master weights of its own; everywhere else the weights themselves are the masters
     dtype = torch.bfloat16 if args.deepspeed and args.bf16 else torch.float32
-    model, processor = load(model_args.model_name_or_path, dtype=dtype, in_4bit=model_args.load_in_4bit)
+    options = {"in_4bit": model_args.load_in_4bit, "attn_implementation": model_args.attn_implementation}
+    model, processor = load(model_args.model_name_or_path, dtype=dtype, **options)
     if isinstance(model, PeftModel):
         raise InputError(f"{model_args.model_name_or_path}: an adapter; give --model_name_or_path a whole model.")
+    if args.torch_compile:
+        # one layer is compiled for all alike; the whole model, for each kind of batch, would take many times as long
+        os.environ.setdefault("ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION", "true")
     collator = LlavaCollator(processor, data_args.model_max_length, for_trainer=True, packing=data_args.packing)
     train_dataset, eval_dataset = open_data(data_args, args, collator.encoder)
     set_seed(args.seed)  # adapters start alike however the model was loaded
