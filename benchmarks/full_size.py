@@ -28,7 +28,7 @@ from benchmarks.qwen_tokenizer import qwen_tokenizer
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 LIMIT_GB = 20
-EVERY = 0.2  # seconds between two looks at the memory
+EVERY = 0.5  # seconds between two looks at the memory
 FORWARD = """
 import sys, time, torch
 from transformers import AutoProcessor, LlavaForConditionalGeneration

@@ -135,3 +135,20 @@ def test_compiled_layers_give_the_same_losses(llava, data, tmp_path, train_type)
     assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "plain"), rel=1e-5)
     counts = torch._dynamo.utils.counters
     assert counts["stats"]["unique_graphs"] > 0 and not counts["graph_break"]
+
+
+@pytest.mark.parametrize("train_type", ["use_lora", "freeze_vision"])
+def test_a_frozen_tower_runs_once_under_checkpointing(llava, data, tmp_path, train_type):
+    """transformers would ask for gradients at its patches, run it twice and send gradients through it."""
+    flags = {"max_steps": 1, "per_device_train_batch_size": 2, "gradient_checkpointing": True}
+    trainer = trainer_of(LlavaTrainer, llava, data, tmp_path, train_type, **flags)
+    inner = getattr(trainer.model, "get_base_model", lambda: trainer.model)().model
+    calls = {"tower": 0, "language model": 0}
+
+    def count(name):
+        return lambda *_: calls.update({name: calls[name] + 1})
+
+    inner.vision_tower.encoder.layers[0].mlp.register_forward_pre_hook(count("tower"))
+    inner.language_model.layers[0].mlp.register_forward_pre_hook(count("language model"))
+    trainer.train()
+    assert calls == {"tower": 1, "language model": 2}
