@@ -70,6 +70,11 @@ class LlavaTrainingArguments(TrainingArguments):
     remove_unused_columns: bool = flag("the collator needs every column", default=False)
     projector_learning_rate: float | None = flag("a rate of the projector's own", default=None)
     vision_learning_rate: float | None = flag("a rate of the vision tower's own, with --train_type none", default=None)
+    logging_nan_inf_filter: bool = flag(
+        # it would make the GPU and Python wait for each other after every batch
+        "leave losses that are no numbers out of the log; the training ends at one anyway",
+        default=False,
+    )
     liger_kernel_config: dict[str, Any] | None = flag(
         # its fused loss takes no mask as logits_to_keep, so it would score every position; LlavaTrainer's does not
         "what --use_liger_kernel leaves out: its loss, so that its norms, rotary embeddings and MLPs are left",
