@@ -35,14 +35,14 @@ QUESTION = "What do you see in this picture?"
 ROUNDS = {"single": 15, "folder": 3}
 
 
-def middle_size(folder: Path) -> tuple[Path, Path]:
+def middle_size(folder: Path, layers: int = 6) -> tuple[Path, Path]:
     """Configs of a vision tower (100 patches) and a language model, to be filled at random."""
     vision, language = folder / "vision", folder / "language"
-    size = {"hidden_size": 384, "intermediate_size": 1536, "num_attention_heads": 6, "num_hidden_layers": 6}
+    size = {"hidden_size": 384, "intermediate_size": 1536, "num_attention_heads": 6, "num_hidden_layers": layers}
     CLIPVisionConfig(**size, image_size=SIDE, patch_size=14).save_pretrained(vision)
     shape = {"shortest_edge": SIDE}, {"height": SIDE, "width": SIDE}
     CLIPImageProcessorPil(size=shape[0], crop_size=shape[1]).save_pretrained(vision)
-    size = {"hidden_size": 512, "intermediate_size": 1408, "num_attention_heads": 8, "num_hidden_layers": 6}
+    size = {"hidden_size": 512, "intermediate_size": 1408, "num_attention_heads": 8, "num_hidden_layers": layers}
     Qwen2Config(**size, vocab_size=448, num_key_value_heads=8, tie_word_embeddings=False).save_pretrained(language)
     make_tokenizer().save_pretrained(language)
     return vision, language

@@ -9,13 +9,15 @@ import torch
 from torch import nn
 from transformers import Trainer
 
+from train_llava import trainer
 from train_llava.train import main
 from train_llava.trainer import LlavaTrainer
 
 
 def plain_loss(self: LlavaTrainer, model: nn.Module, inputs: dict[str, torch.Tensor], *args, **kwargs) -> Any:
-    """Trainer's compute_loss on the same batch, counted in the same way, with the cache that transformers makes."""
-    plain = {name: inputs[name] for name in ("input_ids", "attention_mask", "labels")}
+    """Trainer's compute_loss on the same batch, counted in the same way, with a mask as in the plain way."""
+    plain = {name: inputs[name] for name in ("input_ids", "labels")}
+    plain["attention_mask"] = (plain["input_ids"] != self.data_collator.tokenizer.pad_token_id).long()
     plain["pixel_values"] = self.data_collator.pixels.normalise(inputs["pixel_values"])
     self.meter.counts.update(inputs["counts"])
     return Trainer.compute_loss(self, model, plain, *args, **kwargs)
@@ -23,4 +25,5 @@ def plain_loss(self: LlavaTrainer, model: nn.Module, inputs: dict[str, torch.Ten
 
 if __name__ == "__main__":
     LlavaTrainer.compute_loss = plain_loss
+    trainer.trim_forward = lambda model: None
     main()

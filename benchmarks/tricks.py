@@ -1,101 +1,173 @@
 """What each of the usual training tricks does on this machine: speed, time spent waiting for data, memory.
 
-    python -m benchmarks.tricks [--json benchmarks/results/tricks.json]
+    python -m benchmarks.tricks [--output benchmarks/results/tricks]
 
-One process on one core trains a middle-sized model with random weights (benchmarks.inference), freeze_vision,
-eight samples a step, on JPEGs of 640 px with captions of very different lengths; a second core is left to the workers.
-Every trick is one change to the first row. They take turns, and medians of the rounds are shown. Half of each run's
-steps are one epoch, so that workers which do not persist are started twice.
+Two tables, as one load would hide the other. In the first the pictures are the work: the demo's own little model and
+large JPEGs, in short epochs, so that workers which do not persist are started again and again. In the second the model
+is: a larger one with random weights, on answers of very different lengths.
+
+Every row is one change to the table's first, every run one process with one thread; where there is a second core, it is
+left to the workers. The rows take turns, and each run is compared with the first row's of the same round: medians of
+these ratios are shown, with the smallest and the largest. About ten minutes on two CPU cores. Writes .md and .json.
 """
 
 import argparse
 import json
+import multiprocessing
 import os
-import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
+import train_llava.train
 from benchmarks.inference import middle_size
 from benchmarks.machine import machine
 from train_llava.build_model import build_llava, save_llava
 
 ROOT = Path(__file__).parent.parent
-ROUNDS, STEPS, RECORDS = 2, 12, 48
-TRICKS = {
-    "nothing": [],
-    "1 worker": ["--dataloader_num_workers", "1"],
-    "2 workers": ["--dataloader_num_workers", "2"],
-    "2 persistent workers": ["--dataloader_num_workers", "2", "--dataloader_persistent_workers", "true"],
-    "pinned memory": ["--dataloader_pin_memory", "true"],
-    "accumulation, 8 x 1": ["--per_device_train_batch_size", "1", "--gradient_accumulation_steps", "8"],
-    "gradient checkpointing": ["--gradient_checkpointing", "true"],
-    "bf16": ["--bf16", "true"],
-    "length grouping": ["--train_sampling_strategy", "group_by_length"],
-    "packing": ["--packing", "true"],
+ROUNDS, BATCH = 3, 8
+Runs = dict[str, list[dict[str, float]]]  # of each row, one a round
+
+
+@dataclass
+class Table:
+    """Rows with their flags, and what all of them train on."""
+
+    title: str
+    picture: tuple[int, int]  # pixels
+    longest: int  # how often the longest answer says its seven words
+    records: int
+    epochs: int
+    rows: dict[str, list[str]]
+
+
+TABLES = {
+    "loading": Table(
+        "little model, large pictures",
+        picture=(1024, 768),
+        longest=1,
+        records=72,
+        epochs=4,
+        rows={
+            "plain": [],
+            "1 worker": ["--dataloader_num_workers", "1"],
+            "2 workers": ["--dataloader_num_workers", "2"],
+            "2 persistent workers": ["--dataloader_num_workers", "2", "--dataloader_persistent_workers", "true"],
+            "pinned memory": ["--dataloader_pin_memory", "true"],
+        },
+    ),
+    "model": Table(
+        "larger model, small pictures",
+        picture=(140, 140),
+        longest=30,
+        records=64,  # Trainer's groups of length then are of two batches; of fewer than 64, of one
+        epochs=1,
+        rows={
+            "plain": [],
+            "accumulation, 8 x 1": ["--per_device_train_batch_size", "1", "--gradient_accumulation_steps", "8"],
+            "gradient checkpointing": ["--gradient_checkpointing", "true"],
+            "bf16": ["--bf16", "true"],
+            "length grouping": ["--train_sampling_strategy", "group_by_length"],
+            "packing": ["--packing", "true"],
+        },
+    ),
 }
 
 
-def write_data(folder: Path) -> None:
-    """Pictures with the detail of photographs; answers of 5 to 120 words, most of them short."""
+def write_data(folder: Path, table: Table) -> None:
+    """Pictures with the detail of photographs; most answers are far shorter than the longest."""
     rng = np.random.default_rng(0)
     (folder / "images").mkdir(parents=True)
     records = []
-    for i in range(RECORDS):
-        coarse = Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8))
-        coarse.resize((640, 640), Image.Resampling.BICUBIC).save(folder / "images" / f"{i}.jpg", quality=90)
-        words = " ".join(["a red seven at the top left"] * int(1 + 16 * rng.random() ** 3))
+    for i in range(table.records):
+        coarse = rng.integers(0, 256, (table.picture[1] // 16, table.picture[0] // 16, 3), dtype=np.uint8)
+        picture = Image.fromarray(coarse).resize(table.picture, Image.Resampling.BICUBIC)
+        picture.save(folder / "images" / f"{i}.jpg", quality=90)
+        words = " ".join(["a red seven at the top left"] * int(1 + table.longest * rng.random() ** 3))
         turns = [{"from": "human", "value": "<image>\nWhat is this?"}, {"from": "gpt", "value": words}]
         records.append({"id": str(i), "image": f"{i}.jpg", "conversations": turns})
     (folder / "chat.json").write_text(json.dumps(records))
 
 
-def measure(model: Path, data: Path, output: Path, flags: list[str]) -> dict[str, float]:
+def prepare(folder: Path) -> None:
+    """A model and its data for each table."""
+    halves = {"loading": (ROOT / "demo" / "clip", ROOT / "demo" / "qwen"), "model": middle_size(folder, layers=2)}
+    for name, table in TABLES.items():
+        save_llava(*build_llava(*halves[name], random_weights=name == "model"), folder / name / "model")
+        write_data(folder / name / "data", table)
+
+
+def measure(folder: Path, table: Table, flags: list[str]) -> dict[str, float]:
     """One run: its speed and waiting over all steps, and its memory."""
-    words = {"model_name_or_path": model, "data_path": data, "output_dir": output, "overwrite_output_dir": "true"}
-    words |= {"train_type": "freeze_vision", "use_cpu": "true", "max_steps": STEPS, "logging_steps": STEPS}
-    words |= {"per_device_train_batch_size": 8, "save_strategy": "no", "report_to": "none", "learning_rate": 1e-4}
-    words |= {"dataloader_pin_memory": "false"}
-    command = [sys.executable, "-m", "train_llava.train"]
-    command += [str(text) for name, value in words.items() for text in (f"--{name}", value)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    subprocess.run([*command, *flags], check=True, cwd=ROOT, env=environment, capture_output=True)
-    history = json.loads((output / "trainer_state.json").read_text())["log_history"]
+    words = {"model_name_or_path": folder / "model", "data_path": folder / "data", "output_dir": folder / "out"}
+    words |= {"train_type": "freeze_vision", "learning_rate": 1e-4, "per_device_train_batch_size": BATCH}
+    words |= {"num_train_epochs": table.epochs, "logging_steps": table.epochs * table.records // BATCH}
+    words |= {"use_cpu": "true", "dataloader_pin_memory": "false", "overwrite_output_dir": "true"}
+    words |= {"save_strategy": "no", "report_to": "none"}
+    apart(train, [str(text) for name, value in words.items() for text in (f"--{name}", value)] + flags)
+    history = json.loads((folder / "out" / "trainer_state.json").read_text())["log_history"]
     log = next(log for log in history if "loss" in log)
-    return {name: log[name] for name in ("samples_per_second", "tokens_per_second", "data_wait", "memory_gb")}
+    return {name: round(log[name], 3) for name in ("samples_per_second", "data_wait", "memory_gb")}
+
+
+def apart(function: Callable[..., None], *args: Any) -> None:
+    """Calls it in a process of its own, whose memory can be told; a fork, which need not import everything again."""
+    process = multiprocessing.get_context("fork").Process(target=function, args=args)
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise SystemExit(process.exitcode)
+
+
+def train(flags: list[str]) -> None:
+    """train_llava.train with one thread, silent but for errors."""
+    torch.set_num_threads(1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    sys.argv = ["train_llava.train", *flags]
+    train_llava.train.main()
+
+
+def markdown(title: str, runs: Runs) -> str:
+    """Medians of the rounds."""
+    lines = [f"| {title} | samples/s | times as fast | waiting for data | memory, GB |", "|---" * 5 + "|"]
+    for name, found in runs.items():
+        pairs = zip(found, next(iter(runs.values())), strict=True)
+        ratios = [run["samples_per_second"] / plain["samples_per_second"] for run, plain in pairs]
+        speed, wait, memory = (median(run[key] for run in found) for key in found[0])
+        spread = f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})" if name != "plain" else "1"
+        lines.append(f"| {name} | {speed:.1f} | {spread} | {wait:.0%} | {memory:.2f} |")
+    return "\n".join(lines) + "\n"
+
+
+def both_tables(runs: dict[str, Runs]) -> str:
+    """What the page in docs/ shows."""
+    return "\n".join(markdown(table.title, runs[name]) for name, table in TABLES.items())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
-    runs: dict[str, list[dict[str, float]]] = {name: [] for name in TRICKS}
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "tricks")
+    output = parser.parse_args().output
+    runs: dict[str, Runs] = {name: {row: [] for row in table.rows} for name, table in TABLES.items()}
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        vision, language = middle_size(folder)
-        save_llava(*build_llava(vision, language, random_weights=True), folder / "model")
-        write_data(folder / "data")
+        apart(prepare, Path(scratch))
         for _ in range(ROUNDS):
-            for name, flags in TRICKS.items():
-                runs[name].append(measure(folder / "model", folder / "data", folder / "out", flags))
-                print(name, runs[name][-1], flush=True)
-    rows = {
-        name: {key: round(median(run[key] for run in found), 3) for key in found[0]} for name, found in runs.items()
-    }
-    print(f"{'':<24}{'samples/s':>10}{'ratio':>7}{'data wait':>11}{'GB':>6}")
-    for name, row in rows.items():
-        ratio = row["samples_per_second"] / rows["nothing"]["samples_per_second"]
-        row["speed_over_nothing"] = round(ratio, 2)
-        print(
-            f"{name:<24}{row['samples_per_second']:>10.2f}{ratio:>7.2f}{row['data_wait']:>11.0%}{row['memory_gb']:>6.1f}"
-        )
-    if args.json:
-        head = {"command": "python -m benchmarks.tricks", **machine(), "rounds": ROUNDS, "steps": STEPS}
-        args.json.write_text(json.dumps(head | {"medians": rows}, indent=2) + "\n")
+            for name, table in TABLES.items():
+                for row, flags in table.rows.items():
+                    runs[name][row].append(measure(Path(scratch) / name, table, flags))
+                    print(f"{row}: {runs[name][row][-1]}", flush=True)
+    head = {"command": "python -m benchmarks.tricks", **machine(), "samples_a_step": BATCH}
+    output.with_suffix(".json").write_text(json.dumps(head | {"rows": runs}, indent=2) + "\n")
+    output.with_suffix(".md").write_text(both_tables(runs))
+    print(both_tables(runs))
 
 
 if __name__ == "__main__":

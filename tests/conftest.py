@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import traceback
@@ -21,11 +22,16 @@ from transformers import (
 )
 
 import benchmarks.qwen_tokenizer
+from benchmarks.serving import served
 from demo.make_data import write_split
 from demo.tokenizer import make_tokenizer
 from train_llava.build_model import build_llava, save_llava
+from train_llava.images import open_image
+from train_llava.infer import ask, generate
+from train_llava.load import load
 
 ROOT = Path(__file__).parent.parent
+TOKENS = 48  # of an answer: by then those about different pictures differ
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -133,6 +139,39 @@ def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     write_split(folder, "train", 64, seed=7)
     return folder
+
+
+@pytest.fixture(scope="session")
+def files(data):
+    """Pictures to ask about."""
+    return sorted((data / "images").iterdir())[:12]
+
+
+@pytest.fixture(scope="session")
+def page(llava, files, tmp_path_factory):
+    """Address and process id of train_llava.app, with examples."""
+    examples = tmp_path_factory.mktemp("examples")
+    for file in files[:3]:
+        shutil.copy(file, examples)
+    (examples / "notes.txt").write_text("no picture")
+    with served(sys.executable, "-m", "train_llava.app", "--model_name_or_path", llava, "--examples", examples) as one:
+        yield one
+
+
+@pytest.fixture(scope="session")
+def loaded(llava):
+    return load(llava)
+
+
+@pytest.fixture(scope="session")
+def alone(loaded):
+    """What the model answers when nobody else asks."""
+
+    def answer(prompt, *pictures, **options):
+        images = [open_image(file) for file in pictures]
+        return generate(*loaded, [ask(prompt, images)], **{"max_new_tokens": TOKENS, **options})[0]
+
+    return answer
 
 
 def run(*command, **environment):

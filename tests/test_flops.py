@@ -6,6 +6,7 @@ from test_loss import TRAIN_TYPES, trainer_of
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import TrainerCallback
 
+from benchmarks import flops_limit
 from train_llava.arguments import ModelArguments
 from train_llava.data import LlavaCollator, LlavaDataset
 from train_llava.flops import StepFlops
@@ -53,3 +54,10 @@ def test_speed_and_utilisation_in_the_log(llava, data, tmp_path):
     per_second = StepFlops.count(trainer.model).per_token * logged["tokens_per_second"]
     assert per_second / peak < logged["mfu"] < 2 * per_second / peak
     assert 0 <= logged["data_wait"] < 1
+
+
+@pytest.mark.parametrize("train_type", TRAIN_TYPES)
+def test_a_full_size_step_is_at_its_limit(train_type):
+    """torch's count of a step of CLIP-ViT-L/336 + Qwen1.5-4B against the fewest operations there can be."""
+    row = flops_limit.compare(train_type)
+    assert 0.99 < row["ours_over_limit"] <= 1.02 < row["plain_over_limit"]

@@ -42,14 +42,6 @@ def test_the_attention_reaches_the_tower_and_the_language_model(llava):
     assert default.model.language_model.config._attn_implementation == "sdpa"
 
 
-def test_training_keeps_no_cache(llava, data, tmp_path):
-    trainer = trainer_of(LlavaTrainer, llava, data, tmp_path, "use_lora")
-    trainer.data_collator = LlavaCollator(load(llava)[1], for_trainer=True)
-    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(2)])
-    _, outputs = trainer.compute_loss(trainer.model, batch, return_outputs=True)
-    assert outputs.past_key_values is None
-
-
 def attend(query, key, value, causal):
     """Attention by its definition on (length, heads, width)."""
     scores = torch.einsum("qhd,khd->hqk", query, key) / math.sqrt(query.shape[-1])
@@ -89,7 +81,7 @@ def test_flash_attention_gives_the_same_gradients(llava, data, tmp_path, flash_a
     """Padded and packed; a packed batch says where its conversations end, which no layer then has to find out."""
     trainer = trainer_of(LlavaTrainer, llava, data, tmp_path, "none")
     examples, processor = mixed_examples(data), load(llava)[1]
-    trainer.model(**LlavaCollator(processor)(examples)).loss.backward()  # SDPA, padded, the plain loss
+    trainer.model(**LlavaCollator(processor)(examples)).loss.backward()  # SDPA, padded with a mask
     expected = gradients(trainer.model)
     trainer.model.zero_grad()
 
@@ -100,12 +92,14 @@ def test_flash_attention_gives_the_same_gradients(llava, data, tmp_path, flash_a
     if packing:
         monkeypatch.setattr(flash, "_prepare_from_posids", lambda *_: pytest.fail("a layer works out the ends"))
     trainer.compute_loss(trainer.model, batch).backward()
-    assert flash_attention == ["plain"] * len(tower.encoder.layers) + ["varlen"] * len(language_model.layers)
+    read = len(tower.encoder.layers) - 1
+    kind = "varlen" if packing else "plain"  # padding is on the right, where no token looks
+    assert flash_attention == ["plain"] * read + [kind] * len(language_model.layers)
     assert_close(gradients(trainer.model), expected)
 
 
 def test_liger_leaves_the_loss_to_us(llava, data, tmp_path, monkeypatch):
-    """Its fused loss cannot take a mask as logits_to_keep; what it is told is told here, by transformers' own hook."""
+    """Its own forward pass would take the place of ours; what it is told is told here, by transformers' own hook."""
     told = []
     kernels = SimpleNamespace(_apply_liger_kernel_to_instance=lambda model, **config: told.append((model, config)))
     monkeypatch.setitem(sys.modules, "liger_kernel", SimpleNamespace(transformers=kernels))

@@ -5,9 +5,10 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import LlavaForConditionalGeneration, Trainer
 
+from train_llava import forward
 from train_llava.arguments import LlavaTrainingArguments, ModelArguments
 from train_llava.data import LlavaCollator, LlavaDataset
-from train_llava.load import load
+from train_llava.load import load, load_processor
 from train_llava.train_type import apply_train_type
 from train_llava.trainer import LlavaTrainer
 
@@ -37,31 +38,56 @@ def assert_close(ours, plain):
         torch.testing.assert_close(value, plain[name], rtol=1e-4, atol=float(1e-6 * scale), msg=name)
 
 
-@pytest.mark.parametrize("train_type", TRAIN_TYPES)
-def test_loss_and_gradients_equal_the_plain_model(llava, data, tmp_path, train_type):
-    trainer = trainer_of(LlavaTrainer, llava, data, tmp_path, train_type)
-    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(6)])
-    model = trainer.model.train()
-    if train_type == "use_lora":  # B starts at zero, which hides A's gradient
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
+def plain_and_ours(llava, data, tmp_path, train_type):
+    """transformers' own Trainer and ours, with equal weights."""
+    trainers = [trainer_of(cls, llava, data, tmp_path, train_type) for cls in (Trainer, LlavaTrainer)]
+    for trainer in trainers:
+        torch.manual_seed(1)
+        for name, parameter in trainer.model.named_parameters():
+            if "lora_B" in name:  # starts at zero, which hides A's gradient
                 torch.nn.init.normal_(parameter, std=0.05)
-
-    plain = model(**batch).loss  # all logits, transformers' own loss
-    plain.backward()
-    expected = gradients(model)
-    model.zero_grad()
-    ours = trainer.compute_loss(model, batch)
-    ours.backward()
-    torch.testing.assert_close(ours, plain, rtol=1e-6, atol=1e-7)
-    assert_close(gradients(model), expected)
+        trainer.model.train()
+    return trainers
 
 
-def test_only_supervised_rows_reach_the_head(llava, data, tmp_path):
+@pytest.mark.parametrize("train_type", TRAIN_TYPES)
+@pytest.mark.parametrize("chunk", [512, 7])
+def test_loss_and_gradients_equal_the_plain_model(llava, data, tmp_path, train_type, chunk, monkeypatch):
+    """What training really sends (bytes, no mask) against all logits and transformers' own loss; long answers, too,
+    for which the head works in chunks."""
+    monkeypatch.setattr(forward, "CHUNK", chunk)
+    plain, ours = plain_and_ours(llava, data, tmp_path, train_type)
+    examples = [ours.train_dataset[i] for i in range(6)]
+    expected = plain.model(**plain.data_collator(examples)).loss
+    expected.backward()
+    batch = LlavaCollator(load_processor(llava), for_trainer=True)(examples)
+    assert "attention_mask" not in batch and batch["pixel_values"].dtype == torch.uint8
+    assert int((batch["labels"] != -100).sum()) > 2 * 7
+    ours.data_collator = LlavaCollator(load_processor(llava), for_trainer=True)
+    loss = ours.compute_loss(ours.model, batch)
+    loss.backward()
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-7)
+    assert_close(gradients(ours.model), gradients(plain.model))
+
+
+def test_only_what_the_loss_needs_is_computed(llava, data, tmp_path):
+    """Supervised rows in the head, no layer that LLaVA does not read, attention without a mask and without a cache."""
     trainer = trainer_of(LlavaTrainer, llava, data, tmp_path, "freeze_vision")
+    trainer.data_collator = LlavaCollator(load_processor(llava), for_trainer=True)
     batch = trainer.data_collator([trainer.train_dataset[i] for i in range(6)])
-    _, outputs = trainer.compute_loss(trainer.model, batch, return_outputs=True)
-    assert outputs.logits.shape[0] == int((batch["labels"] != -100).sum())
+    seen = {}
+
+    def saw(module, args, kwargs, output):
+        seen[module] = (args, kwargs)
+
+    inner = trainer.model.model
+    unread, attention = inner.vision_tower.encoder.layers[-1].mlp, inner.language_model.layers[0].self_attn
+    for module in (trainer.model.lm_head, unread, attention):
+        module.register_forward_hook(saw, with_kwargs=True)
+    trainer.compute_loss(trainer.model, batch)
+    assert seen[trainer.model.lm_head][0][0].shape[0] == int((batch["labels"] != -100).sum())
+    assert unread not in seen
+    assert seen[attention][1]["attention_mask"] is None and seen[attention][1]["past_key_values"] is None
 
 
 @pytest.mark.parametrize("train_type", TRAIN_TYPES)
@@ -119,11 +145,11 @@ def mixed_examples(data):
     return [dataset[0], texts[0], dataset[1], texts[1]]
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("side", ["left", "right", "without a mask"])
 def test_the_hidden_picture_of_a_text_batch_changes_nothing(llava, data, side):
     """But the projector and the tower get a gradient, of zero, as DeepSpeed and DDP need on every rank."""
     model, processor = load(llava)
-    processor.tokenizer.padding_side = side
+    processor.tokenizer.padding_side = side if side == "left" else "right"
     texts = mixed_examples(data)[1::2]
     batch = LlavaCollator(processor)(texts)
     assert batch["pixel_values"].shape[0] == 1
@@ -137,6 +163,8 @@ def test_the_hidden_picture_of_a_text_batch_changes_nothing(llava, data, side):
         real = batch["attention_mask"][row].bool()
         labels[row, plain.attention_mask[row].bool()] = batch["labels"][row, real]
         assert torch.equal(batch["input_ids"][row, real], plain.input_ids[row, plain.attention_mask[row].bool()])
+    if side == "without a mask":
+        del batch["attention_mask"]
     loss = model(**batch).loss
     loss.backward()
     with_picture = gradients(model)
@@ -175,15 +203,10 @@ def test_packed_equals_unpacked_and_nothing_leaks(llava, data):
 
 @pytest.mark.parametrize("packing", [False, True])
 def test_packing_and_bytes_give_the_plain_gradients(llava, data, tmp_path, packing):
-    """What training really sends: pixels as bytes, samples packed or padded."""
-    trainer = trainer_of(LlavaTrainer, llava, data, tmp_path, "none")
+    """Batches with and without pictures as training really sends them: as bytes, packed or padded."""
+    plain, ours = plain_and_ours(llava, data, tmp_path, "none")
     examples = mixed_examples(data)
-    processor = load(llava)[1]
-    trainer.data_collator = LlavaCollator(processor, for_trainer=True, packing=packing)
-    batch = trainer.data_collator(examples)
-    assert batch["pixel_values"].dtype == torch.uint8
-    trainer.compute_loss(trainer.model, batch).backward()
-    ours = gradients(trainer.model)
-    trainer.model.zero_grad()
-    trainer.model(**LlavaCollator(processor)(examples)).loss.backward()
-    assert_close(ours, gradients(trainer.model))
+    ours.data_collator = LlavaCollator(load_processor(llava), for_trainer=True, packing=packing)
+    ours.compute_loss(ours.model, ours.data_collator(examples)).backward()
+    plain.model(**plain.data_collator(examples)).loss.backward()
+    assert_close(gradients(ours.model), gradients(plain.model))

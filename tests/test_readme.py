@@ -1,11 +1,14 @@
 """Both READMEs: the same headings and commands, and nothing in them that does not exist."""
 
+import json
 import re
 import shlex
 from importlib import import_module
 
 import pytest
 from conftest import ROOT, call
+
+from benchmarks import tricks
 
 READMES = {name: (ROOT / name).read_text() for name in ("README.md", "README_zh.md")}
 
@@ -66,3 +69,11 @@ def test_the_strategies_are_those_of_the_kept_results(name):
     rows = (ROOT / "benchmarks" / "results" / "strategies.md").read_text().splitlines()[2:]
     assert len(rows) == 8
     assert all(row in READMES[name] for row in rows)
+
+
+def test_the_tricks_are_those_of_the_kept_results():
+    results = ROOT / "benchmarks" / "results"
+    tables = (results / "tricks.md").read_text()
+    assert tables in (ROOT / "docs" / "training.md").read_text()
+    rows = json.loads((results / "tricks.json").read_text())["rows"]
+    assert tables == tricks.both_tables(rows)

@@ -68,6 +68,7 @@ class LlavaTrainingArguments(TrainingArguments):
     """transformers' own flags; these differ in their default or are new."""
 
     remove_unused_columns: bool = flag("the collator needs every column", default=False)
+    logging_nan_inf_filter: bool = flag("would wait for the GPU at every step; a NaN ends the run", default=False)
     projector_learning_rate: float | None = flag("a rate of the projector's own", default=None)
     vision_learning_rate: float | None = flag("a rate of the vision tower's own, with --train_type none", default=None)
     logging_nan_inf_filter: bool = flag(
@@ -76,7 +77,7 @@ class LlavaTrainingArguments(TrainingArguments):
         default=False,
     )
     liger_kernel_config: dict[str, Any] | None = flag(
-        # its fused loss takes no mask as logits_to_keep, so it would score every position; LlavaTrainer's does not
+        # its forward pass would take the place of train_llava/forward.py's, and score every position
         "what --use_liger_kernel leaves out: its loss, so that its norms, rotary embeddings and MLPs are left",
         default_factory=lambda: {"fused_linear_cross_entropy": False},
     )

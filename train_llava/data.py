@@ -182,8 +182,9 @@ class LlavaCollator:
     Args:
         max_length: longer conversations are cut behind an answer, and the pictures of what is cut away left out.
         for_trainer: what LlavaTrainer wants: pixel_values as (images, height, width, 3) uint8, to be normalised on the
-            device (`pixels.normalise`), the `ids` of the records and `counts` of what is in them; and no cache, into
-            which transformers would otherwise copy the keys and values of every layer.
+            device (`pixels.normalise`), the `ids` of the records and `counts` of what is in them. Padded on the right
+            and without attention_mask: no token sees what comes after it, so padding there changes nothing, and
+            without a mask attention takes its fast, causal kernel.
         packing: no padding; the conversations follow each other in one row (1, sum of lengths), and position_ids,
             which start anew with each, take the place of attention_mask: transformers reads from them who sees whom
             (masking_utils.find_packed_sequence_indices). Flash attention is told where they end, or it would work
@@ -198,6 +199,7 @@ class LlavaCollator:
         packing: bool = False,
     ) -> None:
         self.tokenizer, self.for_trainer, self.packing = processor.tokenizer, for_trainer, packing
+        self.side = "right" if for_trainer else processor.tokenizer.padding_side
         self.pixels = Pixels(processor.image_processor)
         template = processor.chat_template
         self.encoder = ChatEncoder(processor.tokenizer, tokens_per_image(processor), template, max_length)
@@ -223,11 +225,12 @@ class LlavaCollator:
             batch |= dict.fromkeys(("cu_seq_lens_q", "cu_seq_lens_k"), ends)
             batch |= dict.fromkeys(("max_length_q", "max_length_k"), max(lengths))
         else:
-            batch = self._padded(rows, self.tokenizer.padding_side)
+            batch = self._padded(rows, self.side)
         if self.for_trainer:
+            batch.pop("attention_mask", None)
             counts = {"images": len(images), "tokens": sum(lengths), "token_pairs": sum(n * n for n in lengths)}
             counts["answer_tokens"] = int((batch["labels"] != IGNORE_INDEX).sum())
-            batch |= {"use_cache": False, "ids": [str(example.get("id")) for example in examples], "counts": counts}
+            batch |= {"ids": [str(example.get("id")) for example in examples], "counts": counts}
         return batch | self._pixels(images)
 
     def prompts(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -243,7 +246,7 @@ class LlavaCollator:
         if self.packing:
             return [*rows, hidden]
         shortest = min(range(len(rows)), key=lambda i: rows[i].shape[1])
-        sides = (hidden, rows[shortest]) if self.tokenizer.padding_side == "left" else (rows[shortest], hidden)
+        sides = (hidden, rows[shortest]) if self.side == "left" else (rows[shortest], hidden)
         return [*rows[:shortest], np.concatenate(sides, axis=1), *rows[shortest + 1 :]]
 
     def _padded(self, rows: list[np.ndarray], side: str) -> dict[str, torch.Tensor]:

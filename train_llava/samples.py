@@ -18,7 +18,7 @@ from train_llava.infer import Example, answers
 from train_llava.load import Model
 
 COUNT = 4  # the first records that have a picture: nobody chose them
-TILE, CAPTION = 260, 124  # pixels: a picture's side, and the height of the text under it
+TILE, CAPTION = 260, 140  # pixels: a picture's side, and the height of the text under it
 INK, RIGHT, WRONG = (90, 90, 90), (20, 110, 50), (190, 30, 30)
 
 
@@ -41,12 +41,13 @@ class SampleCaptions(TrainerCallback):
         for row in rows:
             reference = "" if row["exact"] else f"   (reference: {row['reference']})"
             print(f"  {row['id']}: {row['caption']}{reference}", flush=True)
-        sheet = draw_sheet(rows, columns=2)  # TensorBoard shows pictures 300 pixels wide
         (folder / "samples").mkdir(parents=True, exist_ok=True)
-        sheet.save(folder / "samples" / f"step_{step:06}.png")
+        draw_sheet(rows).save(folder / "samples" / f"step_{step:06}.png")
         if tensorboard:
             with SummaryWriter(str(folder / "runs" / "samples")) as writer:
-                writer.add_image("samples", np.asarray(sheet), step, dataformats="HWC")
+                for row in rows:  # a card each: on a sheet TensorBoard would show them too small to read
+                    card = np.asarray(draw_sheet([row]))
+                    writer.add_image(f"samples/{row['id']}", card, step, dataformats="HWC")
                 text = "\n\n".join(f"{row['prompt']}\n\n**{row['caption']}**\n\n{row['reference']}" for row in rows)
                 writer.add_text("samples", text, step)
 
@@ -84,10 +85,11 @@ def caption_rows(
     return rows
 
 
-def draw_sheet(rows: list[dict[str, Any]], columns: int = 4) -> Image.Image:
+def draw_sheet(rows: list[dict[str, Any]]) -> Image.Image:
     """Pictures with the model's caption under each, green if exact, else red with the right one below."""
     large, small = ImageFont.load_default(18), ImageFont.load_default(14)
-    gap, lines = 20, -(-len(rows) // columns)
+    gap, columns = 20, min(4, len(rows))
+    lines = -(-len(rows) // columns)
     sheet = Image.new("RGB", (columns * (TILE + gap) + gap, lines * (TILE + CAPTION) + gap), "white")
     draw = ImageDraw.Draw(sheet)
     for i, row in enumerate(rows):
@@ -100,5 +102,7 @@ def draw_sheet(rows: list[dict[str, Any]], columns: int = 4) -> Image.Image:
         draw.text((x, y + TILE + 6), "\n".join(caption), RIGHT if row["exact"] else WRONG, large)
         if not row["exact"]:
             below = y + TILE + 12 + 22 * len(caption)
-            draw.text((x, below), textwrap.fill(textwrap.shorten("should be: " + row["reference"], 76), 38), INK, small)
+            draw.text(
+                (x, below), textwrap.fill(textwrap.shorten("should be: " + row["reference"], 100), 38), INK, small
+            )
     return sheet

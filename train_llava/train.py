@@ -4,7 +4,6 @@
         --train_type use_lora --output_dir output/first
 """
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,10 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from peft import PeftModel
+from torch import nn
 from transformers import PrinterCallback, set_seed
 from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.trainer_callback import ProgressCallback
 
 from train_llava.arguments import DataArguments, LlavaTrainingArguments, check_flags, parse_flags
@@ -50,13 +51,12 @@ def main() -> None:
     model, processor = load(model_args.model_name_or_path, dtype=dtype, **options)
     if isinstance(model, PeftModel):
         raise InputError(f"{model_args.model_name_or_path}: an adapter; give --model_name_or_path a whole model.")
-    if args.torch_compile:
-        # one layer is compiled for all alike; the whole model, for each kind of batch, would take many times as long
-        os.environ.setdefault("ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION", "true")
     collator = LlavaCollator(processor, data_args.model_max_length, for_trainer=True, packing=data_args.packing)
     train_dataset, eval_dataset = open_data(data_args, args, collator.encoder)
     set_seed(args.seed)  # adapters start alike however the model was loaded
     model = apply_train_type(model, model_args)
+    if args.torch_compile:
+        compile_layers(model, args)
     if args.process_index == 0:
         print(f"--train_type {model_args.train_type}\n{parts_table(model)}", flush=True)
     check_memory(model, args)
@@ -107,6 +107,22 @@ def open_data(data_args: DataArguments, args: LlavaTrainingArguments, encoder: C
     args.accelerator_config.dispatch_batches = False  # every rank reads its own files
     bad_pictures.limit(args.max_steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size)
     return open_stream(data_args.data_path, encoder, args.seed, **options), held_out
+
+
+def compile_layers(model: nn.Module, args: LlavaTrainingArguments) -> None:
+    """Compiles each layer of tower and language model in place; those alike share what was compiled.
+
+    Trainer would compile the whole model, many times as long and again for each kind of batch, since what comes between
+    the layers depends on data (where pictures and answers are). So it is told that nothing is left to compile.
+    """
+    how = {"backend": args.torch_compile_backend, "mode": args.torch_compile_mode}
+    for layer in model.modules():
+        if isinstance(layer, GradientCheckpointingLayer):
+            # not layer.compile: that takes in the layer's hooks, which read what a graph cannot hold
+            layer.forward = torch.compile(
+                layer.forward, backend=args.torch_compile_backend, mode=args.torch_compile_mode
+            )
+    args.torch_compile, args.torch_compile_backend, args.torch_compile_mode = False, None, None
 
 
 if __name__ == "__main__":

@@ -1,17 +1,18 @@
-"""The HF Trainer with a loss that computes logits only where a token is to be learned."""
+"""The HF Trainer, with a lean forward pass (see forward.py), learning rates per part, and an eye on loss and speed."""
 
 from functools import partial
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import nn
 from torch.utils.data import DataLoader, Sampler, SequentialSampler
 from transformers import Trainer
 
 from train_llava.callbacks import Meter
-from train_llava.chat import IGNORE_INDEX
 from train_llava.command import InputError
 from train_llava.data import LlavaDataset
+from train_llava.forward import trim_forward
 from train_llava.parts import part_of
 from train_llava.sampling import LlavaSampler, TellEpoch
 from train_llava.stop_signal import deaf_worker
@@ -25,19 +26,12 @@ class LlavaTrainer(Trainer):
         self.meter = Meter()
         super().__init__(*args, **kwargs)
         self.add_callback(self.meter)
+        trim_forward(self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, torch.Tensor], *args, **kwargs) -> Any:
-        """Cross-entropy over the supervised tokens of the whole global batch.
-
-        The head maps each position to the vocabulary (151,936 logits for Qwen), but prompts, image tokens and padding
-        ask for none. `logits_to_keep` lets transformers compute the others alone, and `shift_labels` hands its loss
-        the tokens they must predict. Everything else, such as the division by `num_items_in_batch`, is Trainer's.
-        """
+        """Trainer's own, over the supervised tokens of the whole global batch; remembers what the log is to say."""
         inputs = {**inputs}
         ids, counts = inputs.pop("ids", []), inputs.pop("counts", {})
-        following = nn.functional.pad(inputs["labels"][:, 1:], (0, 1), value=IGNORE_INDEX)  # (batch, length)
-        predicts = following != IGNORE_INDEX
-        inputs |= {"logits_to_keep": predicts, "shift_labels": following[predicts]}
         if inputs["pixel_values"].dtype == torch.uint8:  # travelled as bytes, see images.Pixels
             inputs["pixel_values"] = self.data_collator.pixels.normalise(inputs["pixel_values"])
         result = super().compute_loss(model, inputs, *args, **kwargs)

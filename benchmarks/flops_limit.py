@@ -1,0 +1,109 @@
+"""Operations of one training step at full size, counted by torch, beside the smallest number there can be.
+
+    python -m benchmarks.flops_limit [--json benchmarks/results/flops_limit.json]
+
+CLIP-ViT-L/336 + Qwen1.5-4B on torch's meta device: every operation runs on shapes alone, without memory or weights.
+Four samples of 636 tokens, 576 of them a picture's, 20 the answer's.
+
+The limit is worked out by train_llava/flops.py from the layers' shapes: each matrix runs forward once over the
+positions that reach it; a gradient goes through it where something before it is trained, and to it where it is trained
+itself; the head runs at answers; of the tower only the layers that LLaVA reads. A causal attention counts as a full
+square, as in torch's counter. In the language model's last layer only the answers' rows are needed behind its
+attention: leaving out the others would save at most another 2%, and is not in the limit, because it takes an attention
+layer rewritten for every kind of model.
+"""
+
+import argparse
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoConfig, LlavaConfig, LlavaForConditionalGeneration
+
+from benchmarks.machine import machine
+from train_llava.arguments import ModelArguments
+from train_llava.chat import IGNORE_INDEX
+from train_llava.flops import StepFlops
+from train_llava.forward import trim_forward
+from train_llava.train_type import apply_train_type
+
+CONFIGS = Path(__file__).parent / "full_size_configs"
+TRAIN_TYPES = ("use_lora", "freeze_vision", "none", "projector")
+BATCH, LENGTH, ANSWER, IMAGE_TOKEN_ID = 4, 636, 20, 151_646
+
+
+def full_size(train_type: str) -> tuple[nn.Module, LlavaForConditionalGeneration]:
+    """The model to train, and the LLaVA in it."""
+    vision, text = (
+        AutoConfig.from_pretrained(CONFIGS / "clip").vision_config,
+        AutoConfig.from_pretrained(CONFIGS / "qwen"),
+    )
+    llava = LlavaForConditionalGeneration(
+        LlavaConfig(vision_config=vision, text_config=text, image_token_index=IMAGE_TOKEN_ID)
+    )
+    model = apply_train_type(llava, ModelArguments("", train_type=train_type, lora_dropout=0.0))
+    return model.to(torch.bfloat16).train(), llava
+
+
+@contextmanager
+def without_values() -> Iterator[None]:
+    """Where transformers looks at values, which nothing on the meta device has: that as many image tokens as features
+    are there, and that nothing is packed. Where answers stand is told, too."""
+    rows = torch.zeros(BATCH * ANSWER, dtype=torch.long)
+    with (
+        mock.patch.dict(os.environ, {"TRANSFORMERS_DISABLE_TORCH_CHECK": "1"}),
+        mock.patch("transformers.masking_utils.find_packed_sequence_indices", return_value=None),
+        mock.patch("train_llava.forward.predicting", return_value=(rows, rows)),
+    ):
+        yield
+
+
+def counted(model: nn.Module, side: int) -> int:
+    """FLOPs of one step's forward and backward pass, as torch counts them."""
+    ids = torch.zeros(BATCH, LENGTH, dtype=torch.long)
+    inputs = {"input_ids": ids, "labels": torch.full_like(ids, IGNORE_INDEX)}
+    pixels = torch.zeros(BATCH, 3, side, side, dtype=torch.bfloat16)
+    with FlopCounterMode(display=False) as counter:
+        model(**inputs, pixel_values=pixels).loss.backward()
+    model.zero_grad()
+    return counter.get_total_flops()
+
+
+def compare(train_type: str) -> dict[str, float]:
+    """TFLOP per sample: plain transformers, ours, the limit; and the two over the limit."""
+    with torch.device("meta"), without_values():
+        model, llava = full_size(train_type)
+        limit = StepFlops.count(model).of(BATCH, BATCH * LENGTH, BATCH * LENGTH**2, BATCH * ANSWER)
+        side = llava.config.vision_config.image_size
+        plain = counted(model, side)
+        trim_forward(llava)
+        ours = counted(model, side)
+    row = {"plain": plain, "ours": ours, "limit": limit}
+    row = {name: round(flops / BATCH / 1e12, 3) for name, flops in row.items()}
+    return row | {"plain_over_limit": round(plain / limit, 4), "ours_over_limit": round(ours / limit, 4)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    result: dict[str, Any] = {"command": "python -m benchmarks.flops_limit", **machine()}
+    print(f"{'TFLOP per sample':<16}{'plain':>9}{'ours':>9}{'limit':>9}{'plain / limit':>15}{'ours / limit':>14}")
+    for train_type in TRAIN_TYPES:
+        row = result[train_type] = compare(train_type)
+        *flops, over, ours_over = row.values()
+        numbers = f"{''.join(f'{tera:>9.3f}' for tera in flops)}{over:>15.4f}{ours_over:>14.4f}"
+        print(f"{train_type:<16}{numbers}", flush=True)
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

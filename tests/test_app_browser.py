@@ -1,0 +1,98 @@
+"""The web page in a real browser. Reference: infer.generate, asked alone."""
+
+import shutil
+
+import pytest
+from conftest import TOKENS
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+# how long the answer is, each time that the page changes
+WATCH = """() => {
+  window.seen = [];
+  const watch = () => seen.push(document.querySelector(".assistant .text")?.textContent.length);
+  new MutationObserver(watch).observe(document.querySelector("#chat"), {childList: true, subtree: true});
+}"""
+
+
+@pytest.fixture(scope="module")
+def browser():
+    driver = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if CHROMIUM is None:
+        pytest.skip("no chromium on this machine")
+    with driver.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+def opened(browser, url, tokens):
+    tab = browser.new_page()
+    tab.set_default_timeout(20_000)
+    tab.goto(url)
+    tab.evaluate("n => document.querySelector('[name=max_new_tokens]').value = n", tokens)
+    return tab
+
+
+def ask_in(tab, text, *pictures):
+    tab.set_input_files("#files", [str(path) for path in pictures])
+    tab.wait_for_function("n => chosen.length === n", arg=len(pictures))
+    tab.fill("#question", text)
+    tab.click("#go")
+
+
+def answer_in(tab):
+    tab.wait_for_selector("#go:visible")
+    return tab.locator(".assistant .text").last.evaluate("element => element.textContent").strip()
+
+
+def test_a_browser_shows_the_answer_as_it_comes(browser, page, alone, files):
+    tab = opened(browser, page[0], TOKENS)
+    asked_for = []
+    tab.on("request", lambda request: asked_for.append(request.url))
+    tab.evaluate(WATCH)
+    ask_in(tab, "What are these?", *files[:2])
+    assert answer_in(tab) == alone("What are these?", *files[:2])
+    assert len(set(tab.evaluate("seen"))) > 10
+    assert all(url.startswith((page[0], "blob:", "data:")) for url in asked_for)
+    tab.click("#fresh")
+    tab.click("#examples button")
+    tab.wait_for_function("chosen.length === 1")
+    tab.fill("#question", "What?")
+    tab.press("#question", "Enter")
+    assert answer_in(tab) == alone("What?", files[0])
+    tab.close()
+
+
+def test_a_browser_says_what_is_wrong_with_a_file(browser, page, files, tmp_path):
+    (tmp_path / "notes.png").write_text("hello")
+    tab = opened(browser, page[0], 16)
+    tab.set_input_files("#files", [str(tmp_path / "notes.png"), str(files[0])])
+    tab.wait_for_function("chosen.length === 1")
+    assert "notes.png: not a readable picture" in tab.inner_text("#error")
+    tab.fill("#question", "word " * 600)
+    tab.click("#go")
+    tab.wait_for_selector("#error:has-text('positions')")
+    assert tab.input_value("#question").startswith("word word") and tab.locator(".turn").count() == 0
+    tab.close()
+
+
+def test_a_browser_can_stop_an_answer(browser, page, alone, files):
+    tab = opened(browser, page[0], 400)
+    ask_in(tab, "What?", files[0])
+    begun = "document.querySelector('.assistant:not(.waiting) .text')?.textContent.length > 5"
+    tab.wait_for_function(f"{begun} && (at('stop').click(), true)")  # at once: the answer takes a second only
+    said, whole = answer_in(tab), alone("What?", files[0], max_new_tokens=400)
+    assert tab.locator(".stopped").count() == 1 and whole.startswith(said) and len(said) < len(whole)
+    tab.close()
+
+
+def test_two_tabs_do_not_mix(browser, page, alone, files):
+    tabs = [opened(browser, page[0], TOKENS) for _ in range(2)]
+    for tab, file in zip(tabs, files, strict=False):
+        ask_in(tab, "What?", file)
+    said = [answer_in(tab) for tab in tabs]
+    assert said == [alone("What?", file) for file in files[:2]] and said[0] != said[1]
+    assert [tab.locator(".turn").count() for tab in tabs] == [2, 2]
+    for tab in tabs:
+        tab.close()
