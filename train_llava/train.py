@@ -110,18 +110,16 @@ def open_data(data_args: DataArguments, args: LlavaTrainingArguments, encoder: C
 
 
 def compile_layers(model: nn.Module, args: LlavaTrainingArguments) -> None:
-    """Compiles each layer of tower and language model in place; those alike share what was compiled.
+    """Compiles the language model's layers in place; all share what was compiled for the first.
 
     Trainer would compile the whole model, many times as long and again for each kind of batch, since what comes between
-    the layers depends on data (where pictures and answers are). So it is told that nothing is left to compile.
+    the layers depends on data (where pictures and answers are). So it is told that nothing is left to compile. The
+    tower's layers are few operations, and hooks inside them would break their graphs.
     """
     how = {"backend": args.torch_compile_backend, "mode": args.torch_compile_mode}
-    for layer in model.modules():
-        if isinstance(layer, GradientCheckpointingLayer):
-            # not layer.compile: that takes in the layer's hooks, which read what a graph cannot hold
-            layer.forward = torch.compile(
-                layer.forward, backend=args.torch_compile_backend, mode=args.torch_compile_mode
-            )
+    for name, layer in model.named_modules():
+        if isinstance(layer, GradientCheckpointingLayer) and "language_model" in name:
+            layer.forward = torch.compile(layer.forward, **how)
     args.torch_compile, args.torch_compile_backend, args.torch_compile_mode = False, None, None
 
 
