@@ -7,7 +7,7 @@ ids and labels. Here they come together.
 import fcntl
 import json
 from collections.abc import Sequence
-from itertools import chain
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
@@ -187,7 +187,8 @@ class LlavaCollator:
             without a mask attention takes its fast, causal kernel.
         packing: no padding; the conversations follow each other in one row (1, sum of lengths), and position_ids,
             which start anew with each, take the place of attention_mask: transformers reads from them who sees whom
-            (masking_utils.find_packed_sequence_indices).
+            (masking_utils.find_packed_sequence_indices). Flash attention is told where they end, or it would work
+            this out in every layer, and the GPU wait for it (modeling_flash_attention_utils._is_packed_sequence).
     """
 
     def __init__(
@@ -214,16 +215,19 @@ class LlavaCollator:
         if not images:
             images = [Image.new("RGB", (32, 32), "grey")]
             rows = self._with_hidden_picture(rows)
+        lengths = [row.shape[1] for row in rows]
         if self.packing:
             ids, labels, _ = torch.from_numpy(np.concatenate(rows, axis=1))[:, None]
-            positions = torch.cat([torch.arange(row.shape[1]) for row in rows])[None]
+            positions = torch.cat([torch.arange(length) for length in lengths])[None]
             # with a cache, transformers would not look at the positions
             batch = {"input_ids": ids, "labels": labels, "position_ids": positions, "use_cache": False}
+            ends = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
+            batch |= dict.fromkeys(("cu_seq_lens_q", "cu_seq_lens_k"), ends)
+            batch |= dict.fromkeys(("max_length_q", "max_length_k"), max(lengths))
         else:
             batch = self._padded(rows, self.side)
         if self.for_trainer:
             batch.pop("attention_mask", None)
-            lengths = [row.shape[1] for row in rows]
             counts = {"images": len(images), "tokens": sum(lengths), "token_pairs": sum(n * n for n in lengths)}
             counts["answer_tokens"] = int((batch["labels"] != IGNORE_INDEX).sum())
             batch |= {"ids": [str(example.get("id")) for example in examples], "counts": counts}

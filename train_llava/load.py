@@ -29,13 +29,15 @@ def load(
     adapter_name_or_path: Name | None = None,
     dtype: torch.dtype | str = "auto",
     in_4bit: bool = False,
+    attn_implementation: str | None = None,
 ) -> tuple[Model, LlavaProcessor]:
     """Model (in eval mode, on this process's GPU where there is one) and processor.
 
     The name may be that of a whole model, of an adapter (which knows its base), or of a training's checkpoint.
     `dtype` "auto" keeps the one that was saved. With `in_4bit` the language model's linear layers are held as 4-bit
     NormalFloat with doubly quantised scales, as QLoRA does it (arXiv:2305.14314, section 3); vision tower, projector
-    and head keep their precision.
+    and head keep their precision. `attn_implementation` is that of the vision tower and of the
+    language model; None is transformers' choice, SDPA where a model has it.
 
     Raises:
         InputError: no LLaVA there, or not a whole one; the adapter's base is not where the adapter says; bitsandbytes
@@ -43,7 +45,7 @@ def load(
     """
     folder, adapter = fetch(model_name_or_path), adapter_name_or_path and fetch(adapter_name_or_path)
     if adapter is None and (folder / "adapter_config.json").is_file():
-        return load(base_of(folder), folder, dtype, in_4bit)
+        return load(base_of(folder), folder, dtype, in_4bit, attn_implementation)
     if adapter is not None:
         read_json(adapter, "adapter_config.json")
     if (kind := read_json(folder, "config.json").get("model_type")) != "llava":
@@ -52,7 +54,7 @@ def load(
         raise InputError("--load_in_4bit needs bitsandbytes: pip install bitsandbytes")
     processor = load_processor(adapter if adapter and list(adapter.glob("processor_config.json")) else folder)
     try:
-        model = load_weights(folder, dtype, in_4bit)
+        model = load_weights(folder, dtype, in_4bit, attn_implementation)
         # an adapter trained on this model records its name, and must find its base from anywhere
         model.name_or_path = str(folder.resolve() if Path(model_name_or_path).is_dir() else model_name_or_path)
         model = model if adapter is None else PeftModel.from_pretrained(model, adapter)
@@ -63,9 +65,12 @@ def load(
     return model.eval(), processor
 
 
-def load_weights(folder: Path, dtype: torch.dtype | str, in_4bit: bool) -> LlavaForConditionalGeneration:
+def load_weights(
+    folder: Path, dtype: torch.dtype | str, in_4bit: bool, attn_implementation: str | None
+) -> LlavaForConditionalGeneration:
     """The model in a folder, every weight from there. Weight names of transformers 4 are known to transformers 5."""
     options: dict[str, Any] = {"dtype": dtype, "weights_only": True, "output_loading_info": True}
+    options["attn_implementation"] = attn_implementation
     options["quantization_config"] = four_bit(dtype) if in_4bit else None
     saved = list(folder.glob("model*.safetensors")) or list(folder.glob("pytorch_model*.bin"))
     if not saved and (folder / "latest").is_file():

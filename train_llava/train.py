@@ -11,12 +11,14 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
-from transformers import HfArgumentParser, LlavaConfig, PrinterCallback, set_seed
+from torch import nn
+from transformers import LlavaConfig, PrinterCallback, set_seed
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.trainer_callback import ProgressCallback
 
-from train_llava.arguments import DataArguments, LlavaTrainingArguments, ModelArguments, check_flags
+from train_llava.arguments import DataArguments, LlavaTrainingArguments, ModelArguments, check_flags, parse_flags
 from train_llava.callbacks import ProgressLine
 from train_llava.chat import ChatEncoder
 from train_llava.command import InputError, command
@@ -39,8 +41,7 @@ from train_llava.workload import DEFAULT_TOKENS, Workload, longest_batch
 
 @command
 def main() -> None:
-    parser = HfArgumentParser((ModelArguments, DataArguments, LlavaTrainingArguments))
-    model_args, data_args, args = parser.parse_args_into_dataclasses()
+    model_args, data_args, args = parse_flags()
     check_flags(model_args, args)
     checkpoint = checkpoint_to_resume(args)
     claim_output_dir(args, checkpoint)
@@ -49,16 +50,17 @@ def main() -> None:
         deepspeed.init_distributed("gloo" if args.use_cpu else None)
     # DeepSpeed with bf16 keeps fp32 master weights of its own; everywhere else the weights themselves are the masters
     dtype = torch.bfloat16 if args.deepspeed and args.bf16 else torch.float32
-    config, processor = (
-        whole_config(fetch(model_args.model_name_or_path)),
-        load_processor(model_args.model_name_or_path),
-    )
+    config = whole_config(fetch(model_args.model_name_or_path))
+    processor = load_processor(model_args.model_name_or_path)
     collator = LlavaCollator(processor, data_args.model_max_length, for_trainer=True, packing=data_args.packing)
     train_dataset, eval_dataset = open_data(data_args, args, collator.encoder)
     foresee(config, dtype, model_args, args, train_dataset, collator.encoder)
-    model, processor = load(model_args.model_name_or_path, dtype=dtype, in_4bit=model_args.load_in_4bit)
+    options = {"in_4bit": model_args.load_in_4bit, "attn_implementation": model_args.attn_implementation}
+    model, processor = load(model_args.model_name_or_path, dtype=dtype, **options)
     set_seed(args.seed)  # adapters start alike however the model was loaded
     model = apply_train_type(model, model_args)
+    if args.torch_compile:
+        compile_layers(model, args)
     if args.process_index == 0:
         print(f"--train_type {model_args.train_type}\n{parts_table(model)}", flush=True)
 
@@ -138,6 +140,20 @@ def open_data(data_args: DataArguments, args: LlavaTrainingArguments, encoder: C
     args.accelerator_config.dispatch_batches = False  # every rank reads its own files
     bad_pictures.limit(args.max_steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size)
     return open_stream(data_args.data_path, encoder, args.seed, **options), held_out
+
+
+def compile_layers(model: nn.Module, args: LlavaTrainingArguments) -> None:
+    """Compiles the language model's layers in place; all share what was compiled for the first.
+
+    Trainer would compile the whole model, many times as long and again for each kind of batch, since what comes between
+    the layers depends on data (where pictures and answers are). So it is told that nothing is left to compile. The
+    tower's layers are few operations, and hooks inside them would break their graphs.
+    """
+    how = {"backend": args.torch_compile_backend, "mode": args.torch_compile_mode}
+    for name, layer in model.named_modules():
+        if isinstance(layer, GradientCheckpointingLayer) and "language_model" in name:
+            layer.forward = torch.compile(layer.forward, **how)
+    args.torch_compile, args.torch_compile_backend, args.torch_compile_mode = False, None, None
 
 
 if __name__ == "__main__":

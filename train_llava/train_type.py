@@ -13,6 +13,7 @@ the language model, and `--vision_lora true` adapts the vision tower's attention
 
 import re
 
+import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import LlavaForConditionalGeneration
@@ -26,6 +27,11 @@ VISION_ATTENTION = "q_proj|k_proj|v_proj|out_proj"  # CLIP's and SigLIP's names
 def apply_train_type(model: LlavaForConditionalGeneration, args: ModelArguments) -> nn.Module:
     """Freezes and adapts in place; returns the model to train, a PeftModel for use_lora."""
     model.requires_grad_(args.train_type == "none")
+    if args.train_type != "none" and not args.vision_lora:
+        # --gradient_checkpointing asks for gradients at every embedding, the patches' among them, and so would run a
+        # frozen tower twice and send gradients through it (transformers' enable_input_require_grads)
+        tower = model.model.vision_tower
+        tower.forward = torch.no_grad()(tower.forward)
     if args.train_type == "use_lora":
         config = LoraConfig(
             task_type="CAUSAL_LM",

@@ -1,0 +1,29 @@
+"""train_llava.train with transformers' own loss, which scores every position, to compare with: the same flags.
+
+python -m deepspeed.launcher.runner --num_gpus 1 --module benchmarks.plain_loss ...
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Trainer
+
+from train_llava import trainer
+from train_llava.train import main
+from train_llava.trainer import LlavaTrainer
+
+
+def plain_loss(self: LlavaTrainer, model: nn.Module, inputs: dict[str, torch.Tensor], *args, **kwargs) -> Any:
+    """Trainer's compute_loss on the same batch, counted in the same way, with a mask as in the plain way."""
+    plain = {name: inputs[name] for name in ("input_ids", "labels")}
+    plain["attention_mask"] = (plain["input_ids"] != self.data_collator.tokenizer.pad_token_id).long()
+    plain["pixel_values"] = self.data_collator.pixels.normalise(inputs["pixel_values"])
+    self.meter.counts.update(inputs["counts"])
+    return Trainer.compute_loss(self, model, plain, *args, **kwargs)
+
+
+if __name__ == "__main__":
+    LlavaTrainer.compute_loss = plain_loss
+    trainer.trim_forward = lambda model: None
+    main()
