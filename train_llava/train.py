@@ -42,7 +42,7 @@ def main() -> None:
     checkpoint = checkpoint_to_resume(args)
     claim_output_dir(args, checkpoint)
 
-    # An op that lets CPU ranks reduce through shared memory would be compiled at the first start; Gloo does as well
+    # at its first start on a CPU, DeepSpeed would compile an op of tensor-parallel inference, which no training calls
     deepspeed.ops.__compatible_ops__ = {}
     if is_deepspeed_zero3_enabled():  # which shares out the weights while the model is built
         deepspeed.init_distributed("gloo" if args.use_cpu else None)
