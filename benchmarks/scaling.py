@@ -38,7 +38,7 @@ RECORDS = (1_000, 10_000, 100_000, 1_000_000, 5_000_000)
 PICTURES = 10_000  # files; the records share them
 RANKS = {"1 rank, 1 thread": (1, 1), "1 rank, 2 threads": (1, 2), "2 ranks, 1 thread each": (2, 1)}
 ROUNDS = 3
-LENGTHS, BATCHES = (128, 256, 512, 1024, 2048, 4096), (1, 2, 4, 8, 16)
+LENGTHS, BATCHES = (128, 256, 512, 1024, 1536, 2048), (1, 2, 4, 8, 12)
 LENGTH, ANSWER = 256, 20  # tokens of a sample while the batch grows; learned tokens of each sample
 BLUE, GREY = "#1f3f73", "#999999"
 
@@ -95,7 +95,7 @@ def trained(work: Path, model: str, steps: int, processes: int, threads: int) ->
 
 
 def steps(work: Path) -> list[dict[str, Any]]:
-    """Seconds of forward and backward pass, freeze_vision, against tokens of one sample and against samples."""
+    """CPU seconds of forward and backward pass on one thread, freeze_vision, against tokens and against samples."""
     torch.set_num_threads(1)
     model, _ = build_llava(*middle_size(work), random_weights=True)
     model = apply_train_type(model, ModelArguments("", train_type="freeze_vision")).train()
@@ -106,9 +106,9 @@ def steps(work: Path) -> list[dict[str, Any]]:
         step()
         seconds = []
         for _ in range(ROUNDS):
-            start = time.perf_counter()
+            start = time.process_time()  # of one thread, so other programs on the machine disturb it little
             step()
-            seconds.append(time.perf_counter() - start)
+            seconds.append(time.process_time() - start)
         counted = flops.of(batch, batch * length, batch * length**2, batch * ANSWER)
         rows.append({"kind": kind, "batch": batch, "tokens": length, "seconds": round(median(seconds), 4)})
         rows[-1] |= {"flops": counted, "linear_flops": counted - flops.per_token_pair * batch * length**2}
@@ -179,7 +179,7 @@ def draw_steps(rows: list[dict[str, Any]], axes: Any) -> None:
         panel.plot(x, [row["flops"] / speed for row in some], "--", color=GREY, label=f"theory: {theory}")
         if kind == "tokens":
             panel.plot(x, [row["linear_flops"] / speed for row in some], ":", color=GREY, label="its linear part")
-        panel.set(xlabel=label, ylabel="seconds forward and backward", ylim=(0, None), xlim=(0, None))
+        panel.set(xlabel=label, ylabel="CPU seconds, forward and backward", ylim=(0, None), xlim=(0, None))
     axes[0].set_title(f"the line: StepFlops at {speed / 1e9:.0f} GFLOP/s", fontsize=10)
 
 
