@@ -81,7 +81,8 @@ def run(root: Path, scratch: Path) -> dict[str, Any]:
     command = ["bash", str(root / "run_zero2.sh"), "--logging_steps", "1", "--sample_steps", "0"]
     begun, ended = time.time(), None
     printed, pipes = [], {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    with subprocess.Popen(command, env=environment, **pipes) as script:
+    # from its own folder, which `python -m` looks into before PYTHONPATH
+    with subprocess.Popen(command, cwd=root, env=environment, **pipes) as script:
         for line in script.stdout:
             if ended is None and re.match(r"step +1/", line):
                 ended = time.time()
