@@ -40,7 +40,7 @@ RANKS = {"1 rank, 1 thread": (1, 1), "1 rank, 2 threads": (1, 2), "2 ranks, 1 th
 ROUNDS = 3
 LENGTHS, BATCHES = (128, 256, 512, 1024, 1536, 2048), (1, 2, 4, 8, 12)
 LENGTH, ANSWER = 256, 20  # tokens of a sample while the batch grows; learned tokens of each sample
-BLUE, GREY = "#1f3f73", "#999999"
+BLUE, ORANGE, GREY = "#1f3f73", "#d07020", "#999999"
 
 
 def records(work: Path) -> list[dict[str, Any]]:
@@ -140,18 +140,16 @@ def draw_records(rows: list[dict[str, Any]], axes: Any) -> None:
     panels = [("seconds", "seconds to open"), ("own_memory_mb", "memory of its own, MB")]
     panels += [("microseconds_per_random_record", "microseconds for a random record")]
     for panel, (name, label) in zip(axes, panels, strict=True):
-        for when, style in (("first", "o-"), ("later", "s-")):
-            color = BLUE if when == "first" else "#d07020"
-            panel.plot(x, [row[when][name] for row in rows], style, color=color, label=f"{when} opening")
-        panel.set(xscale="log", xlabel="records", ylabel=label)
-        panel.set_ylim(bottom=0)
+        for when, color in (("first", BLUE), ("later", ORANGE)):
+            panel.plot(x, [row[when][name] for row in rows], "o-", color=color, label=f"{when} opening")
+        panel.set(xscale="log", xlabel="records", ylabel=label, ylim=(0, None))
+    dashed = {"ls": "--", "color": GREY, "zorder": 0}
     each = rows[-1]["first"]["seconds"] / x[-1]
-    axes[0].plot(x, [each * n for n in x], "--", color=GREY, label="theory, first: linear", zorder=0)
-    axes[0].axhline(rows[0]["later"]["seconds"], ls=":", color=GREY, label="theory, later: constant", zorder=0)
+    axes[0].plot(x, [each * n for n in x], label="theory: first linear", **dashed)
+    axes[0].axhline(rows[0]["later"]["seconds"], label="theory: later constant", **dashed | {"ls": ":"})
     axes[0].set(yscale="log", ylim=(0.02, None))
-    for panel in axes[1:]:
-        panel.axhline(median(row["later"][panels[list(axes).index(panel)][0]] for row in rows),
-                      ls=":", color=GREY, label="theory: constant", zorder=0)  # fmt: skip
+    constant = median(row["later"]["microseconds_per_random_record"] for row in rows)
+    axes[2].axhline(constant, label="theory: constant", **dashed)
 
 
 def draw_ranks(rows: list[dict[str, Any]], axes: Any) -> None:
