@@ -83,7 +83,6 @@ if [ "$GPUS" -gt 0 ]; then
     fi
 else
     RANKS=${NUM_PROCESSES:-2}
-    command -v c++ >/dev/null || { echo "error: DeepSpeed compiles a small op on a CPU; install g++ first" >&2; exit 2; }
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(( $(nproc) > RANKS ? $(nproc) / RANKS : 1 ))}
     [ "$NNODES" -gt 1 ] || LAUNCH+=(--num_accelerators "$RANKS")
     FLAGS+=(--use_cpu true --dataloader_pin_memory false)
@@ -133,7 +132,7 @@ tidy_up() {
         while [ -n "$(ranks)" ] && [ $((waited++)) -lt 120 ]; do sleep 0.5; done
         kill -KILL -- "-$LAUNCHER" 2>/dev/null || true
     fi
-    rm -f /dev/shm/deepspeed_allreduce_buffer_*_"${MASTER_PORT}"_* ${HOSTS:+"$HOSTS"}
+    rm -f ${HOSTS:+"$HOSTS"}
 }
 trap tell_ranks INT TERM HUP
 trap tidy_up EXIT

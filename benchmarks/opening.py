@@ -21,20 +21,23 @@ from pathlib import Path
 
 from benchmarks.machine import machine
 
+ROOT = Path(__file__).parent.parent
 WORDS = "a man in a red shirt holding the hand of his child on an old wooden bridge over a quiet river at night"
 
 
-def write(folder: Path, records: int, packed: bool) -> None:
-    """Records in the layout of CC3M-595K with captions of 5 to 20 words."""
+def write(folder: Path, records: int, packed: bool, pictures: int | None = None) -> None:
+    """Records in the layout of CC3M-595K with captions of 5 to 20 words, written one by one; they share the pictures
+    where there are to be fewer of these."""
     rng = random.Random(0)
-    names = [f"GCC_train_{i:09}.jpg" for i in range(records)]
-    chat = []
-    for name in names:
-        answer = " ".join(rng.choices(WORDS.split(), k=rng.randint(5, 20)))
-        question = {"from": "human", "value": "Provide a brief description of the given image.\n<image>"}
-        turns = [question, {"from": "gpt", "value": answer}]
-        chat.append({"id": name[:-4], "image": name, "conversations": turns})
-    (folder / "chat.json").write_text(json.dumps(chat))
+    names = [f"GCC_train_{i:09}.jpg" for i in range(pictures or records)]
+    with (folder / "chat.json").open("w") as file:
+        for i in range(records):
+            name = names[i % len(names)]
+            answer = " ".join(rng.choices(WORDS.split(), k=rng.randint(5, 20)))
+            question = {"from": "human", "value": "Provide a brief description of the given image.\n<image>"}
+            turns = [question, {"from": "gpt", "value": answer}]
+            file.write(("[" if i == 0 else ", ") + json.dumps({"id": name[:-4], "image": name, "conversations": turns}))
+        file.write("]")
     if packed:
         with zipfile.ZipFile(folder / "images.zip", "w") as archive:
             for name in names:
@@ -73,6 +76,21 @@ def opened(folder: str, reads: int = 10_000) -> dict[str, float]:
     }
 
 
+def written(folder: Path, *what: int | bool | None) -> None:
+    """`write` in a process of its own: a child's peak memory starts at its parent's."""
+    writer = multiprocessing.get_context("spawn").Process(target=write, args=(folder, *what))
+    writer.start()
+    writer.join()
+
+
+def open_anew(folder: Path, cache: Path) -> dict[str, float]:
+    """`opened` in a new process."""
+    command = [sys.executable, "-m", "benchmarks.opening", "--open", str(folder)]
+    environment = {"HF_DATASETS_CACHE": str(cache), "PATH": "/usr/bin:/bin", "DS_ACCELERATOR": "cpu"}
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--records", type=int, default=595_375)
@@ -85,18 +103,11 @@ def main() -> None:
     result = {"command": "python -m benchmarks.opening", **machine(), "records": args.records}
     for kind in ("folder", "zip"):
         with tempfile.TemporaryDirectory() as folder:
-            Path(folder, "data").mkdir()
-            # in a process of its own: a child's peak memory starts at its parent's
-            writer = multiprocessing.get_context("spawn").Process(
-                target=write, args=(Path(folder, "data"), args.records, kind == "zip")
-            )
-            writer.start()
-            writer.join()
-            command = [sys.executable, "-m", "benchmarks.opening", "--open", f"{folder}/data"]
-            environment = {"HF_DATASETS_CACHE": f"{folder}/cache", "PATH": "/usr/bin:/bin", "DS_ACCELERATOR": "cpu"}
+            data, cache = Path(folder, "data"), Path(folder, "cache")
+            data.mkdir()
+            written(data, args.records, kind == "zip")
             for opening in ("first", "second", "third"):
-                done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-                result[f"{kind}, {opening} opening"] = json.loads(done.stdout.splitlines()[-1])
+                result[f"{kind}, {opening} opening"] = open_anew(data, cache)
                 print(f"{kind}, {opening} opening:", result[f"{kind}, {opening} opening"], flush=True)
     if args.json:
         args.json.write_text(json.dumps(result, indent=2) + "\n")

@@ -12,10 +12,11 @@ from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import LlavaConfig, LlavaModel
-from transformers.loss.loss_utils import ForCausalLMLoss
 
+from train_llava import forward
 from train_llava.activations import Batch
 from train_llava.arguments import ModelArguments
+from train_llava.forward import trim_forward
 from train_llava.skeleton import skeleton
 
 
@@ -56,39 +57,36 @@ def peak_of_step(
 ) -> dict[str, int]:
     """Bytes of `weights`, of what is `kept` between forward and backward pass, and at the `peak`, without optimizer.
 
-    The step is that of LlavaTrainer.compute_loss with given positions in place of a mask, whose number of entries fake
-    tensors do not know. Attention is torch's fused one for the CPU, which saves what the GPU's does; dropout keeps a
-    mask of bytes as on a GPU. A batch of more than one has a padding mask.
+    The step is that of training (train_llava/forward.py), told where the answers stand, which fake tensors do not know.
+    Attention is torch's fused one for the CPU, which saves what the GPU's does; dropout keeps a mask of bytes as on a
+    GPU.
     """
     model = skeleton(config, ModelArguments("", train_type=train_type), dtype).train()
     llava = model.get_base_model() if hasattr(model, "get_base_model") else model
     if checkpointing:
         llava.activation_checkpointing_enable()
     samples, length, answers = int(batch.samples), batch.length, int(batch.answers)
+    trim_forward(llava)
     size = config.vision_config.image_size
     memory = LiveStorages()
-    with FakeTensorMode(), on_fakes():
+    with FakeTensorMode(), on_fakes(answers):
         fill(model)
         for parameter in model.parameters():
             memory.add(parameter)
         weights = memory.live
-        ids, places = torch.zeros(samples, length, dtype=torch.long), torch.zeros(answers, dtype=torch.long)
-        mask = torch.ones(samples, 1, length, length, dtype=torch.bool) if samples > 1 else None
+        ids = torch.zeros(samples, length, dtype=torch.long)
         pixels = torch.zeros(int(batch.images), 3, size, size, dtype=dtype)
         with memory:
-            hidden = llava.model(input_ids=ids, pixel_values=pixels, attention_mask=mask, use_cache=False)[0]
-            logits = llava.lm_head(hidden.flatten(0, 1)[places])
-            loss = ForCausalLMLoss(logits, None, config.text_config.vocab_size, shift_labels=places)
-            del hidden, logits
+            loss = model(input_ids=ids, pixel_values=pixels, labels=ids).loss
             kept = memory.live - weights
             loss.backward()
     return {"weights": weights, "kept": kept, "peak": memory.peak}
 
 
 @contextmanager
-def on_fakes() -> Iterator[None]:
-    """Two functions for as long as tensors are fake: where a picture stands depends on ids, which these lack, and
-    dropout should keep a mask of bytes, as it does on a GPU."""
+def on_fakes(answers: int) -> Iterator[None]:
+    """What looks at values, for as long as tensors are fake and have none: where pictures and answers stand, whether
+    positions are packed. And dropout keeps a mask of bytes, as it does on a GPU."""
 
     def somewhere(self: LlavaModel, input_ids: torch.Tensor, **kwargs) -> torch.Tensor:
         return (input_ids == 0).unsqueeze(-1)
@@ -96,8 +94,13 @@ def on_fakes() -> Iterator[None]:
     def dropout(x: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
         return torch.native_dropout(x, p, training)[0]
 
-    places = mock.patch.object(LlavaModel, "get_placeholder_mask", somewhere)
-    with places, mock.patch.object(nn.functional, "dropout", dropout):
+    rows = torch.zeros(answers, dtype=torch.long)
+    with (
+        mock.patch.object(LlavaModel, "get_placeholder_mask", somewhere),
+        mock.patch.object(forward, "predicting", lambda labels: (rows, rows)),
+        mock.patch("transformers.masking_utils.find_packed_sequence_indices", return_value=None),
+        mock.patch.object(nn.functional, "dropout", dropout),
+    ):
         yield
 
 

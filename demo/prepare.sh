@@ -10,9 +10,10 @@ MAKERS=$(cat "$HERE"/demo/{scenes,make_data}.py "$HERE"/demo/{clip,qwen}/* "$HER
 if [ "$MAKERS" != "$(cat "$DEMO_DIR/makers" 2>/dev/null)" ]; then
     echo "Making the demo's pictures and its untrained LLaVA (once) ..."
     rm -rf "$DEMO_DIR"
-    "$PYTHON" -m demo.make_data --output_dir "$DEMO_DIR/data"
+    "$PYTHON" -m demo.make_data --output_dir "$DEMO_DIR/data" &
     "$PYTHON" -m train_llava.build_model --vision_model_name_or_path "$HERE/demo/clip" \
         --language_model_name_or_path "$HERE/demo/qwen" --output_dir "$MODEL"
+    wait $!
     echo "$MAKERS" >"$DEMO_DIR/makers"
 fi
 EXAMPLE_IMAGE=$HELD_OUT/images/held_out_000000.jpg

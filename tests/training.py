@@ -26,9 +26,7 @@ def zero2(llava, data, output, train_type, *flags, **variables):
         **{"MODEL": str(llava), "DATA": str(data), "TRAIN_TYPE": train_type, "OUTPUT_DIR": str(output), **variables},
         PATH=f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin",
     )
-    assert not shared_memory(
-        done.stdout + done.stderr
-    )  # DeepSpeed leaves hundreds of MB there; the script takes its own away
+    assert not shared_memory(done.stdout + done.stderr)  # where DeepSpeed's own op would leave hundreds of MB
     return done
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import nn
 
+from train_llava.forward import CHUNK
 from train_llava.parts import weights_in
 from train_llava.train_type import unread_layers
 
@@ -32,28 +33,25 @@ class Batch:
 
     def units(self, unit: str) -> float:
         """How many a stage sees of what it counts in."""
-        return {"image": self.images, "token": self.samples * self.length, "answer": self.answers}[unit]
+        rows = min(self.answers, CHUNK)  # of logits at a time
+        return {"image": self.images, "token": self.samples * self.length, "logits": rows}[unit]
 
 
 @dataclass
 class Stage:
     """A piece of the model in the order of the forward pass. All but `trained` is per unit."""
 
-    unit: str  # image, token or answer
+    unit: str  # image, token, or row of logits
     kept: float  # what it keeps for its backward pass
     work: float = 0.0  # what its backward pass needs beside it
     input: float = 0.0  # what is left of `kept` under gradient checkpointing
-    per_pair: float = 0.0  # kept per pair of positions, for padding masks
     trained: int = 0  # weights with a gradient
     can_checkpoint: bool = False
 
 
 def kept(stage: Stage, batch: Batch, checkpointing: bool) -> float:
     """Bytes from a stage's forward pass to its backward pass."""
-    if checkpointing and stage.can_checkpoint:
-        return batch.units(stage.unit) * stage.input
-    masks = batch.samples * batch.length**2 * stage.per_pair if batch.samples > 1 else 0
-    return batch.units(stage.unit) * stage.kept + masks
+    return batch.units(stage.unit) * (stage.input if checkpointing and stage.can_checkpoint else stage.kept)
 
 
 def stages(llava: nn.Module, s: int, mask: int) -> Iterator[Stage]:
@@ -66,8 +64,7 @@ def stages(llava: nn.Module, s: int, mask: int) -> Iterator[Stage]:
     yield Stage("image", 0, trained=trained_in(tower) - trained_in(tower.encoder.layers))
     for layer in tower.encoder.layers[: len(tower.encoder.layers) - len(unread_layers(llava))]:
         bytes_each = vision_layer(layer, vision, s, mask)
-        # with checkpointing transformers asks for a gradient of the embeddings, and so through a frozen tower, too
-        options = {"input": positions * s * vision.hidden_size, "trained": trained_in(layer), "can_checkpoint": True}
+        options = {"input": positions * s * vision.hidden_size, "trained": trained_in(layer), "can_checkpoint": below}
         work = positions * 2 * s * vision.intermediate_size
         yield Stage("image", positions * bytes_each if below else 0, work, **options)
     yield projector_stage(inner.multi_modal_projector, vision.hidden_size, text.hidden_size, patches, s)
@@ -88,7 +85,6 @@ def decoder_stage(layer: nn.Module, config: Any, s: int, mask: int) -> Stage:
       shared by a group are repeated for each head, as SDPA does it with a padding mask
     - SwiGLU: gate, its SiLU, up (3 s I), and their product where the down projection needs it (s I)
     - adapters: see `adapter_bytes`
-    - a padding mask becomes numbers to add, anew in each layer: s per pair of positions of a sample
 
     Rotary embeddings multiply by constants and keep nothing, neither do residual sums. The backward pass works on
     three gradients of the MLP's width and two of the layer's at a time.
@@ -106,7 +102,7 @@ def decoder_stage(layer: nn.Module, config: Any, s: int, mask: int) -> Stage:
     size += 3 * s * inside + s * inside * needs_input(mlp.down_proj)
     size += adapter_bytes(layer, s, mask)
     work = 3 * s * inside + 2 * s * width
-    return Stage("token", size, work, s * width, per_pair=s, trained=trained_in(layer), can_checkpoint=True)
+    return Stage("token", size, work, s * width, trained=trained_in(layer), can_checkpoint=True)
 
 
 def vision_layer(layer: nn.Module, config: Any, s: int, mask: int) -> float:
@@ -131,12 +127,13 @@ def projector_stage(projector: nn.Module, vision_width: int, width: int, patches
 
 
 def head_stage(llava: nn.Module, config: Any, s: int) -> Stage:
-    """Per supervised token, with a vocabulary of V: what the head reads (s H), and the log-softmax in fp32 (4 V).
+    """Per row of logits, with a vocabulary of V: what the head reads (s H), and the log-softmax in fp32 (4 V).
 
-    The loss's backward pass needs its own gradient and that of the logits, both in fp32 (8 V).
+    Of long answers a chunk of rows is there at a time (see forward.py). The loss's backward pass needs its own gradient
+    and that of the logits, both in fp32 (8 V).
     """
     kept_bytes = 4 * config.vocab_size + s * config.hidden_size * needs_input(llava.lm_head)
-    return Stage("answer", kept_bytes, 8 * config.vocab_size, trained=trained_in(llava.lm_head))
+    return Stage("logits", kept_bytes, 8 * config.vocab_size, trained=trained_in(llava.lm_head))
 
 
 def adapter_bytes(layer: nn.Module, s: int, mask: int) -> float:

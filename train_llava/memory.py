@@ -103,7 +103,7 @@ class Step:
 
     def logits(self, batch: Batch) -> float:
         """What the head and the loss keep and need: see `head_stage`."""
-        return batch.answers * (self.stages[-1].kept + self.stages[-1].work)
+        return batch.units("logits") * (self.stages[-1].kept + self.stages[-1].work)
 
     def gradients(self, sharing: Sharing) -> float:
         """All of a GPU's, at the end of the backward pass."""

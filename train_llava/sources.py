@@ -99,7 +99,8 @@ class Source:
         stamps = [(file, os.stat(file).st_size, os.stat(file).st_mtime_ns) for file in self.files]
         key = hashlib.sha256(repr((VERSION, self.folder, self.format, self.fields, stamps)).encode()).hexdigest()
         for _ in range(2):
-            builder = NormalRecords(config_id=key[:32], source=self)
+            # every batch of rows takes memory in every process; for pictures, datasets would write 100 rows each
+            builder = NormalRecords(config_id=key[:32], source=self, writer_batch_size=ROWS)
             try:
                 builder.download_and_prepare(verification_mode="no_checks")
             except DatasetGenerationError as error:

@@ -46,6 +46,8 @@ def main() -> None:
     checkpoint = checkpoint_to_resume(args)
     claim_output_dir(args, checkpoint)
 
+    # at its first start on a CPU, DeepSpeed would compile an op of tensor-parallel inference, which no training calls
+    deepspeed.ops.__compatible_ops__ = {}
     if is_deepspeed_zero3_enabled():  # which shares out the weights while the model is built
         deepspeed.init_distributed("gloo" if args.use_cpu else None)
     # DeepSpeed with bf16 keeps fp32 master weights of its own; everywhere else the weights themselves are the masters
