@@ -77,12 +77,12 @@ def stages(llava: nn.Module, s: int, mask: int) -> Iterator[Stage]:
 
 
 def decoder_stage(layer: nn.Module, config: Any, s: int, mask: int) -> Stage:
-    """Per token of a Llama or Qwen2 layer of width H, attention width A and MLP width I.
+    """Per token of a Llama or Qwen2 layer of width H, attention width A (of all heads) and MLP width I.
 
     - two RMSNorms: each its input in fp32 (4 H), where its weight is trained the normalised input (s H), and its
       output where a product behind it needs it (s H)
-    - attention: queries, keys, values and output (4 s A), the softmax's logarithmic sums (4 per head). Keys and values
-      shared by a group are repeated for each head, as SDPA does it with a padding mask
+    - attention: queries and output (2 s A), keys and values as wide as their heads are many, the softmax's logarithmic
+      sums (4 per head)
     - SwiGLU: gate, its SiLU, up (3 s I), and their product where the down projection needs it (s I)
     - adapters: see `adapter_bytes`
 
@@ -90,7 +90,7 @@ def decoder_stage(layer: nn.Module, config: Any, s: int, mask: int) -> Stage:
     three gradients of the MLP's width and two of the layer's at a time.
     """
     width, inside, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
-    across = heads * (getattr(config, "head_dim", None) or width // heads)
+    each = getattr(config, "head_dim", None) or width // heads
     attention, mlp = layer.self_attn, layer.mlp
     size = 0.0
     for norm, products in (
@@ -98,7 +98,7 @@ def decoder_stage(layer: nn.Module, config: Any, s: int, mask: int) -> Stage:
         (layer.post_attention_layernorm, [mlp.gate_proj, mlp.up_proj]),
     ):
         size += 4 * width + s * width * is_trained(norm) + s * width * any(map(needs_input, products))
-    size += 4 * s * across + 4 * heads
+    size += 2 * s * each * (heads + config.num_key_value_heads) + 4 * heads
     size += 3 * s * inside + s * inside * needs_input(mlp.down_proj)
     size += adapter_bytes(layer, s, mask)
     work = 3 * s * inside + 2 * s * width

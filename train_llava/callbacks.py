@@ -6,7 +6,6 @@ from collections import Counter
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from train_llava.flops import StepFlops, peak_flops
@@ -19,7 +18,7 @@ class Meter(TrainerCallback):
         self.counts: Counter[str] = Counter()
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
-        self.peak, self.flops = peak_flops(), None
+        self.peak, self.flops = peak_flops(), StepFlops.count(kwargs["model"])
         self.last_step, self.waited = state.global_step, 0.0  # not 0 after a resume
         self.last_time = self.idle_since = time.perf_counter()
 
@@ -31,7 +30,7 @@ class Meter(TrainerCallback):
 
     on_save = on_evaluate = on_step_end  # neither is waiting for data
 
-    def read(self, model: nn.Module, args: TrainingArguments, state: TrainerState) -> dict[str, float]:
+    def read(self, args: TrainingArguments, state: TrainerState) -> dict[str, float]:
         """Steps, samples and tokens per second of all ranks together, as this one has seen its share; the part of the
         time spent waiting for data; the most memory used so far by this rank, in GB; on a GPU whose peak is known
         model FLOPs utilisation (see flops.py)."""
@@ -43,7 +42,6 @@ class Meter(TrainerCallback):
         measured["tokens_per_second"] = self.counts["tokens"] * args.world_size / seconds
         measured |= {"data_wait": self.waited / seconds, "memory_gb": peak_memory_gb()}
         if self.peak:
-            self.flops = self.flops or StepFlops.count(model)
             measured["mfu"] = self.flops.of(**self.counts) / seconds / self.peak
         self.last_step, self.last_time, self.waited, self.idle_since = state.global_step, now, 0.0, time.perf_counter()
         self.counts.clear()

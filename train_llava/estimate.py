@@ -206,12 +206,7 @@ def fit_table(
 def fit(step: Step, config: LlavaConfig, workload: Workload, ranks: int, kind: str) -> str:
     """The largest batch with the least help that makes room for the wanted one, and which help that is."""
     batch = workload.batch
-    for way, again, mark in (
-        ("ZeRO-2", False, ""),
-        ("ZeRO-2", True, " c"),
-        ("offload", True, " co"),
-        ("ZeRO-3", True, " c3"),
-    ):
+    for way, again, mark in HELP:
         zero = sharing_of(way, ranks, config.text_config.hidden_size)
         if step.peak(batch, zero, again) <= room(kind):
             return f"{step.largest_batch(batch.times(1 / batch.samples), zero, again, room(kind))}{mark}"

@@ -41,6 +41,11 @@ class LlavaTrainer(Trainer):
             self.meter.counts.update(counts)
         return result
 
+    def floating_point_ops(self, inputs: dict[str, Any]) -> float:
+        """Operations of a batch, for the sum in trainer_state.json (see flops.py). Trainer's own count walks through
+        all parameters at every batch, and takes the frozen ones for trained."""
+        return self.meter.flops.of(**inputs["counts"]) if "counts" in inputs else 0.0
+
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         """Adds speed and memory. Looks at every loss since the last log: on a GPU this is free only now, when all has
         waited anyway.
@@ -54,7 +59,7 @@ class LlavaTrainer(Trainer):
                 raise RuntimeError(f"the loss is {loss.item()} at step {step}, records {', '.join(ids)}. {hint}.")
         self.recent = []
         if "loss" in logs:
-            logs |= self.meter.read(self.model, self.args, self.state)
+            logs |= self.meter.read(self.args, self.state)
         super().log(logs, *args, **kwargs)
 
     def create_optimizer(self, *args) -> torch.optim.Optimizer:
