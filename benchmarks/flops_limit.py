@@ -7,10 +7,9 @@ Four samples of 636 tokens, 576 of them a picture's, 20 the answer's.
 
 The limit is worked out by train_llava/flops.py from the layers' shapes: each matrix runs forward once over the
 positions that reach it; a gradient goes through it where something before it is trained, and to it where it is trained
-itself; the head runs at answers; of the tower only the layers that LLaVA reads. A causal attention counts as a full
-square, as in torch's counter. In the language model's last layer only the answers' rows are needed behind its
-attention: leaving out the others would save at most another 2%, and is not in the limit, because it takes an attention
-layer rewritten for every kind of model.
+itself; the head, and what the language model's last layer does behind its attention, run at answers alone; of the tower
+only the layers that LLaVA reads. A causal attention counts as a full square, as in torch's counter. The last layer's
+queries of other positions, 0.2%, are in the limit, because attention kernels take as many queries as keys.
 """
 
 import argparse

@@ -7,6 +7,7 @@ from operator import or_
 import torch
 from torch import nn
 
+from train_llava.forward import after_last_attention
 from train_llava.train_type import unread_layers
 
 # Dense bf16 operations per second (NVIDIA's data sheets, without sparsity); the first whose words are in a GPU's name
@@ -27,14 +28,15 @@ class StepFlops:
     A matrix of m x n costs 2mn per position forward, as much again for the gradient of its input where something below
     it is trained, and as much again for its own gradient where it is trained itself (Kaplan et al., arXiv:2001.08361,
     section 2.1, told apart by what is frozen). Attention costs 4 x length x width per position and layer forward,
-    and twice that backward (Chowdhery et al., arXiv:2204.02311, appendix B); the head runs at answers alone. Layers
-    of the tower that LLaVA does not read, norms and activations are not counted, nor is recomputation.
+    and twice that backward (Chowdhery et al., arXiv:2204.02311, appendix B); the head, and what the last layer does
+    behind its attention, run at answers alone. Layers of the tower that LLaVA does not read, norms and activations are
+    not counted, nor is recomputation.
     """
 
     per_image: float  # of tower and projector
     per_token: float  # of the language model's matrices
     per_token_pair: float  # of its attention
-    per_answer_token: float  # of the head
+    per_answer_token: float  # of the last layer behind its attention, and of the head
 
     def of(self, images: int, tokens: int, token_pairs: int, answer_tokens: int) -> float:
         """FLOPs of a batch; `token_pairs` is the sum of the squares of the conversations' lengths."""
@@ -46,17 +48,24 @@ class StepFlops:
         """Of a model whose parts are frozen as they will be in training, adapters included."""
         llava = model.get_base_model() if hasattr(model, "get_base_model") else model
         skipped = {id(module) for layer in unread_layers(llava) for module in layer.modules()}
+        late = {id(each) for part in after_last_attention(llava) for each in (*part.modules(), *part.parameters())}
+
+        def place(name: str, of: nn.Module | nn.Parameter) -> str:
+            marks = {"vision_tower": "vision", "projector": "projector", "lm_head": "head"}
+            by_name = next((place for mark, place in marks.items() if mark in name), "language")
+            return "late" if id(of) in late else by_name
+
         forward, own = dict.fromkeys(PLACES, 0.0), dict.fromkeys(PLACES, 0.0)
         trained = dict.fromkeys(PLACES, False)
         for name, parameter in model.named_parameters():
-            trained[place_of(name)] |= parameter.requires_grad
+            trained[place(name, parameter)] |= parameter.requires_grad
         for name, module in model.named_modules():
             if id(module) in skipped or "original_module" in name or not isinstance(module, nn.Linear | nn.Conv2d):
                 continue
             # of the layer's shape: ZeRO-3 leaves no weight in place, and one of 4 bits is packed
             size = module.in_features * module.out_features if isinstance(module, nn.Linear) else module.weight.numel()
-            forward[place_of(name)] += 2 * size
-            own[place_of(name)] += 2 * size * any(p.requires_grad for p in module.parameters(recurse=False))
+            forward[place(name, module)] += 2 * size
+            own[place(name, module)] += 2 * size * any(p.requires_grad for p in module.parameters(recurse=False))
 
         vision, text = llava.config.vision_config, llava.config.text_config
         patches = (vision.image_size // vision.patch_size) ** 2
@@ -71,14 +80,8 @@ class StepFlops:
             per_image=cost["vision"] * patches + look * (1 + 2 * trained["vision"]) + cost["projector"] * patches,
             per_token=cost["language"],
             per_token_pair=4 * width * text.num_hidden_layers * (1 + 2 * below["language"]),
-            per_answer_token=cost["head"],
+            per_answer_token=cost["late"] + cost["head"],
         )
 
 
-PLACES = ("vision", "projector", "language", "head")  # in the order in which a picture passes them
-
-
-def place_of(name: str) -> str:
-    """Where a layer stands, adapters included."""
-    marks = {"vision_tower": "vision", "projector": "projector", "lm_head": "head"}
-    return next((place for mark, place in marks.items() if mark in name), "language")
+PLACES = ("vision", "projector", "language", "late", "head")  # in the order in which a picture passes them

@@ -1,7 +1,8 @@
 """The forward pass of training: what the loss needs, and nothing else.
 
-The plain model works out logits for every token, a last layer of the vision tower that it then does not read, and a
-cache of keys and values for tokens to come. docs/performance.md tells what is left, and why.
+The plain model works out logits for every token, a last layer of the vision tower that it then does not read, a last
+layer of the language model of which only the answers' positions are read, and a cache of keys and values for tokens to
+come. docs/performance.md tells what is left, and why.
 """
 
 from collections.abc import Callable
@@ -44,6 +45,13 @@ def answer_loss(head: nn.Module, hidden: torch.Tensor, targets: torch.Tensor) ->
     return torch.stack([checkpoint(loss_of, *chunk, use_reentrant=False) for chunk in chunks]).sum()
 
 
+def after_last_attention(llava: LlavaForConditionalGeneration) -> list[nn.Module]:
+    """What works on each position alone and is read where a token is to be predicted, but for norms and the head: the
+    output projection and the MLP of the language model's last layer."""
+    last = llava.model.language_model.layers[-1]
+    return [last.self_attn.o_proj, last.mlp]
+
+
 def trim_forward(llava: LlavaForConditionalGeneration) -> None:
     """Changes a model in place: asked with `labels`, it gives the plain model's loss without the plain model's waste.
 
@@ -51,6 +59,11 @@ def trim_forward(llava: LlavaForConditionalGeneration) -> None:
     """
     for layer in unread_layers(llava):
         layer.forward = lambda hidden, *args, **kwargs: hidden
+    places: dict[str, torch.Tensor | None] = {
+        "rows": None
+    }  # of the batch at hand, which its backward pass may ask again
+    for module in after_last_attention(llava):
+        only_there(module, places)
     plain: Callable[..., Any] = llava.forward
 
     @wraps(plain)  # transformers reads from the signature what a model takes
@@ -58,13 +71,29 @@ def trim_forward(llava: LlavaForConditionalGeneration) -> None:
         *args, labels: torch.Tensor | None = None, num_items_in_batch: torch.Tensor | int | None = None, **inputs
     ) -> Any:
         if labels is None:
+            places["rows"] = None
             return plain(*args, **inputs)
         # counted before the layers: a GPU must be waited for, and here it has nothing to do yet
         rows, targets = predicting(labels)
+        places["rows"] = rows
         hidden = llava.model(*args, **inputs | {"use_cache": False}).last_hidden_state  # (batch, length, width)
         loss = answer_loss(llava.lm_head, hidden.flatten(0, 1)[rows], targets)
-        return LlavaCausalLMOutputWithPast(
-            loss=loss / (len(rows) if num_items_in_batch is None else num_items_in_batch)
-        )
+        count = len(rows) if num_items_in_batch is None else num_items_in_batch
+        return LlavaCausalLMOutputWithPast(loss=loss / count)
 
     llava.forward = forward
+
+
+def only_there(module: nn.Module, places: dict[str, torch.Tensor | None]) -> None:
+    """Lets a module that works on each position alone do so at `rows` of the flattened batch; zeros stand elsewhere."""
+    plain = module.forward
+
+    def forward(hidden: torch.Tensor) -> torch.Tensor:
+        rows = places["rows"]
+        if rows is None:
+            return plain(hidden)
+        flat = hidden.flatten(0, 1)
+        chosen = plain(flat[rows])
+        return chosen.new_zeros(len(flat), chosen.shape[-1]).index_copy(0, rows, chosen).unflatten(0, hidden.shape[:2])
+
+    module.forward = forward
