@@ -34,14 +34,15 @@ class Batch:
     def units(self, unit: str) -> float:
         """How many a stage sees of what it counts in."""
         rows = min(self.answers, CHUNK)  # of logits at a time
-        return {"image": self.images, "token": self.samples * self.length, "logits": rows}[unit]
+        tokens = self.samples * self.length
+        return {"image": self.images, "token": tokens, "answer": self.answers, "logits": rows}[unit]
 
 
 @dataclass
 class Stage:
     """A piece of the model in the order of the forward pass. All but `trained` is per unit."""
 
-    unit: str  # image, token, or row of logits
+    unit: str  # image, token, supervised token, or row of logits
     kept: float  # what it keeps for its backward pass
     work: float = 0.0  # what its backward pass needs beside it
     input: float = 0.0  # what is left of `kept` under gradient checkpointing
@@ -69,40 +70,49 @@ def stages(llava: nn.Module, s: int, mask: int) -> Iterator[Stage]:
         yield Stage("image", positions * bytes_each if below else 0, work, **options)
     yield projector_stage(inner.multi_modal_projector, vision.hidden_size, text.hidden_size, patches, s)
     yield Stage("token", s * text.hidden_size, trained=trained_in(language.embed_tokens))
-    for layer in language.layers:
-        yield decoder_stage(layer, text, s, mask)
+    for layer in language.layers[:-1]:
+        yield decoder_stage([attention_bytes(layer, text, s, mask), mlp_bytes(layer, text, s, mask)], layer, text, s)
+    last = language.layers[-1]  # whose MLP runs at answers alone
+    yield decoder_stage([attention_bytes(last, text, s, mask)], last, text, s)
+    yield Stage("answer", mlp_bytes(last, text, s, mask), can_checkpoint=True)
     norm = text.hidden_size * (4 + s * is_trained(language.norm))  # as in a layer
     yield Stage("token", norm, 3 * 4 * text.hidden_size, trained=trained_in(language.norm))
     yield head_stage(llava, text, s)
 
 
-def decoder_stage(layer: nn.Module, config: Any, s: int, mask: int) -> Stage:
-    """Per token of a Llama or Qwen2 layer of width H, attention width A (of all heads) and MLP width I.
+def decoder_stage(parts: list[float], layer: nn.Module, config: Any, s: int) -> Stage:
+    """A Llama or Qwen2 layer of width H and MLP width I, per token.
 
-    - two RMSNorms: each its input in fp32 (4 H), where its weight is trained the normalised input (s H), and its
-      output where a product behind it needs it (s H)
-    - attention: queries and output (2 s A), keys and values as wide as their heads are many, the softmax's logarithmic
-      sums (4 per head)
-    - SwiGLU: gate, its SiLU, up (3 s I), and their product where the down projection needs it (s I)
-    - adapters: see `adapter_bytes`
-
-    Rotary embeddings multiply by constants and keep nothing, neither do residual sums. The backward pass works on
-    three gradients of the MLP's width and two of the layer's at a time.
+    Rotary embeddings multiply by constants and keep nothing, neither do residual sums. The backward pass works on three
+    gradients of the MLP's width and two of the layer's at a time.
     """
-    width, inside, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
-    each = getattr(config, "head_dim", None) or width // heads
-    attention, mlp = layer.self_attn, layer.mlp
-    size = 0.0
-    for norm, products in (
-        (layer.input_layernorm, [attention.q_proj, attention.k_proj, attention.v_proj]),
-        (layer.post_attention_layernorm, [mlp.gate_proj, mlp.up_proj]),
-    ):
-        size += 4 * width + s * width * is_trained(norm) + s * width * any(map(needs_input, products))
-    size += 2 * s * each * (heads + config.num_key_value_heads) + 4 * heads
-    size += 3 * s * inside + s * inside * needs_input(mlp.down_proj)
-    size += adapter_bytes(layer, s, mask)
-    work = 3 * s * inside + 2 * s * width
-    return Stage("token", size, work, s * width, trained=trained_in(layer), can_checkpoint=True)
+    work = 3 * s * config.intermediate_size + 2 * s * config.hidden_size
+    options = {"input": s * config.hidden_size, "trained": trained_in(layer), "can_checkpoint": True}
+    return Stage("token", sum(parts), work, **options)
+
+
+def attention_bytes(layer: nn.Module, config: Any, s: int, mask: int) -> float:
+    """Per token, of a layer's first half: its RMSNorm (see `norm_bytes`); queries and output, as wide as all heads,
+    keys and values, as wide as theirs (s per element); the softmax's logarithmic sums (4 per head); adapters."""
+    heads, attention = config.num_attention_heads, layer.self_attn
+    each = getattr(config, "head_dim", None) or config.hidden_size // heads
+    size = 2 * s * each * (heads + config.num_key_value_heads) + 4 * heads
+    products = [attention.q_proj, attention.k_proj, attention.v_proj]
+    return size + norm_bytes(layer.input_layernorm, products, config.hidden_size, s) + adapter_bytes(attention, s, mask)
+
+
+def mlp_bytes(layer: nn.Module, config: Any, s: int, mask: int) -> float:
+    """Per token, of a layer's second half: its RMSNorm, and of SwiGLU gate, its SiLU and up (3 s I), and their product
+    where the down projection needs it (s I); adapters."""
+    mlp, inside = layer.mlp, config.intermediate_size
+    size = 3 * s * inside + s * inside * needs_input(mlp.down_proj) + adapter_bytes(mlp, s, mask)
+    return size + norm_bytes(layer.post_attention_layernorm, [mlp.gate_proj, mlp.up_proj], config.hidden_size, s)
+
+
+def norm_bytes(norm: nn.Module, products: list[nn.Module], width: int, s: int) -> float:
+    """Per token, of an RMSNorm: its input in fp32 (4 H), where its weight is trained the normalised input (s H), and
+    its output where a product behind it needs it (s H)."""
+    return 4 * width + s * width * is_trained(norm) + s * width * any(map(needs_input, products))
 
 
 def vision_layer(layer: nn.Module, config: Any, s: int, mask: int) -> float:

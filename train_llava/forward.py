@@ -59,9 +59,7 @@ def trim_forward(llava: LlavaForConditionalGeneration) -> None:
     """
     for layer in unread_layers(llava):
         layer.forward = lambda hidden, *args, **kwargs: hidden
-    places: dict[str, torch.Tensor | None] = {
-        "rows": None
-    }  # of the batch at hand, which its backward pass may ask again
+    places: dict[str, torch.Tensor | None] = {"rows": None}  # of the batch at hand; checkpointing asks once more
     for module in after_last_attention(llava):
         only_there(module, places)
     plain: Callable[..., Any] = llava.forward
