@@ -26,7 +26,7 @@ from transformers import LlavaForConditionalGeneration
 from benchmarks.inference import SIDE, middle_size
 from benchmarks.machine import machine
 from benchmarks.opening import open_anew, written
-from benchmarks.tricks import write_data
+from benchmarks.tricks import TABLES, write_data
 from demo.make_data import write_split
 from train_llava.arguments import ModelArguments
 from train_llava.build_model import build_llava, save_llava
@@ -63,7 +63,7 @@ def ranks(work: Path) -> list[dict[str, Any]]:
     """Samples per second under ZeRO-2 with eight samples a rank and step; medians of what each run logged."""
     vision, language = middle_size(work)
     save_llava(*build_llava(vision, language, random_weights=True), work / "middle")
-    write_data(work / "middle_data")
+    write_data(work / "middle_data", TABLES["model"])
     save_llava(*build_llava(ROOT / "demo" / "clip", ROOT / "demo" / "qwen"), work / "demo")
     write_split(work / "demo_data", "train", 2000, 0)
     models = {"demo": 300, "middle": 12}  # and steps

@@ -14,7 +14,7 @@ most, of which some 0.6 GB are Python and its libraries.
 - TRL: SFTTrainer with its own collator; its gradient checkpointing and bf16, on by default, are off as for all. Its
   fused head scores every position on a CPU; with Triton it scores answers alone, so its ratio here is no GPU's.
 
---profile writes where the time of our own steps goes, by operation and by shape, as torch's profiler sees it.
+--profile writes where the time of our own steps goes, by operation and then by shape, as torch's profiler sees it.
 """
 
 import argparse
@@ -191,15 +191,17 @@ def profiled(train_type: str, folder: Path) -> str:
                 profiler.step()
 
         trainer_of("ours", train_type, folder, Steps()).train()
-    events = profiler.key_averages(group_by_input_shape=True)
-    total = sum(event.self_cpu_time_total for event in events)
-    lines = [f"{train_type}: share of the time, milliseconds a step, calls a step, operation, shapes of its inputs"]
-    for event in sorted(events, key=lambda event: -event.self_cpu_time_total)[:25]:
-        milliseconds, calls = event.self_cpu_time_total / 1000 / (STEPS - WARM), event.count / (STEPS - WARM)
-        shapes = " ".join(str(shape) for shape in event.input_shapes if shape)[:90]
-        share = f"{event.self_cpu_time_total / total:>6.1%}{milliseconds:>9.1f}{calls:>7.0f}"
-        lines.append(f"{share}  {event.key.removeprefix('aten::')[:44]:<44}  {shapes}")
-    return "\n".join(lines) + "\n\n"
+    parts = [f"{train_type}: share of the time, milliseconds a step, calls a step, operation, shapes of its inputs"]
+    for by_shape in (False, True):
+        events = profiler.key_averages(group_by_input_shape=by_shape)
+        total = sum(event.self_cpu_time_total for event in events)
+        for event in sorted(events, key=lambda event: -event.self_cpu_time_total)[:15]:
+            milliseconds, calls = event.self_cpu_time_total / 1000 / (STEPS - WARM), event.count / (STEPS - WARM)
+            shapes = " ".join(str(shape) for shape in event.input_shapes if shape)[:80] if by_shape else ""
+            share = f"{event.self_cpu_time_total / total:>6.1%}{milliseconds:>9.1f}{calls:>7.0f}"
+            parts.append(f"{share}  {event.key.removeprefix('aten::')[:44]:<44}  {shapes}".rstrip())
+        parts.append("")
+    return "\n".join(parts) + "\n"
 
 
 def in_own_process(way: str, train_type: str, folder: Path) -> dict[str, Any]:
@@ -252,6 +254,18 @@ def report(train_type: str, rows: dict[str, Any]) -> None:
         print(f"{way:<14}{''.join(f'{number:>11.3f}' for number in numbers)}   {row['losses']}", flush=True)
 
 
+def markdown(result: dict[str, Any]) -> str:
+    """Seconds per step and memory of all contenders, a row per train_type."""
+    heads = ["seconds per step, GB", "the original's way", "Trainer", "TRL", "ours", "ours / original", "ours / TRL"]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for train_type in TRAIN_TYPES:
+        rows = result[train_type]
+        cells = [f"{rows[way]['seconds_per_step']:.2f}, {rows[way]['peak_memory_gb']:.2f}" for way in WAYS]
+        cells += [f"{rows[way]['ours_over_this, seconds_per_step']:.2f}" for way in ("original", "TRL")]
+        lines.append(f"| `{train_type}` | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", nargs=3, metavar=("WAY", "TRAIN_TYPE", "FOLDER"), help=argparse.SUPPRESS)
@@ -274,6 +288,7 @@ def main() -> None:
         for train_type in TRAIN_TYPES:
             result[train_type] = compare(train_type, folder)
             report(train_type, result[train_type])
+    print(markdown(result))
     if args.json:
         args.json.write_text(json.dumps(result, indent=2) + "\n")
 

@@ -8,7 +8,7 @@ from importlib import import_module
 import pytest
 from conftest import ROOT, call
 
-from benchmarks import tricks
+from benchmarks import train_step, tricks
 
 READMES = {name: (ROOT / name).read_text() for name in ("README.md", "README_zh.md")}
 
@@ -69,6 +69,12 @@ def test_the_strategies_are_those_of_the_kept_results(name):
     rows = (ROOT / "benchmarks" / "results" / "strategies.md").read_text().splitlines()[2:]
     assert len(rows) == 8
     assert all(row in READMES[name] for row in rows)
+
+
+@pytest.mark.parametrize("name", [*READMES, "docs/performance.md"])
+def test_the_step_is_that_of_the_kept_results(name):
+    result = json.loads((ROOT / "benchmarks" / "results" / "train_step.json").read_text())
+    assert train_step.markdown(result) in (ROOT / name).read_text()
 
 
 def test_the_tricks_are_those_of_the_kept_results():
