@@ -33,15 +33,16 @@ def batch_page(processor: LlavaProcessor, examples: list[dict[str, Any]], max_le
     image_id, per_image = collator.encoder.image_ids[0], len(collator.encoder.image_ids)
     rows, totals = [], dict.fromkeys(("learned", "image", "read", "padding"), 0)
     for i, example in enumerate(examples):
-        ids, labels, mask = (batch[name][i].tolist() for name in ("input_ids", "labels", "attention_mask"))
-        kinds = [kind_of(*token, image_id) for token in zip(ids, labels, mask, strict=True)]
+        ids, labels = (batch[name][i].tolist() for name in ("input_ids", "labels"))
+        own = len(collator.encoder.encode(example["messages"])[0])  # what follows is padding
+        kinds = [kind_of(*token, k < own, image_id) for k, token in enumerate(zip(ids, labels, strict=True))]
         for kind in kinds:
             totals[kind] += 1
         shown = [png(next(pictures)) for _ in range(kinds.count("image") // per_image)]
         spans = [span for kind, part in groupby(zip(ids, kinds, strict=True), key=lambda pair: pair[1])
                  for span in spans_of(kind, [token for token, _ in part], collator)]  # fmt: skip
         learned = kinds.count("learned")
-        row = {"id": example.get("id", i), "pictures": shown, "spans": spans, "learned": learned, "tokens": sum(mask)}
+        row = {"id": example.get("id", i), "pictures": shown, "spans": spans, "learned": learned, "tokens": own}
         rows.append(row)
     names = {"learned": "learned", "image": "image tokens", "read": "other text, read only", "padding": "padding"}
     summary = [(names[kind], count) for kind, count in totals.items()]
@@ -49,8 +50,8 @@ def batch_page(processor: LlavaProcessor, examples: list[dict[str, Any]], max_le
     return template.render(rows=rows, summary=summary, total=sum(totals.values()), length=len(ids))
 
 
-def kind_of(token: int, label: int, seen: int, image_id: int) -> str:
-    """What a position is: hidden from attention, a part of a picture, learned, or only read."""
+def kind_of(token: int, label: int, seen: bool, image_id: int) -> str:
+    """What a position is: behind the conversation, a part of a picture, learned, or only read."""
     if not seen:
         return "padding"
     return "image" if token == image_id else "learned" if label != IGNORE_INDEX else "read"
