@@ -51,7 +51,9 @@ class Stage:
 
 
 def kept(stage: Stage, batch: Batch, checkpointing: bool) -> float:
-    """Bytes from a stage's forward pass to its backward pass."""
+    """Bytes from a stage's forward pass to its backward pass; logits that come in chunks are not kept (forward.py)."""
+    if stage.unit == "logits" and batch.answers > CHUNK:
+        return 0
     return batch.units(stage.unit) * (stage.input if checkpointing and stage.can_checkpoint else stage.kept)
 
 

@@ -146,7 +146,9 @@ class Step:
         held = self.activations(batch, checkpointing, until=len(self.stages))
         for stage in reversed(self.stages):
             gradients += sharing.of_gradients(stage.trained * self.element)
-            again = kept(stage, batch, False) if checkpointing and stage.can_checkpoint else 0
+            whole = batch.units(stage.unit) * stage.kept
+            again = whole - kept(stage, batch, checkpointing) if stage.unit == "logits" else 0
+            again = whole if checkpointing and stage.can_checkpoint else again
             most = max(most, held + again + batch.units(stage.unit) * stage.work + gradients)
             held -= kept(stage, batch, checkpointing)
         return most
