@@ -22,33 +22,31 @@ from typing import Any
 from unittest import mock
 
 import torch
+from peft import PeftModel
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import AutoConfig
 
 from benchmarks.machine import machine
 from train_llava.arguments import ModelArguments
 from train_llava.chat import IGNORE_INDEX
 from train_llava.flops import StepFlops
 from train_llava.forward import trim_forward
-from train_llava.train_type import apply_train_type
+from train_llava.skeleton import join, skeleton
 
 CONFIGS = Path(__file__).parent / "full_size_configs"
 TRAIN_TYPES = ("use_lora", "freeze_vision", "none", "projector")
-BATCH, LENGTH, ANSWER, IMAGE_TOKEN_ID = 4, 636, 20, 151_646
+BATCH, LENGTH, ANSWER = 4, 636, 20
 
 
-def full_size(train_type: str) -> tuple[nn.Module, LlavaForConditionalGeneration]:
-    """The model to train, and the LLaVA in it."""
+def full_size(train_type: str) -> nn.Module:
+    """The model to train, on the meta device."""
     vision, text = (
         AutoConfig.from_pretrained(CONFIGS / "clip").vision_config,
         AutoConfig.from_pretrained(CONFIGS / "qwen"),
     )
-    llava = LlavaForConditionalGeneration(
-        LlavaConfig(vision_config=vision, text_config=text, image_token_index=IMAGE_TOKEN_ID)
-    )
-    model = apply_train_type(llava, ModelArguments("", train_type=train_type, lora_dropout=0.0))
-    return model.to(torch.bfloat16).train(), llava
+    args = ModelArguments("", train_type=train_type, lora_dropout=0.0)
+    return skeleton(join(vision, text), args, torch.bfloat16).train()
 
 
 @contextmanager
@@ -78,7 +76,8 @@ def counted(model: nn.Module, side: int) -> int:
 def compare(train_type: str) -> dict[str, float]:
     """TFLOP per sample: plain transformers, ours, the limit; and the two over the limit."""
     with torch.device("meta"), without_values():
-        model, llava = full_size(train_type)
+        model = full_size(train_type)
+        llava = model.get_base_model() if isinstance(model, PeftModel) else model
         limit = StepFlops.count(model).of(BATCH, BATCH * LENGTH, BATCH * LENGTH**2, BATCH * ANSWER)
         side = llava.config.vision_config.image_size
         plain = counted(model, side)
