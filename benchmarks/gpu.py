@@ -23,8 +23,10 @@ from typing import Any
 import torch
 from transformers.utils import is_flash_attn_2_available, is_liger_kernel_available
 
+from benchmarks.flops_limit import full_size
 from benchmarks.full_size import HERE, ROOT, make_full_size, make_pictures, read_log
 from benchmarks.machine import machine
+from train_llava.memory import Sharing, Step
 
 STEPS, EVERY = 30, 5
 MEASURED = ("samples_per_second", "tokens_per_second", "mfu", "data_wait")
@@ -57,11 +59,11 @@ def rows(gpus: int) -> list[Row]:
 
 
 def states_fit(gpus: int) -> bool:
-    """Whether freeze_vision's states leave room on each GPU: 4.26e9 weights in bf16, and for each of the 3.96e9 that
-    are trained, shared among the GPUs, its gradient in bf16 and again in fp32, an fp32 master copy and two moments
-    (ZeRO, arXiv:1910.02054, section 3.1): 2 + 4 + 12 bytes."""
-    needed = 2 * 4.26e9 + (2 + 4 + 12) * 3.96e9 / gpus
-    return torch.cuda.is_available() and needed < 0.9 * torch.cuda.get_device_properties(0).total_memory
+    """Whether freeze_vision's states leave a tenth of each GPU for the rest."""
+    if not torch.cuda.is_available():
+        return False
+    needed = Step.of(full_size("freeze_vision")).states_at_step(Sharing(stage=2, ranks=gpus))
+    return needed < 0.9 * torch.cuda.get_device_properties(0).total_memory
 
 
 def measure(row: Row, work: Path, gpus: int, smoke: bool) -> dict[str, Any]:

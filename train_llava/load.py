@@ -95,7 +95,13 @@ def gather_shards(checkpoint: Path) -> dict[str, torch.Tensor]:
     from deepspeed.utils.tensor_fragment import fragment_address
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-    harmless = [DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]
+    def stage(kind: Any, name: str) -> ZeroStageEnum:
+        if kind is not ZeroStageEnum:
+            raise pickle.UnpicklingError(f"getattr of {kind}")
+        return ZeroStageEnum[name]
+
+    # Python 3.11.0 to 3.11.3 pickle a member of an enum as a call of getattr
+    harmless = [DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address, (stage, "builtins.getattr")]
     before = os.environ.get(FORCE, "0")
     os.environ[FORCE] = "1"  # DeepSpeed would let its pickles run any code
     try:

@@ -146,11 +146,10 @@ class Step:
         held = self.activations(batch, checkpointing, until=len(self.stages))
         for stage in reversed(self.stages):
             gradients += sharing.of_gradients(stage.trained * self.element)
-            whole = batch.units(stage.unit) * stage.kept
-            again = whole - kept(stage, batch, checkpointing) if stage.unit == "logits" else 0
-            again = whole if checkpointing and stage.can_checkpoint else again
-            most = max(most, held + again + batch.units(stage.unit) * stage.work + gradients)
-            held -= kept(stage, batch, checkpointing)
+            units, until_now = batch.units(stage.unit), kept(stage, batch, checkpointing)
+            again = units * stage.kept if until_now < units * stage.kept else 0  # what was not kept is worked out anew
+            most = max(most, held + again + units * stage.work + gradients)
+            held -= until_now
         return most
 
     def peak(self, batch: Batch, sharing: Sharing, checkpointing: bool) -> float:
