@@ -8,6 +8,7 @@ from peft import PeftModel
 from torch import nn
 from torch.utils.data import DataLoader, Sampler, SequentialSampler
 from transformers import Trainer
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from train_llava.callbacks import Meter
 from train_llava.command import InputError
@@ -27,6 +28,18 @@ class LlavaTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.add_callback(self.meter)
         trim_forward(self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model)
+        if self.is_deepspeed_enabled and not is_deepspeed_zero3_enabled():
+            self.accelerator.get_state_dict = self.to_save  # its own has every rank copy the whole model
+
+    def to_save(self, model: nn.Module) -> dict[str, torch.Tensor]:
+        """Copies in the host's memory of what goes into a checkpoint's weights, on the rank that writes them: all, or
+        where adapters are trained, only what is."""
+        if not self.args.should_save:
+            return {}
+        adapters = isinstance(self.model, PeftModel)
+        state = self.accelerator.unwrap_model(model).state_dict(keep_vars=True)
+        chosen = {name: value for name, value in state.items() if value.requires_grad or not adapters}
+        return {name: value.detach().to("cpu", copy=True) for name, value in chosen.items()}
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, torch.Tensor], *args, **kwargs) -> Any:
         """Trainer's own, over the supervised tokens of the whole global batch; remembers what the log is to say."""
