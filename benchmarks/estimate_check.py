@@ -34,7 +34,7 @@ from benchmarks.simulate import peak_of_step
 from train_llava.activations import Batch
 from train_llava.arguments import LlavaTrainingArguments, ModelArguments
 from train_llava.command import command
-from train_llava.estimate import GPUS, STRATEGIES, EstimateArguments, on_device, report, room, sharing_of
+from train_llava.estimate import GPUS, STRATEGIES, on_device, room, sharing_of
 from train_llava.memory import Sharing, Step
 from train_llava.skeleton import join, skeleton
 from train_llava.workload import DEFAULT_TOKENS, Workload
@@ -220,22 +220,29 @@ def on_a_gpu() -> Iterator[dict[str, Any]]:
 
 
 def answers() -> Iterator[dict[str, Any]]:
-    """What estimate says of each pair for use_lora on 8 GPUs, and how long it took with all its tables."""
+    """What the command says of each pair for use_lora on 8 GPUs, and how long it takes from its start to its end."""
     for name, (tower, text) in PAIRS.items():
-        start, config, model_args = time.perf_counter(), join(tower, text), ModelArguments("")
-        workload = Workload.assumed(4, config.image_seq_length + DEFAULT_TOKENS - 576, config.image_seq_length)
-        lines = list(report(config, model_args, EstimateArguments(num_gpus=8), workload))
-        seconds = time.perf_counter() - start
+        config, model_args = join(tower, text), ModelArguments("")
+        tokens = config.image_seq_length + DEFAULT_TOKENS - 576
+        flags = ["--train_type", "use_lora", "--num_gpus", "8", "--tokens_per_sample", str(tokens)]
+        with tempfile.TemporaryDirectory() as folder:
+            for half, of in (("vision", tower), ("language", text)):
+                of.save_pretrained(Path(folder, half))
+                flags += [f"--{half}_model_name_or_path", str(Path(folder, half))]
+            start = time.perf_counter()
+            words = [sys.executable, "-m", "train_llava.estimate", *flags]
+            done = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)
+            seconds = time.perf_counter() - start
         step = Step.of(skeleton(config, model_args, torch.bfloat16))
-        zero, batch = sharing_of("ZeRO-2", 8, text.hidden_size), workload.batch
-        most = {kind: step.largest_batch(batch.times(1 / 4), zero, False, room(kind)) for kind in GPUS}
+        zero, sample = sharing_of("ZeRO-2", 8, text.hidden_size), Workload.assumed(1, tokens, config.image_seq_length)
+        most = {kind: step.largest_batch(sample.batch, zero, False, room(kind)) for kind in GPUS}
         print(f"{name:<36}{step.all_weights / 1e9:>7.2f} B{seconds:>8.1f} s  {most}", flush=True)
         yield {
             "pair": name,
             "parameters": step.all_weights,
             "seconds": round(seconds, 1),
             "largest_batch": most,
-            "report": "\n".join(lines).splitlines(),
+            "report": done.stdout.splitlines(),
         }
 
 
