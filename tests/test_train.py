@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT, call, run
+from deepspeed.runtime.zero.config import ZeroStageEnum
 from peft import get_peft_model_state_dict
 from PIL import Image
 from safetensors.torch import load_file
@@ -243,7 +244,14 @@ def test_sample_captions_do_not_change_the_run(runs, llava, data, tmp_path):
         assert torch.equal(value, weights(output)[name]), name
 
 
-def test_checkpoints_are_loaded(runs, tmp_path):
+class Attribute:
+    """Unpickled, it asks for an attribute of something else than DeepSpeed's stages."""
+
+    def __reduce__(self):
+        return getattr, (torch.optim.AdamW, "__init__")
+
+
+def test_checkpoints_are_loaded(runs, tmp_path, monkeypatch):
     """As the Trainer saved them; and from DeepSpeed's shards alone, which may carry no code."""
     adapter = runs("use_lora")[0] / "checkpoint-3"
     saved, loaded = weights(adapter), get_peft_model_state_dict(load(adapter)[0])
@@ -252,11 +260,17 @@ def test_checkpoints_are_loaded(runs, tmp_path):
     expected = LlavaForConditionalGeneration.from_pretrained(whole).state_dict()
     shutil.copytree(whole, tmp_path / "shards")
     (tmp_path / "shards" / "model.safetensors").unlink()
-    for folder in (whole, tmp_path / "shards"):
+    shutil.copytree(tmp_path / "shards", tmp_path / "shards of Python 3.11.2")
+    monkeypatch.setattr(ZeroStageEnum, "__reduce_ex__", lambda stage, _: (getattr, (ZeroStageEnum, stage.name)))
+    for shard in tmp_path.glob("*3.11.2/*/*optim_states.pt"):
+        torch.save(torch.load(shard, weights_only=False), shard)
+        assert b"getattr" in shard.read_bytes()
+    for folder in (whole, tmp_path / "shards", tmp_path / "shards of Python 3.11.2"):
         loaded = load(folder)[0].state_dict()
         assert loaded.keys() == expected.keys() and all(torch.equal(loaded[name], expected[name]) for name in loaded)
     (shard, *_) = (tmp_path / "shards" / "global_step3").glob("*rank_1*optim_states.pt")
-    torch.save({"optimizer_state_dict": Evil(tmp_path / "made")}, shard)
-    with pytest.raises(InputError, match="cannot be loaded"):
-        load(tmp_path / "shards")
+    for evil in (Evil(tmp_path / "made"), Attribute()):
+        torch.save({"optimizer_state_dict": evil}, shard)
+        with pytest.raises(InputError, match="cannot be loaded"):
+            load(tmp_path / "shards")
     assert not (tmp_path / "made").exists()
