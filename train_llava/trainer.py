@@ -1,6 +1,9 @@
 """The HF Trainer, with a lean forward pass (see forward.py), learning rates per part, and an eye on loss and speed."""
 
-from functools import partial
+import os
+import sys
+import time
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -99,6 +102,7 @@ class LlavaTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """Trainer's own, with workers that leave signals to their rank."""
+        fork_in_quiet()
         loader = super().get_train_dataloader()
         inner = getattr(loader, "base_dataloader", loader)  # what accelerate wrapped
         inner.worker_init_fn = partial(deaf_worker, then=inner.worker_init_fn)
@@ -118,3 +122,11 @@ class LlavaTrainer(Trainer):
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Sampler:
         return SequentialSampler(eval_dataset)
+
+
+@cache
+def fork_in_quiet() -> None:
+    """Before Python 3.12 a worker hangs, and its rank with it, that is forked just when a thread of Gloo's takes the
+    interpreter's lock (github.com/python/cpython/issues/112275); so from now on a fork waits until these are idle."""
+    if sys.version_info < (3, 12):
+        os.register_at_fork(before=partial(time.sleep, 0.02))
