@@ -22,7 +22,6 @@ from typing import Any
 from unittest import mock
 
 import torch
-from peft import PeftModel
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig
@@ -32,6 +31,7 @@ from train_llava.arguments import ModelArguments
 from train_llava.chat import IGNORE_INDEX
 from train_llava.flops import StepFlops
 from train_llava.forward import trim_forward
+from train_llava.parts import llava_in
 from train_llava.skeleton import join, skeleton
 
 CONFIGS = Path(__file__).parent / "full_size_configs"
@@ -77,7 +77,7 @@ def compare(train_type: str) -> dict[str, float]:
     """TFLOP per sample: plain transformers, ours, the limit; and the two over the limit."""
     with torch.device("meta"), without_values():
         model = full_size(train_type)
-        llava = model.get_base_model() if isinstance(model, PeftModel) else model
+        llava = llava_in(model)
         limit = StepFlops.count(model).of(BATCH, BATCH * LENGTH, BATCH * LENGTH**2, BATCH * ANSWER)
         side = llava.config.vision_config.image_size
         plain = counted(model, side)

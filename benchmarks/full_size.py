@@ -24,6 +24,7 @@ from PIL import Image
 
 from benchmarks.machine import machine
 from benchmarks.qwen_tokenizer import qwen_tokenizer
+from benchmarks.script import read_log
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -138,11 +139,6 @@ def main() -> None:
     print(json.dumps(result, indent=2))
     if result["peak_gb"] > LIMIT_GB:
         sys.exit(f"more than {LIMIT_GB} GB")
-
-
-def read_log(folder: Path) -> list[dict[str, float]]:
-    """What a training logged."""
-    return json.loads((folder / "trainer_state.json").read_text())["log_history"]
 
 
 if __name__ == "__main__":

@@ -24,8 +24,9 @@ import torch
 from transformers.utils import is_flash_attn_2_available, is_liger_kernel_available
 
 from benchmarks.flops_limit import full_size
-from benchmarks.full_size import HERE, ROOT, make_full_size, make_pictures, read_log
+from benchmarks.full_size import HERE, ROOT, make_full_size, make_pictures
 from benchmarks.machine import machine
+from benchmarks.script import read_log
 from train_llava.memory import Sharing, Step
 
 STEPS, EVERY = 30, 5

@@ -10,56 +10,35 @@ Eight minutes; needs a C++ compiler.
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import CLIPImageProcessorPil, CLIPVisionConfig, Qwen2Config
 
+from benchmarks.inference import random_halves
 from benchmarks.machine import machine
+from benchmarks.script import short_run
 from demo.make_data import write_split
-from demo.tokenizer import make_tokenizer
 from train_llava.build_model import build_llava, save_llava
 
-ROOT = Path(__file__).parent.parent
 SIZES, STEPS, EVERY, SIDE = (2, 4, 8), 60, 10, 56
-WAYS: dict[str, list[str]] = {"eager": [], "compiled": ["--torch_compile", "true"]}
+WAYS: dict[str, dict[str, str]] = {"eager": {}, "compiled": {"torch_compile": "true"}}
 
 
 def deep_and_narrow(folder: Path) -> None:
     """The model, with random weights."""
-    vision, language = folder / "vision", folder / "language"
     size = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
-    CLIPVisionConfig(**size, num_hidden_layers=24, image_size=SIDE, patch_size=14).save_pretrained(vision)
-    shape = {"shortest_edge": SIDE}, {"height": SIDE, "width": SIDE}
-    CLIPImageProcessorPil(size=shape[0], crop_size=shape[1]).save_pretrained(vision)
-    size |= {"num_hidden_layers": 40, "num_key_value_heads": 2, "vocab_size": 448, "tie_word_embeddings": False}
-    Qwen2Config(**size).save_pretrained(language)
-    make_tokenizer().save_pretrained(language)
-    save_llava(*build_llava(vision, language, random_weights=True), folder / "llava")
+    vision, language = size | {"num_hidden_layers": 24}, size | {"num_hidden_layers": 40}
+    save_llava(*build_llava(*random_halves(folder, SIDE, vision, language), random_weights=True), folder / "llava")
 
 
-def seconds_per_step(work: Path, train_type: str, samples: int, flags: list[str]) -> float:
+def seconds_per_step(work: Path, train_type: str, samples: int, flags: dict[str, str]) -> float:
     """Of the fastest ten steps, as others compile or are disturbed."""
-    words = {"max_steps": STEPS, "logging_steps": EVERY, "per_device_train_batch_size": samples, "bf16": "true"}
-    words |= {
-        "gradient_accumulation_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "overwrite_output_dir": True,
-    }
-    command = ["bash", str(ROOT / "run_zero2.sh"), *flags]
-    command += [str(text) for name, value in words.items() for text in (f"--{name}", value)]
-    names = {"MODEL": work / "llava", "DATA": work / "data", "OUTPUT_DIR": work / "out", "TRAIN_TYPE": train_type}
-    names |= {"NUM_PROCESSES": 1, "OMP_NUM_THREADS": 1, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    environment = os.environ | {name: str(value) for name, value in names.items()}
-    subprocess.run(command, env=environment, check=True, capture_output=True)
-    history = json.loads((work / "out" / "trainer_state.json").read_text())["log_history"]
-    return samples / max(log["samples_per_second"] for log in history if "loss" in log)
+    sizes = {"max_steps": STEPS, "logging_steps": EVERY, "per_device_train_batch_size": samples}
+    variables = {"TRAIN_TYPE": train_type, "NUM_PROCESSES": 1, "OMP_NUM_THREADS": 1}
+    logs = short_run(work / "llava", work / "data", work / "out", variables, sizes | {"bf16": "true"} | flags)
+    return samples / max(log["samples_per_second"] for log in logs)
 
 
 def main() -> None:

@@ -37,15 +37,21 @@ ROUNDS = {"single": 15, "folder": 3}
 
 def middle_size(folder: Path, layers: int = 6) -> tuple[Path, Path]:
     """Configs of a vision tower (100 patches) and a language model, to be filled at random."""
-    vision, language = folder / "vision", folder / "language"
-    size = {"hidden_size": 384, "intermediate_size": 1536, "num_attention_heads": 6, "num_hidden_layers": layers}
-    CLIPVisionConfig(**size, image_size=SIDE, patch_size=14).save_pretrained(vision)
-    shape = {"shortest_edge": SIDE}, {"height": SIDE, "width": SIDE}
-    CLIPImageProcessorPil(size=shape[0], crop_size=shape[1]).save_pretrained(vision)
-    size = {"hidden_size": 512, "intermediate_size": 1408, "num_attention_heads": 8, "num_hidden_layers": layers}
-    Qwen2Config(**size, vocab_size=448, num_key_value_heads=8, tie_word_embeddings=False).save_pretrained(language)
-    make_tokenizer().save_pretrained(language)
-    return vision, language
+    vision = {"hidden_size": 384, "intermediate_size": 1536, "num_attention_heads": 6, "num_hidden_layers": layers}
+    language = {"hidden_size": 512, "intermediate_size": 1408, "num_attention_heads": 8, "num_hidden_layers": layers}
+    return random_halves(folder, SIDE, vision, language)
+
+
+def random_halves(folder: Path, side: int, vision: dict[str, int], language: dict[str, int]) -> tuple[Path, Path]:
+    """Folders with the configs of a CLIP for pictures of `side` pixels and of a Qwen2 with the demo's tokenizer."""
+    folders = folder / "vision", folder / "language"
+    CLIPVisionConfig(**vision, image_size=side, patch_size=14).save_pretrained(folders[0])
+    shape = {"shortest_edge": side}, {"height": side, "width": side}
+    CLIPImageProcessorPil(size=shape[0], crop_size=shape[1]).save_pretrained(folders[0])
+    heads = {"num_key_value_heads": language["num_attention_heads"]}
+    Qwen2Config(**language, **heads, vocab_size=448, tie_word_embeddings=False).save_pretrained(folders[1])
+    make_tokenizer().save_pretrained(folders[1])
+    return folders
 
 
 def compared(ways: dict[str, Callable[[], list[str]]], rounds: int) -> dict[str, Any]:

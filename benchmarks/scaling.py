@@ -4,15 +4,13 @@
 
 Writes scaling_<what>.json and .png. `records` opens chat.json files of 10^3 to 5 x 10^6 records for the first time and
 later (5 minutes, 4 GB of temporary disk). `ranks` trains the demo and a middle-sized model (benchmarks.inference) by
-the real script under ZeRO-2, with one rank and with two, in turns (15 minutes). `steps` times forward and backward
-pass of the middle-sized model (5 minutes). Two CPU cores each.
+the real script under ZeRO-2, with one rank and with two, in turns (9 minutes). `steps` times forward and backward
+pass of the middle-sized model (a minute). Two CPU cores each.
 """
 
 import argparse
 import json
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -26,6 +24,7 @@ from transformers import LlavaForConditionalGeneration
 from benchmarks.inference import SIDE, middle_size
 from benchmarks.machine import machine
 from benchmarks.opening import open_anew, written
+from benchmarks.script import ROOT, short_run
 from benchmarks.tricks import TABLES, write_data
 from demo.make_data import write_split
 from train_llava.arguments import ModelArguments
@@ -35,7 +34,6 @@ from train_llava.flops import StepFlops
 from train_llava.forward import trim_forward
 from train_llava.train_type import apply_train_type
 
-ROOT = Path(__file__).parent.parent
 RECORDS = (1_000, 10_000, 100_000, 1_000_000, 5_000_000)
 PICTURES = 10_000  # files; the records share them
 RANKS = {"1 rank, 1 thread": (1, 1), "1 rank, 2 threads": (1, 2), "2 ranks, 1 thread each": (2, 1)}
@@ -82,18 +80,10 @@ def ranks(work: Path) -> list[dict[str, Any]]:
 
 def trained(work: Path, model: str, steps: int, processes: int, threads: int) -> float:
     """Samples per second of one run, after its first third."""
-    words = {"max_steps": steps, "logging_steps": steps // 3, "learning_rate": 1e-4, "report_to": "none"}
-    words |= {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "save_strategy": "no"}
-    words |= {"overwrite_output_dir": "true"}
-    command = ["bash", str(ROOT / "run_zero2.sh")]
-    command += [text for name, value in words.items() for text in (f"--{name}", str(value))]
-    names = {"MODEL": work / model, "DATA": work / f"{model}_data", "OUTPUT_DIR": work / "out"}
-    names |= {"TRAIN_TYPE": "freeze_vision", "NUM_PROCESSES": processes, "OMP_NUM_THREADS": threads}
-    names["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = os.environ | {name: str(value) for name, value in names.items()}
-    subprocess.run(command, env=environment, check=True, capture_output=True)
-    history = json.loads((work / "out" / "trainer_state.json").read_text())["log_history"]
-    return round(median([log["samples_per_second"] for log in history if "loss" in log][1:]), 2)
+    flags = {"max_steps": steps, "logging_steps": steps // 3, "learning_rate": 1e-4, "per_device_train_batch_size": 8}
+    variables = {"TRAIN_TYPE": "freeze_vision", "NUM_PROCESSES": processes, "OMP_NUM_THREADS": threads}
+    logs = short_run(work / model, work / f"{model}_data", work / "out", variables, flags)
+    return round(median([log["samples_per_second"] for log in logs][1:]), 2)
 
 
 def steps(work: Path) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ from train_llava import forward
 from train_llava.activations import Batch
 from train_llava.arguments import ModelArguments
 from train_llava.forward import trim_forward
+from train_llava.parts import llava_in
 from train_llava.skeleton import skeleton
 
 
@@ -62,7 +63,7 @@ def peak_of_step(
     GPU.
     """
     model = skeleton(config, ModelArguments("", train_type=train_type), dtype).train()
-    llava = model.get_base_model() if hasattr(model, "get_base_model") else model
+    llava = llava_in(model)
     if checkpointing:
         llava.activation_checkpointing_enable()
     samples, length, answers = int(batch.samples), batch.length, int(batch.answers)

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from benchmarks.machine import machine
+from benchmarks.script import read_log
 from train_llava.build_model import build_llava, save_llava
 
 ROOT = Path(__file__).parent.parent
@@ -75,7 +76,7 @@ def train(model: Path, train_type: str, rate: float, steps: int, seed: int, outp
     if status:
         raise RuntimeError(f"{output}: the training failed; see {output}.log")
     assert "DeepSpeedZeroOptimizer ZeRO-2 on 2 ranks" in text
-    history = json.loads((output / "trainer_state.json").read_text())["log_history"]
+    history = read_log(output)
     checkpoint = [path.stat().st_size for path in (output / f"checkpoint-{steps}").rglob("*") if path.is_file()]
     return {
         "trained_parameters": int(re.search(r"^together +[\d,]+ +([\d,]+)", text, re.M)[1].replace(",", "")),

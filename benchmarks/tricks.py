@@ -30,6 +30,7 @@ from PIL import Image
 import train_llava.train
 from benchmarks.inference import middle_size
 from benchmarks.machine import machine
+from benchmarks.script import read_log
 from train_llava.build_model import build_llava, save_llava
 
 ROOT = Path(__file__).parent.parent
@@ -113,8 +114,7 @@ def measure(folder: Path, table: Table, flags: list[str]) -> dict[str, float]:
     words |= {"use_cpu": "true", "dataloader_pin_memory": "false", "overwrite_output_dir": "true"}
     words |= {"save_strategy": "no", "report_to": "none"}
     apart(train, [str(text) for name, value in words.items() for text in (f"--{name}", value)] + flags)
-    history = json.loads((folder / "out" / "trainer_state.json").read_text())["log_history"]
-    log = next(log for log in history if "loss" in log)
+    log = next(log for log in read_log(folder / "out") if "loss" in log)
     return {name: round(log[name], 3) for name in ("samples_per_second", "data_wait", "memory_gb")}
 
 

@@ -77,7 +77,7 @@ def stages(llava: nn.Module, s: int, mask: int) -> Iterator[Stage]:
     last = language.layers[-1]  # whose MLP runs at answers alone
     yield decoder_stage([attention_bytes(last, text, s, mask)], last, text, s)
     yield Stage("answer", mlp_bytes(last, text, s, mask), can_checkpoint=True)
-    norm = text.hidden_size * (4 + s * is_trained(language.norm))  # as in a layer
+    norm = norm_bytes(language.norm, [], text.hidden_size, s)
     yield Stage("token", norm, 3 * 4 * text.hidden_size, trained=trained_in(language.norm))
     yield head_stage(llava, text, s)
 

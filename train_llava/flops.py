@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from train_llava.forward import after_last_attention
+from train_llava.parts import llava_in
 from train_llava.train_type import unread_layers
 
 # Dense bf16 operations per second (NVIDIA's data sheets, without sparsity); the first whose words are in a GPU's name
@@ -46,7 +47,7 @@ class StepFlops:
     @classmethod
     def count(cls, model: nn.Module) -> "StepFlops":
         """Of a model whose parts are frozen as they will be in training, adapters included."""
-        llava = model.get_base_model() if hasattr(model, "get_base_model") else model
+        llava = llava_in(model)
         skipped = {id(module) for layer in unread_layers(llava) for module in layer.modules()}
         late = {id(each) for part in after_last_attention(llava) for each in (*part.modules(), *part.parameters())}
 

@@ -100,7 +100,7 @@ def gather_shards(checkpoint: Path) -> dict[str, torch.Tensor]:
             raise pickle.UnpicklingError(f"getattr of {kind}")
         return ZeroStageEnum[name]
 
-    # Python 3.11.0 to 3.11.3 pickle a member of an enum as a call of getattr
+    # some versions of Python, such as 3.11.2, pickle a member of an enum as a call of getattr
     harmless = [DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address, (stage, "builtins.getattr")]
     before = os.environ.get(FORCE, "0")
     os.environ[FORCE] = "1"  # DeepSpeed would let its pickles run any code

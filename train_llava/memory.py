@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from train_llava.activations import Batch, Stage, kept, stages
-from train_llava.parts import weights_in
+from train_llava.parts import llava_in, weights_in
 
 # 4 bits, a scale of 8 bits for 64 of them, and one of 32 bits for 256 scales (QLoRA, arXiv:2305.14314, section 3)
 FOUR_BIT = 4 / 8 + 1 / 64 + 4 / (64 * 256)
@@ -83,7 +83,7 @@ class Step:
     @classmethod
     def of(cls, model: nn.Module, in_4bit: bool = False, on_gpu: bool = True) -> "Step":
         """Of a model whose parts are frozen and adapted as they will be in training; it may be on the meta device."""
-        llava = model.get_base_model() if hasattr(model, "get_base_model") else model
+        llava = llava_in(model)
         packed = {id(p) for p in four_bit_weights(llava)} if in_4bit else set()
         parameters = [*model.parameters()]
         element = llava.dtype.itemsize

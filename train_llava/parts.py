@@ -1,6 +1,12 @@
 """The parts of a LLaVA, counted: for the table after a build and the one before a training."""
 
 from torch import nn
+from transformers import LlavaForConditionalGeneration
+
+
+def llava_in(model: nn.Module) -> LlavaForConditionalGeneration:
+    """The model itself, without what PEFT puts around it."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def part_of(name: str) -> str:

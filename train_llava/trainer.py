@@ -17,7 +17,7 @@ from train_llava.callbacks import Meter
 from train_llava.command import InputError
 from train_llava.data import LlavaDataset
 from train_llava.forward import trim_forward
-from train_llava.parts import part_of
+from train_llava.parts import llava_in, part_of
 from train_llava.sampling import LlavaSampler, TellEpoch
 from train_llava.stop_signal import deaf_worker
 
@@ -30,7 +30,7 @@ class LlavaTrainer(Trainer):
         self.meter = Meter()
         super().__init__(*args, **kwargs)
         self.add_callback(self.meter)
-        trim_forward(self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model)
+        trim_forward(llava_in(self.model))
         if self.is_deepspeed_enabled and not is_deepspeed_zero3_enabled():
             self.accelerator.get_state_dict = self.to_save  # its own has every rank copy the whole model
 
