@@ -25,5 +25,5 @@ def plain_loss(self: LlavaTrainer, model: nn.Module, inputs: dict[str, torch.Ten
 
 if __name__ == "__main__":
     LlavaTrainer.compute_loss = plain_loss
-    trainer.trim_forward = lambda model: None
+    trainer.trim_forward = lambda model, smoothing: None
     main()

@@ -28,8 +28,11 @@ def predicting(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return rows, following[rows]
 
 
-def answer_loss(head: nn.Module, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def answer_loss(head: nn.Module, hidden: torch.Tensor, targets: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
     """Sum of -log p(target) over rows of hidden states (answers, width) and targets (answers,), in fp32.
+
+    `smoothing` gives that share of the target's probability to all tokens alike (Szegedy et al., arXiv:1512.00567,
+    section 7), as --label_smoothing_factor asks.
 
     Rows go through the head in chunks. With more than one, logits are not kept but worked out again in the backward
     pass (Chen et al., arXiv:1604.06174), so memory does not grow with the answers. The price, one more product with
@@ -37,12 +40,26 @@ def answer_loss(head: nn.Module, hidden: torch.Tensor, targets: torch.Tensor) ->
     """
 
     def loss_of(hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return nn.functional.cross_entropy(head(hidden).float(), targets, reduction="sum")
+        return nn.functional.cross_entropy(head(hidden).float(), targets, reduction="sum", label_smoothing=smoothing)
 
     if len(targets) <= CHUNK:
         return loss_of(hidden, targets)
     chunks = zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True)
     return torch.stack([checkpoint(loss_of, *chunk, use_reentrant=False) for chunk in chunks]).sum()
+
+
+def record_losses(
+    head: nn.Module, hidden: torch.Tensor, targets: torch.Tensor, records: torch.Tensor, batch: int
+) -> torch.Tensor:
+    """(batch, 2) in fp64: -log p of each record's answers summed up, and how many tokens these are.
+
+    `records` (answers,) says which record a row is of. Rows go through the head in chunks, too.
+    """
+    table = torch.zeros(batch, 2, dtype=torch.float64, device=hidden.device)
+    for chunk, target, record in zip(hidden.split(CHUNK), targets.split(CHUNK), records.split(CHUNK), strict=True):
+        losses = nn.functional.cross_entropy(head(chunk).float(), target, reduction="none").double()
+        table.index_add_(0, record, torch.stack([losses, torch.ones_like(losses)], dim=1))
+    return table
 
 
 def after_last_attention(llava: LlavaForConditionalGeneration) -> list[nn.Module]:
@@ -52,10 +69,12 @@ def after_last_attention(llava: LlavaForConditionalGeneration) -> list[nn.Module
     return [last.self_attn.o_proj, last.mlp]
 
 
-def trim_forward(llava: LlavaForConditionalGeneration) -> None:
+def trim_forward(llava: LlavaForConditionalGeneration, smoothing: float = 0.0) -> None:
     """Changes a model in place: asked with `labels`, it gives the plain model's loss without the plain model's waste.
 
-    Without labels, as in `generate`, it answers as before. What is saved does not change.
+    In training mode the loss may be smoothed (see `answer_loss`). In eval mode it is the plain mean over the batch's
+    tokens, and `logits` holds what a mean over many batches is made of: (batch, 2), see `record_losses`. Without
+    labels, as in `generate`, the model answers as before. What is saved does not change.
     """
     for layer in unread_layers(llava):
         layer.forward = lambda hidden, *args, **kwargs: hidden
@@ -75,7 +94,11 @@ def trim_forward(llava: LlavaForConditionalGeneration) -> None:
         rows, targets = predicting(labels)
         places["rows"] = rows
         hidden = llava.model(*args, **inputs | {"use_cache": False}).last_hidden_state  # (batch, length, width)
-        loss = answer_loss(llava.lm_head, hidden.flatten(0, 1)[rows], targets)
+        hidden = hidden.flatten(0, 1)[rows]
+        if not llava.training:
+            table = record_losses(llava.lm_head, hidden, targets, rows // labels.shape[1], len(labels))
+            return LlavaCausalLMOutputWithPast(loss=table[:, 0].sum() / table[:, 1].sum(), logits=table)
+        loss = answer_loss(llava.lm_head, hidden, targets, smoothing)
         count = len(rows) if num_items_in_batch is None else num_items_in_batch
         return LlavaCausalLMOutputWithPast(loss=loss / count)
 

@@ -3,14 +3,15 @@
 import os
 import sys
 import time
+from copy import copy
 from functools import cache, partial
 from typing import Any
 
 import torch
 from peft import PeftModel
 from torch import nn
-from torch.utils.data import DataLoader, Sampler, SequentialSampler
-from transformers import Trainer
+from torch.utils.data import DataLoader, Sampler
+from transformers import EvalPrediction, Trainer
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from train_llava.callbacks import Meter
@@ -28,9 +29,10 @@ class LlavaTrainer(Trainer):
     def __init__(self, *args, **kwargs) -> None:
         self.recent: list[tuple[int, list[str], torch.Tensor]] = []  # step, records and loss of the batches since a log
         self.meter = Meter()
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, compute_metrics=mean_loss, **kwargs)
         self.add_callback(self.meter)
-        trim_forward(llava_in(self.model))
+        self.label_smoother = None  # transformers' own would compare each position with its own token, not the next
+        trim_forward(llava_in(self.model), self.args.label_smoothing_factor)
         if self.is_deepspeed_enabled and not is_deepspeed_zero3_enabled():
             self.accelerator.get_state_dict = self.to_save  # its own has every rank copy the whole model
 
@@ -56,6 +58,27 @@ class LlavaTrainer(Trainer):
             self.recent.append((self.state.global_step + 1, ids, loss.detach()))
             self.meter.counts.update(counts)
         return result
+
+    def prediction_step(self, model: nn.Module, inputs: dict[str, torch.Tensor], *args, **kwargs) -> tuple:
+        """Of a held-out batch what `mean_loss` needs. Trainer's own mean is one of batches, of those that fill up the
+        last round of the ranks, too, and so depends on how records are shared out."""
+        _, table, _ = super().prediction_step(model, inputs, False)
+        return None, table, table
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """Every record once and in a row of its own, whatever --dataloader_drop_last and --packing ask of training."""
+        fork_in_quiet()
+        collator, args = copy(self.data_collator), self.args
+        collator.packing = False
+        loader = DataLoader(
+            eval_dataset or self.eval_dataset,
+            args.eval_batch_size,
+            collate_fn=collator,
+            num_workers=args.dataloader_num_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            worker_init_fn=partial(deaf_worker, then=None),
+        )
+        return self.accelerator.prepare(loader)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> float:
         """Operations of a batch, for the sum in trainer_state.json (see flops.py). Trainer's own count walks through
@@ -120,8 +143,11 @@ class LlavaTrainer(Trainer):
         self.add_callback(TellEpoch(sampler))
         return sampler
 
-    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler:
-        return SequentialSampler(eval_dataset)
+
+def mean_loss(held_out: EvalPrediction) -> dict[str, float]:
+    """The mean of -log p over all supervised tokens, from a row per record of `forward.record_losses`."""
+    loss, tokens = held_out.predictions.sum(axis=0)
+    return {"loss": float(loss / tokens)}
 
 
 @cache
