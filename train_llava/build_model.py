@@ -17,7 +17,8 @@ import transformers
 from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
-from train_llava.chat import CONTENT_PARTS, IMAGE_TOKEN, ChatEncoder
+from train_llava.chat import IMAGE_TOKEN, ChatEncoder
+from train_llava.chat_template import CONTENT_PARTS
 from train_llava.check_build import check_answers, check_weights
 from train_llava.command import InputError, command
 from train_llava.load import fetch

@@ -7,19 +7,16 @@ spans to supervise are known by construction, never searched for afterwards.
 
 import hashlib
 import re
-from pathlib import Path
+import string
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from train_llava.chat_template import THOUGHT, ChatTemplate, Message
 from train_llava.command import InputError
-
-Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text with <image> placeholders}
 
 IGNORE_INDEX = -100  # what the loss skips, as everywhere in transformers
 IMAGE_TOKEN = "<image>"
-CONTENT_PARTS = Path(__file__).with_name("content_parts.jinja")
-MARK = re.compile("\ue000(\\d+)\ue001")  # private-use characters: no tokenizer or template gives them a meaning
 MOST_KNOWN = 1000  # texts whose ids are remembered
 PROBE = ["What is this?\nSay it in 3 words.", "A small house.", "Where?", "By the sea, I think!"]  # for the self-test
 
@@ -30,7 +27,8 @@ class ChatEncoder:
     Args:
         tokenizer: has `<image>` as one token.
         tokens_per_image: how many ids each `<image>` becomes, the number of features of the vision tower.
-        template: Jinja text, as `processor.chat_template` holds it; None for the tokenizer's own.
+        template: Jinja text, as `processor.chat_template` holds it; None for the tokenizer's own. It may be replaced by
+            one that asks what it teaches (see ChatTemplate); `chat_template` is the one in use.
         max_length: conversations with more ids are cut behind an answer.
 
     Raises:
@@ -45,16 +43,22 @@ class ChatEncoder:
         max_length: int | None = None,
     ) -> None:
         self.tokenizer, self.max_length = tokenizer, None
-        self.chat_template = template or tokenizer.chat_template
         self.special_ids = {str(token): i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
         self.image_ids = [self.special_ids[IMAGE_TOKEN]] * tokens_per_image
         longest_first = sorted(self.special_ids, key=len, reverse=True)
         self.special = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
         self.known: dict[str, list[int]] = {}  # the template's words and the instructions come again and again
         self.plans: dict[tuple, list[tuple[str, Any]]] = {}
-        # Llama 3's template strips every message, Qwen's does not
-        self.strips = "  a  " not in self.render([{"role": "user", "content": "  a  "}])
-        self.end_of_turn_id = self._self_test()
+        try:
+            self.template = ChatTemplate(tokenizer, template or tokenizer.chat_template)
+            self.chat_template = self.template.text
+            self.end_of_turn_id = self._self_test()
+        except InputError as error:
+            raise InputError(
+                f"{tokenizer.name_or_path}: this chat template or tokenizer is not supported, because its answers "
+                f"cannot be told apart exactly: {error}. A template must write every message as it is, ask for answers "
+                "where it teaches them, and close each with one special token, as those of Qwen and Llama 3 do."
+            ) from error
         self.max_length = max_length
 
     def encode(self, messages: list[Message], add_generation_prompt: bool = False) -> tuple[list[int], list[int]]:
@@ -84,15 +88,13 @@ class ChatEncoder:
                 add([value], supervised=answered)
                 ends += [len(ids)] * answered
                 answered = False
+            elif kind == "answer":
+                index, lead = value
+                add([])  # a cut where generation starts, so that training sees what generation will see
+                add(self._tokenize(lead + self._content(messages[index], add_generation_prompt)), supervised=True)
+                answered = True
             else:
-                content = messages[value]["content"]
-                content = content.strip() if self.strips else content
-                if kind == "assistant":
-                    add([])  # a cut where generation starts, so that training sees what generation will see
-                    add(self._tokenize(content), supervised=True)
-                    answered = True
-                    continue
-                for i, text in enumerate(content.split(IMAGE_TOKEN)):
+                for i, text in enumerate(self._content(messages[value]).split(IMAGE_TOKEN)):
                     if i:
                         add(self.image_ids)
                     run += text
@@ -104,8 +106,7 @@ class ChatEncoder:
 
     def render(self, messages: list[Message], add_generation_prompt: bool = False) -> str:
         """The conversation as the chat template writes it."""
-        options = {"tokenize": False, "add_generation_prompt": add_generation_prompt}
-        return self.tokenizer.apply_chat_template(messages, chat_template=self.chat_template, **options)
+        return self.template.render(messages, add_generation_prompt)
 
     def fingerprint(self) -> str:
         """Changes when the ids of some conversation would."""
@@ -115,21 +116,38 @@ class ChatEncoder:
         return hashlib.sha256(settings.encode()).hexdigest()
 
     def _plan(self, roles: tuple[str, ...], add_generation_prompt: bool) -> list[tuple[str, Any]]:
-        """What the template makes of messages with these roles: ("text", its own text), ("special", an id),
-        (a role, the index of the message that stands there). Rendered once, since marks stand in for all contents."""
+        """What the template makes of messages with these roles: ("text", its own text), ("special", an id), ("message",
+        the index of the one that stands there), ("answer", its index and the blanks that the template begins it with).
+        Worked out once, and proven: see ChatTemplate.outline."""
         key = (roles, add_generation_prompt)
         if key not in self.plans:
-            marked = [{"role": role, "content": f"\ue000{i}\ue001"} for i, role in enumerate(roles)]
-            plan = []
-            for k, piece in enumerate(MARK.split(self.render(marked, add_generation_prompt))):
-                if k % 2:
-                    plan.append((roles[int(piece)], int(piece)))
-                    continue
-                for text in filter(None, self.special.split(piece)):
-                    special = text in self.special_ids
-                    plan.append(("special", self.special_ids[text]) if special else ("text", text))
+            plan: list[tuple[str, Any]] = []
+            for i, text in enumerate(self.template.outline(roles, add_generation_prompt)):
+                lead, answers = "", i < len(roles) and roles[i] == "assistant"
+                if answers:  # as it was asked for, also in what a later question looks back on
+                    asked = self.template.outline(roles[:i], True)[-1]
+                    text, lead = asked, text.removeprefix(asked)
+                for part in filter(None, self.special.split(text)):
+                    special = part in self.special_ids
+                    plan.append(("special", self.special_ids[part]) if special else ("text", part))
+                if i < len(roles):
+                    plan.append(("answer", (i, lead)) if answers else ("message", i))
             self.plans[key] = plan  # only now that it is whole: other threads ask, too
         return self.plans[key]
+
+    def _content(self, message: Message, asking: bool = False) -> str:
+        """A message's text as the template writes it.
+
+        Raises:
+            InputError: an answer to be learned thinks, where no thoughts are asked for.
+        """
+        content = message["content"]
+        if message["role"] == "assistant" and self.template.thoughtless and not asking and THOUGHT.search(content):
+            raise InputError(
+                "an answer has <think> in it, and this model is asked for answers without thoughts. Take the thoughts "
+                "out of the data, or build on a chat model whose template has no switch for thinking"
+            )
+        return self.template.filters.get(message["role"], str)(content)
 
     def _tokenize(self, text: str) -> list[int]:
         ids = self.known.get(text)
@@ -150,16 +168,16 @@ class ChatEncoder:
         return backend.encode(text, add_special_tokens=False).ids
 
     def _self_test(self) -> int:
-        """Compares PROBE's ids with the template's whole text tokenised at once; returns the end-of-turn id."""
+        """Compares ids with the template's whole text tokenised at once; returns the end-of-turn id."""
         probe = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(PROBE)]
-        ids, labels = self.encode(probe)
-        whole = self.tokenizer(self.render(probe), add_special_tokens=False).input_ids
+        _, labels = self.encode(probe)
         spans = zip(labels, [*labels[1:], IGNORE_INDEX], strict=True)
         ends = {label for label, after in spans if label != IGNORE_INDEX and after == IGNORE_INDEX}
-        if ids != whole or len(ends) != 1 or not ends <= set(self.special_ids.values()):
-            raise InputError(
-                f"{self.tokenizer.name_or_path}: this chat template or tokenizer is not supported, because its answers "
-                "cannot be told apart exactly. It must write every message as it is and close every answer with one "
-                "special token, as those of Qwen and Llama 3 do."
-            )
+        if len(ends) != 1 or not ends <= set(self.special_ids.values()):
+            raise InputError("an answer does not end with a special token")
+        for first in string.ascii_letters + string.digits:  # a prompt that ends in a blank would join some of these
+            probe[1]["content"] = first + PROBE[1]
+            whole = self.tokenizer(self.render(probe), add_special_tokens=False).input_ids
+            if self.encode(probe)[0] != whole:
+                raise InputError("its ids differ when prompt and answer are tokenised one by one")
         return ends.pop()

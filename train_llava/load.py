@@ -16,7 +16,7 @@ from transformers import AutoProcessor, BitsAndBytesConfig, LlavaConfig, LlavaFo
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import is_bitsandbytes_available
 
-from train_llava.chat import CONTENT_PARTS
+from train_llava.chat_template import CONTENT_PARTS
 from train_llava.command import InputError
 
 Model = LlavaForConditionalGeneration | PeftModel

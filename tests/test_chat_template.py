@@ -1,0 +1,154 @@
+"""What is asked equals what was taught, with templates drawn at random and with publishers' own.
+
+The reference is plain transformers: `apply_chat_template` with the template in use, tokenised whole.
+"""
+
+from collections import Counter
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from demo.tokenizer import make_tokenizer
+from train_llava.build_model import load_tokenizer
+from train_llava.chat import IGNORE_INDEX, ChatEncoder
+from train_llava.command import InputError
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    """The demo's: byte-level BPE with ChatML's special tokens, and <image>."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    make_tokenizer().save_pretrained(folder)
+    return load_tokenizer(folder)
+
+
+def ids_of(tokenizer, template, messages, add_generation_prompt=False, **options):
+    """As plain transformers has it."""
+    text = tokenizer.apply_chat_template(
+        messages, chat_template=template, tokenize=False, add_generation_prompt=add_generation_prompt, **options
+    )
+    return text, tokenizer(text, add_special_tokens=False).input_ids
+
+
+CHATML = "<|im_start|>{}\n"
+BLOCK = "<think>\\n\\n</think>\\n\\n"
+HEADS = st.sampled_from([CHATML, "<|im_start|>{}<|im_start|>\n\n", "[{}] ", "<|im_start|>{}: "])
+FILTERS = st.sampled_from(["", "|trim", ".strip('\\n')", ".lstrip()", ".rstrip()", "|upper", "|replace('a', 'b')"])
+SYSTEMS = st.sampled_from(["first", "with the first question", "with the last question", "last", "dropped", "refused"])
+DEFAULTS = st.sampled_from(["", "Be kind.", "Today is {{ strftime_now('%d %b %Y') }}."])
+THOUGHTS = st.sampled_from(["none", "none", "always asked", "switched", "switched, kept", "last alone", "dropped"])
+ASKS = st.sampled_from(["head", "head", "head", "stripped head", "nothing", "another"])
+ENDS = st.sampled_from(["<|im_end|>\n", "<|im_end|>", "<|im_end|>\n", "\n", "\n<|im_end|>", "only the last"])
+
+
+@st.composite
+def templates(draw):
+    """A legal chat template, and what it is made of."""
+    parts = {"head": draw(HEADS), "system": draw(SYSTEMS), "default": draw(DEFAULTS), "thoughts": draw(THOUGHTS)}
+    parts |= {"asks": draw(ASKS), "end": draw(ENDS), "strict": draw(st.booleans())}
+    parts |= {"user": draw(FILTERS), "assistant": draw(FILTERS)}
+    return parts, jinja(**parts)
+
+
+def jinja(head, system, default, thoughts, asks, end, strict, user, assistant):
+    """A template of these parts, in the manner of those that are published."""
+    quoted = {name: repr(text) for name, text in (("head", head), ("end", end))}
+    user_head, answer_head, system_head = (repr(head.format(role)) for role in ("user", "assistant", "system"))
+    stop = "'<|im_end|>'" if end == "only the last" else quoted["end"]
+    lines = ["{%- set ns = namespace(system='', last=-1) -%}"]
+    lines += ["{%- for m in messages -%}{%- if m.role == 'user' -%}{%- set ns.last = loop.index0 -%}{%- endif -%}"]
+    lines += ["{%- if m.role == 'system' -%}{%- set ns.system = m.content -%}{%- endif -%}{%- endfor -%}"]
+    if system == "refused":
+        lines += ["{%- if ns.system -%}{{ raise_exception('System role not supported') }}{%- endif -%}"]
+    if system == "first":
+        default_block = f"{{{{- {system_head} -}}}}{default}{{{{- {quoted['end']} -}}}}" if default else ""
+        own = f"{{{{- {system_head} + ns.system + {quoted['end']} -}}}}"
+        lines += [f"{{%- if ns.system -%}}{own}{{%- else -%}}{default_block}{{%- endif -%}}"]
+    lines += ["{%- for m in messages -%}"]
+    if strict:
+        lines += ["{%- if m.role not in ['system', 'user', 'assistant'] -%}{{ raise_exception('who?') }}{%- endif -%}"]
+    where = {"with the first question": "loop.first or loop.previtem.role == 'system'"}
+    where |= {"with the last question": "loop.index0 == ns.last"}
+    fold = f"(ns.system + '\\n' if ns.system and ({where[system]}) else '')" if system in where else "''"
+    closing = f"{stop}" if end != "only the last" else f"({stop} if loop.last else '')"
+    lines += ["{%- if m.role == 'user' -%}"]
+    lines += [f"{{{{- {user_head} + {fold} + (m.content{user}) + {closing} -}}}}"]
+    lines += ["{%- elif m.role == 'assistant' -%}", "{%- set c = m.content -%}"]
+    if thoughts in ("switched", "last alone", "dropped"):
+        lines += ["{%- if '</think>' in c -%}{%- set c = c.split('</think>')[-1].lstrip('\\n') -%}{%- endif -%}"]
+    thought = {
+        "switched": f"('{BLOCK}' if loop.index0 > ns.last else '')",
+        "last alone": f"('{BLOCK}' if loop.last else '')",
+        "switched, kept": f"('{BLOCK}' if enable_thinking is defined and not enable_thinking else '')",
+    }.get(thoughts, "''")
+    lines += [f"{{{{- {answer_head} + {thought} + (c{assistant}) + {closing} -}}}}", "{%- endif -%}", "{%- endfor -%}"]
+    if system == "last":
+        lines += ["{{- ns.system -}}"]
+    ask = {"head": answer_head, "stripped head": repr(head.format("assistant").rstrip()), "nothing": "''"}
+    off = "enable_thinking is defined and not enable_thinking"
+    opened = {"switched": f"('{BLOCK}' if {off} else '')", "always asked": "'<think>\\n'"}
+    opened["switched, kept"] = opened["switched"]
+    prompt = f"{ask.get(asks, repr(head.format('model')))} + {opened.get(thoughts, repr(''))}"
+    lines += [f"{{%- if add_generation_prompt -%}}{{{{- {prompt} -}}}}{{%- endif -%}}"]
+    return "".join(lines)
+
+
+WORDS = st.sampled_from(["a red seven", "  two\n", "\nWhere?", "blue and green ", "7", "a\n\nb", "What is this?"])
+
+
+@st.composite
+def conversations(draw, system):
+    messages = [{"role": "system", "content": draw(WORDS).strip()}] if system and draw(st.booleans()) else []
+    for _ in range(draw(st.integers(1, 4))):
+        messages += [{"role": "user", "content": draw(WORDS)}, {"role": "assistant", "content": draw(WORDS)}]
+    return messages
+
+
+SEEN = Counter()
+
+
+def assert_asked_as_taught(encoder, tokenizer, messages):
+    ids, labels = encoder.encode(messages)
+    whole = tokenizer.apply_chat_template(messages, chat_template=encoder.chat_template, tokenize=False)
+    assert tokenizer.decode(ids) == whole
+    for i, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        text, asked = ids_of(tokenizer, encoder.chat_template, messages[:i], add_generation_prompt=True)
+        assert encoder.encode(messages[:i], add_generation_prompt=True)[0] == asked == ids[: len(asked)], text
+        assert labels[len(asked)] != IGNORE_INDEX and labels[len(asked) - 1] == IGNORE_INDEX
+        rest = labels[len(asked) :]
+        answer = rest[: rest.index(IGNORE_INDEX)] if IGNORE_INDEX in rest else rest
+        assert answer[-1] == encoder.end_of_turn_id
+        assert tokenizer.decode(answer[:-1]).strip() == message["content"].strip()
+
+
+@settings(max_examples=1000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(made=templates(), data=st.data())
+def test_a_template_asks_what_it_taught_or_is_refused(tokenizer, made, data):
+    parts, template = made
+    ids_of(tokenizer, template, [{"role": "user", "content": "a"}])  # it is legal
+    spoiled = {parts["user"], parts["assistant"]} & {"|upper", "|replace('a', 'b')"}
+    clean = parts["asks"] in ("head", "stripped head") and parts["thoughts"] != "always asked"
+    clean &= parts["end"] in ("<|im_end|>\n", "<|im_end|>")
+    clean &= parts["thoughts"] != "last alone" and parts["head"].endswith("\n")
+    clean &= parts["asks"] == "head" or parts["thoughts"] == "none"
+    try:
+        encoder = ChatEncoder(tokenizer, 1, template)
+    except InputError as error:
+        SEEN["refused"] += 1
+        assert "\n" not in str(error) and (not clean or spoiled), (parts, error)
+        return
+    SEEN["accepted"] += 1
+    SEEN["written out"] += encoder.chat_template != template
+    assert_asked_as_taught(encoder, tokenizer, data.draw(conversations(encoder.template.takes_system())))
+    # one round is what the publisher's template makes of it, with thinking off in transformers' own way
+    if not spoiled and "strftime" not in template:
+        plain = [{"role": "user", "content": "What is this?"}, {"role": "assistant", "content": "a red seven"}]
+        theirs, _ = ids_of(tokenizer, template, plain, enable_thinking=False)
+        assert ids_of(tokenizer, encoder.chat_template, plain)[0] == theirs
+
+
+def test_all_kinds_were_drawn():
+    assert SEEN["accepted"] > 150 and SEEN["refused"] > 150 and SEEN["written out"] > 50, SEEN

@@ -1,0 +1,183 @@
+"""The chat template of a LLaVA: what stands around the messages, the same when it is asked as when it was taught.
+
+A template writes a whole conversation for training, and one that breaks off where an answer begins for asking. Before
+every answer of every round the two must agree, or the model is asked what it was never taught. Where they do not, or
+where the template writes the day's date, the template is written out anew, in its own words: `write_out`.
+"""
+
+import re
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from train_llava.command import InputError
+
+Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text with <image> placeholders}
+
+CONTENT_PARTS = Path(__file__).with_name("content_parts.jinja")
+WRITTEN_OUT = Path(__file__).with_name("written_out.jinja").read_text()
+MARK = re.compile("\ue000(\\d+)\ue001")  # private-use characters: no tokenizer or template gives them a meaning
+SWITCH = re.compile(r"\b(enable_thinking|thinking)\b")  # Qwen3, SmolLM3, GLM-4.5; DeepSeek-V3.1, Granite 3.2
+CHANGING = re.compile(r"\bstrftime_now\b|\|\s*random\b")  # another text tomorrow
+THOUGHT = re.compile("</?think>")
+SECONDS = 5  # for rendering a conversation, which takes a millisecond
+ROUNDS = 3  # by which a self-test proves a template; longer conversations are proven when they come
+
+
+def strip_lines(text: str) -> str:
+    """Without line breaks at both ends, as some templates write a message."""
+    return text.strip("\n")
+
+
+FILTERS = (str, str.strip, str.lstrip, str.rstrip, strip_lines)  # what templates do to a message's text
+PROBES = (
+    "  a\n b  ",
+    "\n\na\n\n",
+    " \n a \t\n ",
+    "\u3000a\u00a0",
+    "<think>\nb\n</think>\n\na",
+    "b</think>\n\na",
+    "<image>\na",
+)
+
+
+class ChatTemplate:
+    """A template's text, proven for its tokenizer.
+
+    Args:
+        text: Jinja, as `processor.chat_template` holds it. Thinking is switched off in it, where it has a switch.
+
+    Raises:
+        InputError: no conversation can be taught and asked alike; says why.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, text: str) -> None:
+        self.tokenizer = tokenizer
+        switches = [] if text.endswith(WRITTEN_OUT) else sorted({*SWITCH.findall(text)})
+        off = "".join(f"{{%- set {name} = false -%}}" for name in switches)
+        self.text = text if text.startswith(off) else off + text
+        self.outline(["user", "assistant"])
+        try:
+            if CHANGING.search(self.text):
+                raise InputError("it writes the day's date")
+            self._check()
+        except InputError:
+            self.text = self.write_out()
+            self._check()
+        self.thoughtless = bool(THOUGHT.search(self.outline(["user"], True)[-1]))
+
+    def render(self, messages: Sequence[dict[str, Any]], add_generation_prompt: bool = False) -> str:
+        """The conversation as the template writes it.
+
+        Raises:
+            InputError: the template refuses it, fails, or does not end.
+        """
+        options = {"chat_template": self.text, "tokenize": False, "add_generation_prompt": add_generation_prompt}
+        try:
+            with time_limit(SECONDS):
+                return self.tokenizer.apply_chat_template(messages, **options)
+        except Exception as error:  # templates are programs: whatever Python can raise, and words of their own
+            roles = ", ".join(message["role"] for message in messages[:6])
+            reason = str(error) or type(error).__name__
+            raise InputError(f"the chat template fails on messages of {roles}: {reason}") from error
+
+    def outline(self, roles: Sequence[str], add_generation_prompt: bool = False) -> list[str]:
+        """What stands before, between and behind messages of these roles: one text more than there are messages.
+
+        Raises:
+            InputError: a message is dropped, repeated or moved; or before an answer stands something else than where
+                the answer is asked for. Blanks between the two are taken for the beginning of the answer.
+        """
+        texts = self._texts(roles, add_generation_prompt)
+        for i in (i for i, role in enumerate(roles) if role == "assistant"):
+            *before, asked = self._texts(roles[:i], True)
+            if before != texts[:i] or not texts[i].startswith(asked) or texts[i].removeprefix(asked).strip():
+                hint = f"asks for an answer behind {asked[-60:]!r}, and teaches it behind {texts[i][-60:]!r}"
+                raise InputError(f"the chat template {hint}")
+        return texts
+
+    def _texts(self, roles: Sequence[str], add_generation_prompt: bool) -> list[str]:
+        marked = [{"role": role, "content": f"\ue000{i}\ue001"} for i, role in enumerate(roles)]
+        pieces = MARK.split(self.render(marked, add_generation_prompt))
+        if pieces[1::2] != [str(i) for i in range(len(roles))]:
+            raise InputError("the chat template leaves out, repeats or moves messages")
+        return pieces[::2]
+
+    def filter_of(self, role: str) -> Any:
+        """The one of FILTERS that the template applies to messages of this role.
+
+        Raises:
+            InputError: none of them is.
+        """
+        roles = ["system", "user", "assistant"] if role == "system" else ["user", "assistant"]
+        texts, place = self.outline(roles), roles.index(role)
+        before, behind = "A".join(texts[: place + 1]), "A".join(texts[place + 1 :])
+        written = {probe: self._with(roles, place, probe) for probe in PROBES}
+        for each in FILTERS:
+            if all(text == before + each(probe) + behind for probe, text in written.items()):
+                return each
+        raise InputError(f"the chat template changes what the {role} says")
+
+    def takes_system(self) -> bool:
+        """Whether a conversation may begin with a system message."""
+        try:
+            return bool(self.outline(["system", "user", "assistant"]))
+        except InputError:
+            return False
+
+    def write_out(self) -> str:
+        """A template that writes one round as this one does, and further rounds as it would write a first.
+
+        What stands before a message depends on the role of the message before it, and on nothing else.
+        """
+        first, answer, end = self.outline(["user", "assistant"])
+        openings = {"first user": first, "user assistant": answer}
+        openings["assistant user"] = self._texts(["user", "assistant", "user"], True)[2]
+        if self.takes_system():
+            openings["first system"], openings["system user"], *_ = self.outline(["system", "user"], True)
+        unasked, asked = (self.outline(["user"], asking)[1] for asking in (False, True))
+        words = {"openings": openings, "end": end, "asked": asked, "unasked": unasked}
+        lines = "".join(f"{{%- set {name} = {literal(value)} -%}}\n" for name, value in words.items())
+        return CONTENT_PARTS.read_text() + lines + WRITTEN_OUT
+
+    def _check(self) -> None:
+        """Rounds and contents of several kinds."""
+        starts = [[], ["system"]] if self.takes_system() else [[]]
+        for start in starts:
+            for rounds in range(1, ROUNDS + 1):
+                self.outline(start + ["user", "assistant"] * rounds)
+        self.filters = {role: self.filter_of(role) for role in [*starts[-1], "user", "assistant"]}
+
+    def _with(self, roles: list[str], place: int, content: str) -> str:
+        return self.render([{"role": role, "content": content if i == place else "A"} for i, role in enumerate(roles)])
+
+
+def literal(value: str | dict[str, str]) -> str:
+    """Text, or a dictionary of texts, as Jinja writes it."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{literal(name)}: {literal(text)}" for name, text in value.items()) + "}"
+    return "'" + value.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n") + "'"
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Ends what takes longer with a TimeoutError. Signals reach the main thread alone: others are not limited."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ring(*args) -> None:
+        raise TimeoutError(f"it does not end within {seconds} seconds")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    left = signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, *left)  # of somebody else's alarm
+        signal.signal(signal.SIGALRM, before or signal.SIG_DFL)
