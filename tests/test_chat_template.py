@@ -3,15 +3,23 @@
 The reference is plain transformers: `apply_chat_template` with the template in use, tokenised whole.
 """
 
+import re
+import signal
+import time
 from collections import Counter
+from datetime import datetime
 
 import pytest
+from conftest import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from transformers.utils import chat_template_utils
 
 from demo.tokenizer import make_tokenizer
+from train_llava import chat_template
 from train_llava.build_model import load_tokenizer
-from train_llava.chat import IGNORE_INDEX, ChatEncoder
+from train_llava.chat import IGNORE_INDEX, IMAGE_TOKEN, ChatEncoder
+from train_llava.chat_template import CONTENT_PARTS
 from train_llava.command import InputError
 
 
@@ -143,12 +151,140 @@ def test_a_template_asks_what_it_taught_or_is_refused(tokenizer, made, data):
     SEEN["accepted"] += 1
     SEEN["written out"] += encoder.chat_template != template
     assert_asked_as_taught(encoder, tokenizer, data.draw(conversations(encoder.template.takes_system())))
-    # one round is what the publisher's template makes of it, with thinking off in transformers' own way
+    # one round is what the template makes of it, with thinking off in transformers' own way, where that is right
     if not spoiled and "strftime" not in template:
         plain = [{"role": "user", "content": "What is this?"}, {"role": "assistant", "content": "a red seven"}]
-        theirs, _ = ids_of(tokenizer, template, plain, enable_thinking=False)
-        assert ids_of(tokenizer, encoder.chat_template, plain)[0] == theirs
+        theirs = [ids_of(tokenizer, template, plain, **off)[0] for off in ({"enable_thinking": False}, {})]
+        assert ids_of(tokenizer, encoder.chat_template, plain)[0] in theirs
 
 
 def test_all_kinds_were_drawn():
     assert SEEN["accepted"] > 150 and SEEN["refused"] > 150 and SEEN["written out"] > 50, SEEN
+
+
+ROUNDS = [
+    {"role": "user", "content": "What is this?"},
+    {"role": "assistant", "content": "A red seven."},
+    {"role": "user", "content": "<image>\nWhere is it?"},
+    {"role": "assistant", "content": "At the top."},
+    {"role": "user", "content": "Sure?"},
+    {"role": "assistant", "content": "Yes."},
+]
+DEEPSEEK = ("<\uff5cbegin▁of▁sentence\uff5c>", "<\uff5cend▁of▁sentence\uff5c>")
+# name: beginning and end of sentence, what is done about it, or why it is refused
+PUBLISHED = {
+    "qwen1.5": (None, "<|im_end|>", "written out"),  # the last answer has no end
+    "qwen2.5": (None, "<|im_end|>", "as it is"),
+    "qwen3": (None, "<|im_end|>", "written out"),  # drops the empty thought of earlier rounds
+    "qwen3-2507": (None, "<|im_end|>", "as it is"),
+    "qwen3.5": (None, "<|im_end|>", "written out"),
+    "qwen3-next-thinking": (None, "<|im_end|>", "asks for an answer behind .*<think>"),
+    "smollm2": (None, "<|im_end|>", "as it is"),
+    "smollm3": (None, "<|im_end|>", "written out"),  # the day's date
+    "mistral-v0.1": ("<s>", "</s>", "as it is"),
+    "mistral-v0.3": ("<s>", "</s>", "does not end with a special token"),  # but with a blank before it
+    "tinyllama": ("<s>", "</s>", "as it is"),
+    "olmo2": ("<|endoftext|>", "<|endoftext|>", "as it is"),
+    "granite3.3": (None, "<|end_of_text|>", "written out"),  # the day's date
+    "phi3": ("<s>", "<|endoftext|>", "as it is"),
+    "deepseek-v3": (*DEEPSEEK, "asks for an answer behind .*<think>"),
+    "deepseek-v3.1": (*DEEPSEEK, "written out"),
+    "deepseek-r1-distill": (*DEEPSEEK, "asks for an answer behind .*<think>"),
+}
+SPECIAL = re.compile(r"<\|[^|'\"<>]+\|>|<\uff5c[^\uff5c]+\uff5c>|\[/?INST\]")
+
+
+def published(name):
+    """A publisher's template, and the demo's tokenizer with the special tokens that it writes."""
+    template = (ROOT / "tests" / "templates" / f"{name}.jinja").read_text()
+    start, end, what = PUBLISHED[name]
+    tokenizer = make_tokenizer()
+    own = set(SPECIAL.findall(template)) if name != "tinyllama" else set()  # whose roles are no special tokens
+    own |= {IMAGE_TOKEN, end, *([start] if start else [])}
+    tokenizer.add_special_tokens({"extra_special_tokens": sorted(own)}, replace_extra_special_tokens=False)
+    tokenizer.bos_token, tokenizer.eos_token, tokenizer.chat_template = start, end, template
+    return tokenizer, template, what
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_publishers_templates(name):
+    tokenizer, template, what = published(name)
+    if what not in ("as it is", "written out"):
+        with pytest.raises(InputError, match=what):
+            ChatEncoder(tokenizer, 1, template)
+        return
+    encoder = ChatEncoder(tokenizer, 1, CONTENT_PARTS.read_text() + template)
+    assert (encoder.chat_template == CONTENT_PARTS.read_text() + template) == (what == "as it is")
+    system = [{"role": "system", "content": "Be kind."}] if encoder.template.takes_system() else []
+    assert_asked_as_taught(encoder, tokenizer, system + ROUNDS)
+    # one round as the publisher's own template asks for it, with thinking off in transformers' own way
+    today = {"enable_thinking": False, "thinking": False}
+    theirs = ids_of(tokenizer, template, [*system, ROUNDS[0]], add_generation_prompt=True, **today)[0]
+    assert ids_of(tokenizer, encoder.chat_template, [*system, ROUNDS[0]], add_generation_prompt=True)[0] == theirs
+    again = ChatEncoder(tokenizer, 1, encoder.chat_template)
+    assert again.chat_template == encoder.chat_template  # a saved one stays as it is
+
+
+def test_a_date_stays_that_of_the_build(monkeypatch):
+    """What was taught on one day is asked on the next."""
+    tokenizer, template, _ = published("granite3.3")
+    encoder = ChatEncoder(tokenizer, 1, template)
+    before = encoder.encode(ROUNDS[:1], add_generation_prompt=True)[0]
+    monkeypatch.setattr(chat_template_utils, "datetime", Tomorrow)
+    chat_template_utils._compile_jinja_template.cache_clear()  # private: it holds today's clock
+    assert ids_of(tokenizer, template, ROUNDS[:1])[0] != ids_of(tokenizer, encoder.chat_template, ROUNDS[:1])[0]
+    assert ChatEncoder(tokenizer, 1, encoder.chat_template).encode(ROUNDS[:1], add_generation_prompt=True)[0] == before
+
+
+class Tomorrow(datetime):
+    @classmethod
+    def now(cls, tz=None):
+        return datetime(2031, 7, 8, tzinfo=tz)
+
+
+def test_answers_that_think():
+    """Refused where thinking is off; plain text where the template knows no thoughts."""
+    thinking = [ROUNDS[0], {"role": "assistant", "content": "<think>\nRed?\n</think>\n\nA red seven."}]
+    tokenizer, template, _ = published("qwen3")
+    encoder = ChatEncoder(tokenizer, 1, template)
+    with pytest.raises(InputError, match="an answer has <think> in it"):
+        encoder.encode(thinking)
+    assert encoder.encode([*thinking, ROUNDS[2]], add_generation_prompt=True)[0]  # what a model said is no reason
+    tokenizer, template, _ = published("qwen2.5")
+    assert_asked_as_taught(ChatEncoder(tokenizer, 1, template), tokenizer, thinking)
+
+
+@pytest.mark.parametrize("where", ["first", "system", "later"])
+def test_a_template_without_end_is_ended(tokenizer, where, monkeypatch):
+    monkeypatch.setattr(chat_template, "SECONDS", 0.5)
+    loop = "{%- for a in range(99999) -%}{%- for b in range(99999) -%}{%- endfor -%}{%- endfor -%}"
+    test = {"first": "true", "system": "messages[0].role == 'system'", "later": "messages|length > 3"}[where]
+    template = f"{{%- if {test} -%}}{loop}{{%- endif -%}}" + jinja(
+        **{"head": CHATML, "system": "first", "default": "", "thoughts": "none", "asks": "head", "end": "<|im_end|>\n"},
+        **{"strict": False, "user": "", "assistant": ""},
+    )
+    started = time.monotonic()
+    try:
+        encoder = ChatEncoder(tokenizer, 1, template)
+    except InputError as error:
+        assert where == "first" and "does not end within" in str(error)
+    else:  # written out without what does not end, or without a system message
+        assert_asked_as_taught(encoder, tokenizer, ROUNDS)
+        assert not encoder.template.takes_system() or where == "later"
+    assert time.monotonic() - started < 20
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+def test_a_template_that_fails_is_a_sentence(tokenizer):
+    for template in (
+        "{{ 1 / 0 }}",
+        "{{ raise_exception('No.') }}",
+        "{% for %}",
+        "{{ messages[9].content }}",
+        "{{ x.y }}",
+    ):
+        with pytest.raises(InputError, match="not supported"):
+            ChatEncoder(tokenizer, 1, template)
+    encoder = ChatEncoder(tokenizer, 1, published("mistral-v0.1")[1].replace("eos_token", "'<|im_end|>'"))
+    with pytest.raises(InputError, match=r"fails on messages of system, user.*roles must alternate"):
+        encoder.encode([{"role": "system", "content": "Be kind."}, *ROUNDS[:2]])

@@ -99,16 +99,34 @@ def attention_bytes(layer: nn.Module, config: Any, s: int, mask: int) -> float:
     heads, attention = config.num_attention_heads, layer.self_attn
     each = getattr(config, "head_dim", None) or config.hidden_size // heads
     size = 2 * s * each * (heads + config.num_key_value_heads) + 4 * heads
-    products = [attention.q_proj, attention.k_proj, attention.v_proj]
-    return size + norm_bytes(layer.input_layernorm, products, config.hidden_size, s) + adapter_bytes(attention, s, mask)
+    *products, _ = products_of(attention)  # the last is the output's
+    return size + norms_bytes(norms_of(layer)[0], products, config.hidden_size, s) + adapter_bytes(attention, s, mask)
 
 
 def mlp_bytes(layer: nn.Module, config: Any, s: int, mask: int) -> float:
     """Per token, of a layer's second half: its RMSNorm, and of SwiGLU gate, its SiLU and up (3 s I), and their product
     where the down projection needs it (s I); adapters."""
     mlp, inside = layer.mlp, config.intermediate_size
-    size = 3 * s * inside + s * inside * needs_input(mlp.down_proj) + adapter_bytes(mlp, s, mask)
-    return size + norm_bytes(layer.post_attention_layernorm, [mlp.gate_proj, mlp.up_proj], config.hidden_size, s)
+    *products, down = products_of(mlp)
+    size = 3 * s * inside + s * inside * needs_input(down) + adapter_bytes(mlp, s, mask)
+    return size + norms_bytes(norms_of(layer)[1], products, config.hidden_size, s)
+
+
+def products_of(part: nn.Module) -> list[nn.Module]:
+    """The matrices of an attention or MLP in order: gate, up and down, or gate_up and down as in Phi-3."""
+    return [module for module in part.children() if hasattr(module, "in_features")]
+
+
+def norms_of(layer: nn.Module) -> tuple[list[nn.Module], list[nn.Module]]:
+    """Around the attention and around the MLP: one and one, two and two (Gemma 3), one in all (Cohere)."""
+    norms = [module for name, module in layer.named_children() if "norm" in name]
+    half = (len(norms) + 1) // 2
+    return norms[:half], norms[half:]
+
+
+def norms_bytes(norms: list[nn.Module], products: list[nn.Module], width: int, s: int) -> float:
+    """Of some norms, the first of which stands before the products."""
+    return sum(norm_bytes(norm, [] if i else products, width, s) for i, norm in enumerate(norms))
 
 
 def norm_bytes(norm: nn.Module, products: list[nn.Module], width: int, s: int) -> float:

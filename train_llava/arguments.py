@@ -35,9 +35,8 @@ class ModelArguments:
     train_projector: bool = flag("train the projector, and save it with the adapter", default=True)
     lora_r: int = flag("rank of the adapters", default=32)
     lora_alpha: int = flag("the adapters are scaled by lora_alpha / lora_r", default=64)
-    lora_target_modules: list[str] = flag(
-        "layers of the language model that get adapters",
-        default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"],
+    lora_target_modules: list[str] | None = flag(
+        "layers of the language model that get adapters; the matrices of its attention if not given", default=None
     )
     vision_lora: bool = flag("adapters in the vision tower's attention, too", default=False)
     lora_dropout: float = flag("dropout before the adapters", default=0.05)

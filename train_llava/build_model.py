@@ -9,23 +9,34 @@ only their configs, image processor and tokenizer, which builds a model of any s
 """
 
 import argparse
-import shutil
 from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
 
 import torch
 import transformers
-from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrainedModel, PreTrainedTokenizerBase
+from PIL import Image
+from safetensors import SafetensorError
+from torch import nn
+from transformers import (
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.image_processing_utils import BaseImageProcessor
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
+from train_llava.backbones import CLIP, join, logit_scale, text_config, tower_config
 from train_llava.chat import IMAGE_TOKEN, ChatEncoder
 from train_llava.chat_template import CONTENT_PARTS
-from train_llava.check_build import check_answers, check_weights
+from train_llava.check_build import check_answers, check_logits, check_weights, text_logits
 from train_llava.command import InputError, command
 from train_llava.load import fetch
+from train_llava.new_folder import check_output_dir, new_folder
 from train_llava.parts import parts_table
 
-VISION_TYPES = {"clip_vision_model", "siglip_vision_model"}
-SUPPORTED = "Supported are CLIP and SigLIP vision towers, and Qwen1.5/2/2.5 and Llama-type chat models."
 DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -38,29 +49,27 @@ def build_llava(
     projector takes the language model's). `random_weights` initialises from the configs instead of loading.
 
     Raises:
-        InputError: a folder is missing, incomplete or not of a supported kind.
+        InputError: a folder is missing, incomplete or not of a supported kind, which is found out before any weights
+            are loaded; or the LLaVA would not say about text what the chat model says.
     """
     vision, language = fetch(vision), fetch(language)
-    tower = load_part(transformers.AutoModel, vision, dtype, random_weights)
-    if not (vision / "preprocessor_config.json").is_file():
-        raise InputError(f"{vision}: no preprocessor_config.json, so the size and colours it expects are unknown.")
-    chat_model = load_part(transformers.AutoModelForCausalLM, language, dtype, random_weights)
-    if not (hasattr(chat_model, "model") and isinstance(getattr(chat_model, "lm_head", None), torch.nn.Linear)):
-        raise InputError(f"{language}: a {chat_model.config.model_type!r} does not fit into a LLaVA. {SUPPORTED}")
+    tower_kind, text_kind = tower_config(vision), text_config(language)
+    image_processor = load_image_processor(vision, tower_kind.image_size)
     tokenizer = load_tokenizer(language)
+    patches = (tower_kind.image_size // tower_kind.patch_size) ** 2
+    encoder = ChatEncoder(tokenizer, patches, CONTENT_PARTS.read_text() + tokenizer.chat_template)
+
+    tower = load_part(transformers.AutoModel, vision, tower_kind, dtype, random_weights)
+    chat_model = load_part(transformers.AutoModelForCausalLM, language, text_kind, dtype, random_weights)
     if len(tokenizer) > chat_model.get_input_embeddings().num_embeddings:
         chat_model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64, mean_resizing=False)
-
-    patches = (tower.config.image_size // tower.config.patch_size) ** 2
-    extra_tokens = tower.embeddings.position_embedding.num_embeddings - patches  # CLIP's CLS: 1, SigLIP: 0
-    strategy = "default" if extra_tokens else "full"  # "default" drops CLS
-    config = transformers.LlavaConfig(
-        vision_config=tower.config,
-        text_config=chat_model.config,
+    published = text_logits(chat_model, encoder)
+    ends = chat_model.generation_config.eos_token_id
+    head = scaled_head(chat_model)
+    config = join(
+        tower.config,
+        chat_model.config,
         image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
-        image_seq_length=patches,
-        vision_feature_select_strategy=strategy,
-        tie_word_embeddings=chat_model.config.tie_word_embeddings,
         pad_token_id=tokenizer.pad_token_id,
     )
     with torch.device("meta"):  # a skeleton without memory: every part is put in below
@@ -68,66 +77,95 @@ def build_llava(
     model.model.vision_tower = tower
     model.model.multi_modal_projector = LlavaMultiModalProjector(config).apply(model._init_weights).to(chat_model.dtype)
     model.model.language_model = chat_model.model
-    model.lm_head = chat_model.lm_head
+    model.lm_head = head
+    check_logits(model.eval(), encoder, published, language)
 
     # Greedy, and stopping at every end the chat model knows: its sampling settings were tuned without pictures.
-    ends = chat_model.generation_config.eos_token_id
-    ends = [ChatEncoder(tokenizer, patches).end_of_turn_id, *(ends if isinstance(ends, list) else [ends])]
+    ends = [encoder.end_of_turn_id, *(ends if isinstance(ends, list) else [ends])]
     ends = [end for end in dict.fromkeys(ends) if end is not None]
     model.generation_config = transformers.GenerationConfig(eos_token_id=ends, pad_token_id=tokenizer.pad_token_id)
     processor = LlavaProcessor(
-        image_processor=transformers.AutoImageProcessor.from_pretrained(vision),
+        image_processor=image_processor,
         tokenizer=tokenizer,
         patch_size=tower.config.patch_size,
-        vision_feature_select_strategy=strategy,
-        num_additional_image_tokens=extra_tokens,
+        vision_feature_select_strategy=config.vision_feature_select_strategy,
+        num_additional_image_tokens=int(tower.config.model_type == CLIP),  # its CLS
         image_token=IMAGE_TOKEN,
-        chat_template=CONTENT_PARTS.read_text() + tokenizer.chat_template,
+        chat_template=encoder.chat_template,
     )
-    return model.eval(), processor
+    return model, processor
 
 
-def load_part(auto_class: type, folder: Path, dtype: torch.dtype | None, random_weights: bool) -> PreTrainedModel:
+def load_part(
+    auto_class: type, folder: Path, config: PreTrainedConfig, dtype: torch.dtype | None, random_weights: bool
+) -> PreTrainedModel:
     """One half with every weight from the folder; of a CLIP or SigLIP the vision tower alone."""
-    kind = "vision" if auto_class is transformers.AutoModel else "language"
+    if random_weights:
+        return auto_class.from_config(config, dtype=dtype or config.dtype or torch.float32, trust_remote_code=False)
+    options: dict[str, Any] = {"config": config, "dtype": dtype or "auto", "trust_remote_code": False}
     try:
-        config = transformers.AutoConfig.from_pretrained(folder)
-        if kind == "vision":
-            config = getattr(config, "vision_config", config)
-            if config.model_type not in VISION_TYPES or not config.patch_size:
-                raise ValueError(f"{config.model_type} with patch_size {getattr(config, 'patch_size', None)}")
-        if random_weights:
-            return auto_class.from_config(config, dtype=dtype or config.dtype or torch.float32)
-        options = {"config": config, "dtype": dtype or "auto", "weights_only": True, "output_loading_info": True}
-        model, info = auto_class.from_pretrained(folder, **options)
-    except OSError as error:
+        model, info = auto_class.from_pretrained(folder, **options, weights_only=True, output_loading_info=True)
+    except (OSError, RuntimeError, SafetensorError, UnpicklingError) as error:
         raise InputError(f"{folder}: config.json or weights are missing or unreadable. Fetch it again.") from error
-    except ValueError as error:
-        reason = str(error).splitlines()[0][:100]
-        raise InputError(f"{folder}: not a {kind} model that fits here ({reason}). {SUPPORTED}") from error
     if lacking := [*info["missing_keys"], *info["mismatched_keys"]]:
         raise InputError(f"{folder}: {len(lacking)} weights are missing, such as {lacking[0]}. Fetch it again.")
     return model
 
 
+def load_image_processor(folder: Path, size: int) -> BaseImageProcessor:
+    """The tower's image processor, tried on a picture.
+
+    Raises:
+        InputError: there is none, or it makes pictures of another size than the tower's.
+    """
+    if not (folder / "preprocessor_config.json").is_file():
+        raise InputError(f"{folder}: no preprocessor_config.json, so the size and colours it expects are unknown.")
+    try:
+        processor = transformers.AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
+        shape = processor(Image.new("RGB", (30, 20)), return_tensors="pt")["pixel_values"].shape
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{folder}: its preprocessor_config.json cannot be used ({error}).") from error
+    if shape != (1, 3, size, size):
+        raise InputError(
+            f"{folder}: its preprocessor_config.json makes pictures of the shape {tuple(shape[1:])}, and the vision "
+            f"tower reads (3, {size}, {size}). Take both files from one model."
+        )
+    return processor
+
+
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The chat model's tokenizer, with `<image>` as one special token and something to pad with."""
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    """The chat model's tokenizer, with `<image>` as one special token and something to pad with.
+
+    Raises:
+        InputError: there is none, or none with a chat template.
+    """
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # the tokenizers library raises bare Exceptions on files it cannot read
+        reason = str(error).strip().splitlines()[0][:100]
+        raise InputError(f"{folder}: its tokenizer cannot be loaded ({reason}). Fetch it again.") from error
+    if isinstance(tokenizer.chat_template, dict):  # several by name, as Command R has for tools
+        tokenizer.chat_template = tokenizer.chat_template.get("default")
     if not tokenizer.chat_template:
         raise InputError(f"{folder}: no chat template. Use the chat (instruct) version of the language model.")
     if IMAGE_TOKEN not in tokenizer.get_vocab():
         tokenizer.add_special_tokens({"extra_special_tokens": [IMAGE_TOKEN]}, replace_extra_special_tokens=False)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token  # harmless: masks come from lengths, never from comparing ids
+    if tokenizer("a").input_ids != tokenizer("a", add_special_tokens=False).input_ids:
+        # the template alone says what stands in front; transformers' pipelines would add this tokenizer's own to it
+        tokenizer.add_bos_token = tokenizer.add_eos_token = False
     return tokenizer
 
 
-def check_output_dir(output_dir: Path, overwrite: bool) -> None:
-    """Refuses a folder that holds something, unless that is a model and may be replaced."""
-    full = output_dir.exists() and any(output_dir.iterdir())
-    if full and not (overwrite and (output_dir / "config.json").is_file()):
-        hint = "It holds no model to overwrite" if overwrite else "Give --overwrite if it is a model to replace"
-        raise InputError(f"{output_dir} is not empty. {hint}, or give another --output_dir.")
+def scaled_head(chat_model: PreTrainedModel) -> nn.Linear:
+    """The chat model's head; where it scales its logits, as Granite and Cohere do, a copy that does so by itself."""
+    head, scale = chat_model.lm_head, logit_scale(chat_model.config)
+    if scale == 1:
+        return head
+    scaled = nn.Linear(head.in_features, head.out_features, bias=False, device="meta")
+    scaled.weight = nn.Parameter(head.weight.detach() * scale)
+    return scaled
 
 
 def save_llava(
@@ -138,19 +176,12 @@ def save_llava(
     Raises:
         InputError: the folder is not empty, or the disk has no room for the weights.
     """
-    output_dir = Path(output_dir)
-    check_output_dir(output_dir, overwrite)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    needed, free = sum(p.nbytes for p in model.parameters()), shutil.disk_usage(output_dir).free
-    if needed > free:
-        sizes = f"the model takes {needed / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB free"
-        raise InputError(f"{output_dir}: {sizes}. Free some, or give an --output_dir on another disk.")
-    shutil.rmtree(output_dir)  # only now, when nothing stands in the way of the new one
-    model.save_pretrained(output_dir, max_shard_size="2GB")
-    processor.save_pretrained(output_dir)
-    # save_pretrained names the dtype of the first weight, the tower's; loading should follow the language model's
-    model.config.dtype = model.lm_head.weight.dtype
-    model.config.save_pretrained(output_dir)
+    with new_folder(Path(output_dir), overwrite, sum(p.nbytes for p in model.parameters())) as folder:
+        model.save_pretrained(folder, max_shard_size="2GB")
+        processor.save_pretrained(folder)
+        # save_pretrained names the dtype of the first weight, the tower's; loading should follow the language model's
+        model.config.dtype = model.lm_head.weight.dtype
+        model.config.save_pretrained(folder)
 
 
 @command
@@ -170,12 +201,14 @@ def main() -> None:
     model, processor = build_llava(vision, language, DTYPES[args.dtype], args.random_weights)
     print(parts_table(model), flush=True)
     print(f"vision tower from {vision}, language model from {language}, projector new", flush=True)
-    save_llava(model, processor, args.output_dir, args.overwrite)
-    print(f"saved to {args.output_dir}, now reading it back", flush=True)
-    compared = check_weights(args.output_dir, model, None if args.random_weights else (vision, language))
-    print(f"{compared} tensors are equal to their sources bit for bit", flush=True)
-    del model  # so that memory holds one copy at a time
-    print(f"pipeline('image-text-to-text') answers about a grey picture: {check_answers(args.output_dir)!r}")
+    with new_folder(args.output_dir, args.overwrite) as folder:  # in its place only when all checks have passed
+        save_llava(model, processor, folder)
+        print("saved, now reading it back", flush=True)
+        compared = check_weights(folder, model, None if args.random_weights else (vision, language))
+        print(f"{compared} tensors are equal to their sources bit for bit", flush=True)
+        del model  # so that memory holds one copy at a time
+        print(f"pipeline('image-text-to-text') answers about a grey picture: {check_answers(folder)!r}")
+    print(f"saved to {args.output_dir}")
 
 
 if __name__ == "__main__":

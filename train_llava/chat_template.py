@@ -58,9 +58,17 @@ class ChatTemplate:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, text: str) -> None:
         self.tokenizer = tokenizer
+        special = (str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
+        self.special = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))))
+        self.text = text
         switches = [] if text.endswith(WRITTEN_OUT) else sorted({*SWITCH.findall(text)})
         off = "".join(f"{{%- set {name} = false -%}}" for name in switches)
-        self.text = text if text.startswith(off) else off + text
+        if not text.startswith(off):
+            self.text = off + text
+            try:
+                self.outline(["user", "assistant"])
+            except InputError:
+                self.text = text  # there are templates that are right only with the switch left alone
         self.outline(["user", "assistant"])
         try:
             if CHANGING.search(self.text):
@@ -123,6 +131,17 @@ class ChatTemplate:
                 return each
         raise InputError(f"the chat template changes what the {role} says")
 
+    def end_of_turn(self, text: str) -> str:
+        """The special token with which the text behind an answer begins.
+
+        Raises:
+            InputError: it begins with something else.
+        """
+        token = self.special.match(text)
+        if token is None:
+            raise InputError("an answer does not end with a special token")
+        return token[0]
+
     def takes_system(self) -> bool:
         """Whether a conversation may begin with a system message."""
         try:
@@ -133,24 +152,41 @@ class ChatTemplate:
     def write_out(self) -> str:
         """A template that writes one round as this one does, and further rounds as it would write a first.
 
-        What stands before a message depends on the role of the message before it, and on nothing else.
+        What stands before a message depends on the role of the message before it, and on nothing else. Where the last
+        answer of a conversation has no end, or one of its own, it gets the token that ends an answer in the middle.
+
+        Raises:
+            InputError: no special token ends an answer in the middle, or only one that begins messages, too.
         """
         first, answer, end = self.outline(["user", "assistant"])
         openings = {"first user": first, "user assistant": answer}
         openings["assistant user"] = self._texts(["user", "assistant", "user"], True)[2]
         if self.takes_system():
             openings["first system"], openings["system user"], *_ = self.outline(["system", "user"], True)
+        token = self.end_of_turn(openings["assistant user"])
+        if token in self.special.findall(openings.get("first system", first)):
+            raise InputError("no special token ends an answer")
+        end = end if end.startswith(token) else token
         unasked, asked = (self.outline(["user"], asking)[1] for asking in (False, True))
         words = {"openings": openings, "end": end, "asked": asked, "unasked": unasked}
+        words["strips"] = {role: "yes" for role in ("system", "user", "assistant") if self._strips(role)}
         lines = "".join(f"{{%- set {name} = {literal(value)} -%}}\n" for name, value in words.items())
         return CONTENT_PARTS.read_text() + lines + WRITTEN_OUT
+
+    def _strips(self, role: str) -> bool:
+        try:
+            return self.filter_of(role) is str.strip
+        except InputError:
+            return False
 
     def _check(self) -> None:
         """Rounds and contents of several kinds."""
         starts = [[], ["system"]] if self.takes_system() else [[]]
         for start in starts:
             for rounds in range(1, ROUNDS + 1):
-                self.outline(start + ["user", "assistant"] * rounds)
+                texts = self.outline(start + ["user", "assistant"] * rounds)
+                if len({self.end_of_turn(text) for text in texts[len(start) + 2 :: 2]}) > 1:
+                    raise InputError("the last answer ends with another token than those before it")
         self.filters = {role: self.filter_of(role) for role in [*starts[-1], "user", "assistant"]}
 
     def _with(self, roles: list[str], place: int, content: str) -> str:

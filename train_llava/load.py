@@ -16,7 +16,7 @@ from transformers import AutoProcessor, BitsAndBytesConfig, LlavaConfig, LlavaFo
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import is_bitsandbytes_available
 
-from train_llava.chat_template import CONTENT_PARTS
+from train_llava.chat_template import CONTENT_PARTS, ChatTemplate
 from train_llava.command import InputError
 
 Model = LlavaForConditionalGeneration | PeftModel
@@ -143,7 +143,11 @@ def load_processor(model_name_or_path: Name) -> LlavaProcessor:
     template = processor.chat_template or processor.tokenizer.chat_template
     if not template:
         raise InputError(f"{folder}: no chat template, so how it was asked in training is unknown.")
-    processor.chat_template = processor.chat_template or CONTENT_PARTS.read_text() + template
+    try:
+        text = processor.chat_template or CONTENT_PARTS.read_text() + template
+        processor.chat_template = ChatTemplate(processor.tokenizer, text).text
+    except InputError as error:
+        raise InputError(f"{folder}: its chat template cannot be used, {error}.") from error
     return processor
 
 

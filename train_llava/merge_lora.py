@@ -13,12 +13,13 @@ from pathlib import Path
 import torch
 from huggingface_hub import HfApi
 
-from train_llava.build_model import check_output_dir, save_llava
+from train_llava.build_model import save_llava
 from train_llava.check_build import GREY, QUESTION, check_answers, check_merge, check_weights
 from train_llava.command import InputError, command
 from train_llava.infer import ask, collator_of, generate
 from train_llava.load import base_of, fetch, load
 from train_llava.model_card import merged_card
+from train_llava.new_folder import check_output_dir
 
 
 @command

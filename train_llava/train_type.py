@@ -2,7 +2,7 @@
 
 | train_type    | vision tower | projector          | language model and head        |
 |---------------|--------------|--------------------|--------------------------------|
-| use_lora      | frozen       | trained, see below | frozen, adapters in q, k, v, o |
+| use_lora      | frozen       | trained, see below | frozen, adapters in attention  |
 | freeze_vision | frozen       | trained            | trained                        |
 | none          | trained      | trained            | trained                        |
 | projector     | frozen       | trained            | frozen                         |
@@ -58,11 +58,14 @@ def lora_targets(model: LlavaForConditionalGeneration, args: ModelArguments) -> 
         InputError: the language model has no layer of a name that was asked for.
     """
     names = [name for name, _ in model.model.language_model.named_modules()]
-    for target in args.lora_target_modules:
+    attention = model.model.language_model.layers[0].self_attn
+    own = [name for name, module in attention.named_children() if isinstance(module, nn.Linear)]  # Phi-3 has qkv_proj
+    wanted = args.lora_target_modules or own
+    for target in wanted:
         if not any(name.endswith(f".{target}") for name in names):
             known = sorted({name.split(".")[-1] for name in names if name.endswith("_proj")})
             raise InputError(f"--lora_target_modules {target}: no such layer; there are {', '.join(known)}.")
-    targets = rf".*language_model.*\.({'|'.join(map(re.escape, args.lora_target_modules))})"
+    targets = rf".*language_model.*\.({'|'.join(map(re.escape, wanted))})"
     if args.vision_lora:
         read = len(model.model.vision_tower.encoder.layers) - len(unread_layers(model))
         layers = "|".join(map(str, range(read)))

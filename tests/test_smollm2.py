@@ -1,0 +1,67 @@
+"""A real chat model from its publisher's weights to a LLaVA that reads pictures it never saw (slow: 10 minutes)."""
+
+import json
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, run_module
+from smollm2 import make_chat
+from training import losses, zero2
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from train_llava.infer import ask, generate
+from train_llava.load import load
+
+QUESTIONS = [
+    "What is the capital of France?", "What is 2 + 3?", "Name three colours.", "Write a sentence about the sea.",
+    "Say good morning in French.", "Is fire hot or cold?", "Who wrote Hamlet?", "Count from one to five.",
+    "What do cows drink?", "Give me a word that rhymes with cat.",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def chat(tmp_path_factory):
+    """Downloaded once, out of pip's cache later."""
+    folder = tmp_path_factory.mktemp("smollm2") / "chat"
+    make_chat(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def llava(chat, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("smollm2") / "llava"
+    halves = ("--vision_model_name_or_path", ROOT / "demo" / "clip", "--language_model_name_or_path", chat)
+    done = run_module("train_llava.build_model", *halves, "--output_dir", folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.slow
+def test_it_says_about_text_what_it_said_before(chat, llava):
+    """Ten of ten greedy answers, against plain transformers."""
+    tokenizer, alone = AutoTokenizer.from_pretrained(chat), AutoModelForCausalLM.from_pretrained(chat).eval()
+    model, processor = load(llava)
+    for question in QUESTIONS:
+        messages = [{"role": "user", "content": question}]
+        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        with torch.inference_mode():
+            said = alone.generate(**ids, max_new_tokens=16, do_sample=False)[0, ids.input_ids.shape[1] :]
+        ours = generate(model, processor, [ask(question, [])], max_new_tokens=16)[0]
+        assert ours == tokenizer.decode(said, skip_special_tokens=True).strip()
+
+
+@pytest.mark.slow
+def test_it_learns_to_read(llava, tmp_path):
+    data, output = tmp_path / "data", tmp_path / "run"
+    assert run_module("demo.make_data", "--output_dir", data).returncode == 0
+    flags = ["--max_steps", 150, "--learning_rate", "1e-3", "--logging_steps", 10, "--save_strategy", "no"]
+    done = zero2(llava, data / "train", output, "use_lora", *flags)
+    assert done.returncode == 0, done.stderr[-3000:]
+    history = losses(output)
+    assert history[0] > 1 and history[-1] < 0.1, history
+    done = run_module("demo.show", "--model_name_or_path", output, "--data_path", data / "held_out")
+    assert done.returncode == 0, done.stderr[-3000:]
+    answers = [json.loads(line)["exact"] for line in (output / "captions.jsonl").read_text().splitlines()]
+    print(f"{sum(answers)} of {len(answers)} exactly right", file=sys.stderr)
+    assert len(answers) == 300 and sum(answers) > 240
