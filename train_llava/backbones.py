@@ -42,7 +42,7 @@ def tower_config(name: str | Path, flag: str = "") -> PreTrainedConfig:
     sizes = {key: getattr(config, key, None) for key in ("image_size", "patch_size")}
     if config.model_type not in (CLIP, SIGLIP) or not all(isinstance(size, int) and size for size in sizes.values()):
         raise InputError(
-            f"{flag} {name}: not a vision model that fits here ({config.model_type}, {sizes}). {SUPPORTED}"
+            f"{flag} {name}: not a vision model that fits here ({config.model_type}, {sizes}). {SUPPORTED}".strip()
         )
     return config
 
@@ -61,7 +61,7 @@ def text_config(name: str | Path, flag: str = "") -> PreTrainedConfig:
         reason = str(error).strip().splitlines()[0][:100]
     if reason:
         raise InputError(
-            f"{flag} {name}: not a language model that fits here ({config.model_type}: {reason}). {SUPPORTED}"
+            f"{flag} {name}: not a language model that fits here ({config.model_type}: {reason}). {SUPPORTED}".strip()
         )
     return config
 
