@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from train_llava.arguments import ModelArguments
+from train_llava.backbones import SUPPORTED as SUPPORTED_IN_HELP
 from train_llava.build_model import build_llava, main
 from train_llava.check_build import check_logits, text_logits
 from train_llava.command import InputError
@@ -106,6 +107,10 @@ def test_what_does_not_fit_is_refused_before_weights_are_read(name, old_clip, tm
 
 def test_the_table_in_the_docs():
     assert table() in (ROOT / "docs" / "models.md").read_text()
+    assert SUPPORTED_IN_HELP in call(main, "--help").stdout
+    shown = SUPPORTED_IN_HELP.removeprefix("Supported are ").split("; all of")[0]
+    for name in re.split(r", and dense chat models such as |, | and ", shown):
+        assert name.removesuffix(" of fixed size") in table() or name == "3", name  # Llama 2 and 3
 
 
 def test_logits_that_no_config_tells_of(old_clip, old_qwen):

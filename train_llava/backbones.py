@@ -9,9 +9,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlavaConfig, PreTrain
 from train_llava.command import InputError
 
 CLIP, SIGLIP = "clip_vision_model", "siglip_vision_model"
-SUPPORTED = (
-    "Supported are CLIP, SigLIP and SigLIP 2 of fixed size, and dense chat models such as Qwen1.5 to Qwen3, Llama, "
-    "SmolLM, Mistral, Gemma 1 and 3, Phi-3, OLMo, Granite 3 and Cohere (docs/models.md)."
+SUPPORTED = (  # a test builds each of them
+    "Supported are CLIP, SigLIP and SigLIP 2 of fixed size, and dense chat models such as Qwen1.5, Qwen2, Qwen2.5, "
+    "Qwen3, Llama 2 and 3, SmolLM2, SmolLM3, Mistral, Gemma 1, Gemma 3, Phi-3, OLMo 2, Granite 3 and Command R; all of "
+    "them: docs/models.md"
 )
 
 
@@ -42,7 +43,7 @@ def tower_config(name: str | Path, flag: str = "") -> PreTrainedConfig:
     sizes = {key: getattr(config, key, None) for key in ("image_size", "patch_size")}
     if config.model_type not in (CLIP, SIGLIP) or not all(isinstance(size, int) and size for size in sizes.values()):
         raise InputError(
-            f"{flag} {name}: not a vision model that fits here ({config.model_type}, {sizes}). {SUPPORTED}".strip()
+            f"{flag} {name}: not a vision model that fits here ({config.model_type}, {sizes}). {SUPPORTED}.".strip()
         )
     return config
 
@@ -61,7 +62,7 @@ def text_config(name: str | Path, flag: str = "") -> PreTrainedConfig:
         reason = str(error).strip().splitlines()[0][:100]
     if reason:
         raise InputError(
-            f"{flag} {name}: not a language model that fits here ({config.model_type}: {reason}). {SUPPORTED}".strip()
+            f"{flag} {name}: not a language model that fits here ({config.model_type}: {reason}). {SUPPORTED}.".strip()
         )
     return config
 

@@ -28,7 +28,7 @@ from transformers import (
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
-from train_llava.backbones import CLIP, join, logit_scale, text_config, tower_config
+from train_llava.backbones import CLIP, SUPPORTED, join, logit_scale, text_config, tower_config
 from train_llava.chat import IMAGE_TOKEN, ChatEncoder
 from train_llava.chat_template import CONTENT_PARTS
 from train_llava.check_build import check_answers, check_logits, check_weights, text_logits
@@ -186,7 +186,8 @@ def save_llava(
 
 @command
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = {"epilog": SUPPORTED, "formatter_class": argparse.RawDescriptionHelpFormatter}
+    parser = argparse.ArgumentParser(description=__doc__, **options)
     parser.add_argument("--vision_model_name_or_path", required=True, help="CLIP or SigLIP folder or hub id")
     parser.add_argument("--language_model_name_or_path", required=True, help="chat model folder or hub id")
     parser.add_argument("--output_dir", required=True, type=Path)
