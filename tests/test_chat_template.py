@@ -44,7 +44,9 @@ BLOCK = "<think>\\n\\n</think>\\n\\n"
 HEADS = st.sampled_from([CHATML, "<|im_start|>{}<|im_start|>\n\n", "[{}] ", "<|im_start|>{}: "])
 FILTERS = st.sampled_from(["", "|trim", ".strip('\\n')", ".lstrip()", ".rstrip()", "|upper", "|replace('a', 'b')"])
 SYSTEMS = st.sampled_from(["first", "with the first question", "with the last question", "last", "dropped", "refused"])
-DEFAULTS = st.sampled_from(["", "Be kind.", "Today is {{ strftime_now('%d %b %Y') }}."])
+DEFAULTS = st.sampled_from(
+    ["", "", "Be kind.", "Today is {{ strftime_now('%d %b %Y') }}.", "{{ messages|length }} messages."]
+)
 THOUGHTS = st.sampled_from(["none", "none", "always asked", "switched", "switched, kept", "last alone", "dropped"])
 ASKS = st.sampled_from(["head", "head", "head", "stripped head", "nothing", "another"])
 ENDS = st.sampled_from(["<|im_end|>\n", "<|im_end|>", "<|im_end|>\n", "\n", "\n<|im_end|>", "only the last"])
@@ -142,6 +144,7 @@ def test_a_template_asks_what_it_taught_or_is_refused(tokenizer, made, data):
     clean &= parts["end"] in ("<|im_end|>\n", "<|im_end|>")
     clean &= parts["thoughts"] != "last alone" and parts["head"].endswith("\n")
     clean &= parts["asks"] == "head" or parts["thoughts"] == "none"
+    clean &= "length" not in parts["default"] or parts["system"] != "first"  # where a default is written
     try:
         encoder = ChatEncoder(tokenizer, 1, template)
     except InputError as error:
@@ -150,6 +153,7 @@ def test_a_template_asks_what_it_taught_or_is_refused(tokenizer, made, data):
         return
     SEEN["accepted"] += 1
     SEEN["written out"] += encoder.chat_template != template
+    assert tokenizer.convert_ids_to_tokens(encoder.end_of_turn_id) == "<|im_end|>"
     assert_asked_as_taught(encoder, tokenizer, data.draw(conversations(encoder.template.takes_system())))
     # one round is what the template makes of it, with thinking off in transformers' own way, where that is right
     if not spoiled and "strftime" not in template:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 from transformers import LlavaForConditionalGeneration, Trainer
+from transformers.trainer_pt_utils import LabelSmoother
 
 from train_llava import forward
 from train_llava.arguments import LlavaTrainingArguments, ModelArguments
@@ -68,6 +69,28 @@ def test_loss_and_gradients_equal_the_plain_model(llava, data, tmp_path, train_t
     loss.backward()
     torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-7)
     assert_close(gradients(ours.model), gradients(plain.model))
+
+
+@pytest.mark.parametrize("train_type", ["use_lora", "freeze_vision"])
+@pytest.mark.parametrize("chunk", [512, 7])
+def test_smoothed_labels(llava, data, tmp_path, train_type, chunk, monkeypatch):
+    """Loss and gradients equal transformers' own smoother, told that this model predicts the next token: its Trainer,
+    which does not know so of a LLaVA, would compare each position with its own token."""
+    monkeypatch.setattr(forward, "CHUNK", chunk)
+    plain, ours = plain_and_ours(llava, data, tmp_path, train_type)
+    examples = [ours.train_dataset[i] for i in range(6)]
+    batch = plain.data_collator(examples)
+    expected = LabelSmoother(epsilon=0.1)(plain.model(**batch), batch["labels"], shift_labels=True)
+    expected.backward()
+    flags = {"label_smoothing_factor": 0.1}
+    smoothed = trainer_of(LlavaTrainer, llava, data, tmp_path, train_type, **flags)
+    smoothed.model.load_state_dict(ours.model.state_dict())
+    smoothed.data_collator = LlavaCollator(load_processor(llava), for_trainer=True)
+    loss = smoothed.compute_loss(smoothed.model.train(), smoothed.data_collator(examples))
+    loss.backward()
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
+    assert_close(gradients(smoothed.model), gradients(plain.model))
+    assert abs(float(loss) - float(plain.model(**batch).loss)) > 0.01
 
 
 def test_only_what_the_loss_needs_is_computed(llava, data, tmp_path):
