@@ -83,7 +83,7 @@ def jinja(head, system, default, thoughts, asks, end, strict, user, assistant):
     fold = f"(ns.system + '\\n' if ns.system and ({where[system]}) else '')" if system in where else "''"
     closing = f"{stop}" if end != "only the last" else f"({stop} if loop.last else '')"
     lines += ["{%- if m.role == 'user' -%}"]
-    lines += [f"{{{{- {user_head} + {fold} + (m.content{user}) + {closing} -}}}}"]
+    lines += [f"{{{{- {user_head} + {fold} + (m.content{user}) + {stop} -}}}}"]
     lines += ["{%- elif m.role == 'assistant' -%}", "{%- set c = m.content -%}"]
     if thoughts in ("switched", "last alone", "dropped"):
         lines += ["{%- if '</think>' in c -%}{%- set c = c.split('</think>')[-1].lstrip('\\n') -%}{%- endif -%}"]

@@ -80,9 +80,9 @@ def test_smoothed_labels(llava, data, tmp_path, train_type, chunk, monkeypatch):
     plain, ours = plain_and_ours(llava, data, tmp_path, train_type)
     examples = [ours.train_dataset[i] for i in range(6)]
     batch = plain.data_collator(examples)
-    expected = LabelSmoother(epsilon=0.1)(plain.model(**batch), batch["labels"], shift_labels=True)
+    expected = LabelSmoother(epsilon=0.5)(plain.model(**batch), batch["labels"], shift_labels=True)
     expected.backward()
-    flags = {"label_smoothing_factor": 0.1}
+    flags = {"label_smoothing_factor": 0.5}
     smoothed = trainer_of(LlavaTrainer, llava, data, tmp_path, train_type, **flags)
     smoothed.model.load_state_dict(ours.model.state_dict())
     smoothed.data_collator = LlavaCollator(load_processor(llava), for_trainer=True)
@@ -90,7 +90,7 @@ def test_smoothed_labels(llava, data, tmp_path, train_type, chunk, monkeypatch):
     loss.backward()
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
     assert_close(gradients(smoothed.model), gradients(plain.model))
-    assert abs(float(loss) - float(plain.model(**batch).loss)) > 0.01
+    assert abs(loss.item() - plain.model(**batch).loss.item()) > 0.005
 
 
 def test_only_what_the_loss_needs_is_computed(llava, data, tmp_path):
