@@ -1,37 +1,15 @@
 """What a build or a merge must prove before it is called done: the right weights, and an answer about a picture."""
 
-import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from PIL import Image
-from safetensors import safe_open
 from transformers import LlavaForConditionalGeneration, pipeline
 
 from train_llava.load import read_json
+from train_llava.weight_files import canonical, stored_tensors
 
 QUESTION, GREY = "What is this?", Image.new("RGB", (64, 48), "grey")
-PREFIX = re.compile(r"^(model\.)?(vision_tower\.|language_model\.)?(vision_model\.|model\.)?")
-
-
-def canonical(name: str, part: str = "") -> str:
-    """One name for a tensor, however a version of transformers nests it in a file."""
-    if "multi_modal_projector" in name:
-        return name.removeprefix("model.")
-    part = part or ("vision" if "vision_tower" in name else "language")
-    return f"{part}: {PREFIX.sub('', name)}"
-
-
-def stored_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """Name and value of every tensor in a folder's weight files, one in memory at a time."""
-    shards = sorted(folder.glob("*.safetensors"))
-    for path in shards:
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 (not a dict)
-                yield name, file.get_tensor(name)
-    for path in [] if shards else sorted(folder.glob("*.bin")):
-        yield from torch.load(path, map_location="cpu", mmap=True, weights_only=True).items()
 
 
 def check_weights(output_dir: Path, model: LlavaForConditionalGeneration, sources: tuple[Path, Path] | None) -> int:
