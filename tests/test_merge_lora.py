@@ -11,12 +11,12 @@ import torch
 import yaml
 from conftest import call
 from huggingface_hub import constants
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from test_load import changed, old_llava  # noqa: F401 (a fixture)
 from transformers import AutoProcessor, GenerationConfig, LlavaForConditionalGeneration, pipeline
 
-from train_llava.check_build import check_merge
+from train_llava.check_merge import check_merge
 from train_llava.data import LlavaDataset
 from train_llava.infer import answers
 from train_llava.load import load
@@ -132,6 +132,52 @@ def test_a_wrong_sum_is_found(llava, adapter, tmp_path):
     save_file(added, tmp_path / "more" / "adapter_model.safetensors", {"format": "pt"})
     with pytest.raises(RuntimeError, match=r"1 tensors were not merged, such as language: unknown\.weight"):
         check_merge(merged, llava, tmp_path / "more")
+
+
+KINDS = {
+    "rsLoRA": {"use_rslora": True},
+    "DoRA": {"use_dora": True},
+    "patterns": {"rank_pattern": {"layers.0.self_attn.q_proj": 2}, "alpha_pattern": {"v_proj": 5, "up_proj": 3}},
+    "rsLoRA, patterns": {"use_rslora": True, "rank_pattern": {"v_proj": 2}, "alpha_pattern": {"q_proj": 5}},
+    "biases": {"bias": "lora_only"},
+    "some layers": {"layers_to_transform": [1], "layers_pattern": "layers"},
+    "a head": {"modules_to_save": ["lm_head", "multi_modal_projector"]},
+    "embeddings": {"target_modules": ["embed_tokens", "q_proj", "fc1"]},
+    "all linear": {"target_modules": "all-linear"},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_adapters_of_others(llava, tmp_path, kind):
+    """Every weight of the folder equals what PEFT's own merge makes of the same adapter."""
+    torch.manual_seed(0)
+    plain = ["q_proj", "v_proj", "up_proj"]
+    common = {"r": 4, "lora_alpha": 12, "target_modules": plain, "init_lora_weights": False}
+    settings = LoraConfig(**common | KINDS[kind])
+    model = get_peft_model(LlavaForConditionalGeneration.from_pretrained(llava), settings)
+    for name, parameter in model.named_parameters():
+        if "modules_to_save" in name or (parameter.requires_grad and "bias" in name):
+            torch.nn.init.normal_(parameter)
+        elif "magnitude" in name:
+            parameter.data *= 1 + torch.rand_like(parameter)
+    model.save_pretrained(tmp_path / "adapter")
+    done = call(main, "--adapter_name_or_path", tmp_path / "adapter", "--output_dir", tmp_path / "merged")
+    assert done.returncode == 0, done.stderr
+    theirs = PeftModel.from_pretrained(LlavaForConditionalGeneration.from_pretrained(llava), tmp_path / "adapter")
+    theirs = theirs.merge_and_unload().state_dict()
+    ours = LlavaForConditionalGeneration.from_pretrained(tmp_path / "merged").state_dict()
+    base = LlavaForConditionalGeneration.from_pretrained(llava).state_dict()
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, rtol=1e-6, atol=1e-7, msg=name)
+    assert sum(not torch.equal(ours[name], base[name]) for name in base) >= 2
+
+
+def test_what_is_no_lora(llava, tmp_path):
+    settings = IA3Config(target_modules=["q_proj", "down_proj"], feedforward_modules=["down_proj"])
+    get_peft_model(LlavaForConditionalGeneration.from_pretrained(llava), settings).save_pretrained(tmp_path / "ia3")
+    done = call(main, "--adapter_name_or_path", tmp_path / "ia3", "--output_dir", tmp_path / "merged")
+    assert done.returncode == 2 and "an adapter of the type IA3" in done.stderr and not (tmp_path / "merged").exists()
 
 
 def test_refusals(llava, adapter, tmp_path):

@@ -69,10 +69,11 @@ class ProgressLine(TrainerCallback):
             return
         each = (time.perf_counter() - self.first_time) / max(1, state.global_step - self.first_step)
         left = int(each * (state.max_steps - state.global_step))
+        skipped = f"{logs['skipped_steps']} skipped  " if "skipped_steps" in logs else ""
         mfu = f"MFU {logs['mfu']:.0%}  " if "mfu" in logs else ""
         print(
             f"step {state.global_step:>{len(str(state.max_steps))}}/{state.max_steps}  loss {logs['loss']:.4f}  "
-            f"grad {logs.get('grad_norm', float('nan')):.2f}  lr {logs['learning_rate']:.2e}  "
+            f"{skipped}grad {logs.get('grad_norm', float('nan')):.2f}  lr {logs['learning_rate']:.2e}  "
             f"{logs['samples_per_second']:.1f} samples/s  {logs['tokens_per_second']:,.0f} tokens/s  {mfu}"
             f"data {logs['data_wait']:.0%}  {logs['memory_gb']:.1f} GB  "
             f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02} left",

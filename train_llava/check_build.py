@@ -1,42 +1,19 @@
 """What a build or a merge must prove before it is called done: the right weights, and an answer about a picture."""
 
-import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from PIL import Image
-from safetensors import safe_open
 from transformers import LlavaForConditionalGeneration, PreTrainedModel, pipeline
 
 from train_llava.backbones import logit_scale, read_config
 from train_llava.chat import IMAGE_TOKEN, ChatEncoder
 from train_llava.command import InputError
-from train_llava.load import read_json
+from train_llava.weight_files import canonical, stored_tensors
 
 QUESTION, GREY = "What is this?", Image.new("RGB", (64, 48), "grey")
 TEXTS = ("What is 2 + 3?", "Name two colours. Then say why the sky is blue.")  # asked without a picture
 ROUNDING = 4  # units in the last place of the largest logit, by which 16-bit logits may differ
-PREFIX = re.compile(r"^(model\.)?(vision_tower\.|language_model\.)?(vision_model\.|model\.)?")
-
-
-def canonical(name: str, part: str = "") -> str:
-    """One name for a tensor, however a version of transformers nests it in a file."""
-    if "multi_modal_projector" in name:
-        return name.removeprefix("model.")
-    part = part or ("vision" if "vision_tower" in name else "language")
-    return f"{part}: {PREFIX.sub('', name)}"
-
-
-def stored_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """Name and value of every tensor in a folder's weight files, one in memory at a time."""
-    shards = sorted(folder.glob("*.safetensors"))
-    for path in shards:
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 (not a dict)
-                yield name, file.get_tensor(name)
-    for path in [] if shards else sorted(folder.glob("*.bin")):
-        yield from torch.load(path, map_location="cpu", mmap=True, weights_only=True).items()
 
 
 def check_weights(output_dir: Path, model: LlavaForConditionalGeneration, sources: tuple[Path, Path] | None) -> int:
@@ -93,39 +70,6 @@ def check_logits(
                 f"logits than by itself, off by {off:.3g}. It works on its logits in a way that LLaVA's class does "
                 "not know. Choose another chat model (docs/models.md)."
             )
-
-
-def check_merge(merged: LlavaForConditionalGeneration, base: Path, adapter: Path) -> int:
-    """Compares a model with base + lora_alpha / r x B A (arXiv:2106.09685, section 4.1), in fp64 from the two folders.
-
-    Weights with an adapter may differ by two roundings to their dtype, of the product and of the sum, and by those of
-    the r fp32 sums in B A (Higham, Accuracy and Stability, section 3.5); all others are equal bit for bit to the
-    adapter's (the projector) or the base's. Returns how many are adapted.
-
-    Raises:
-        RuntimeError: names a weight that differs, or a tensor of the adapter that no weight has taken in.
-    """
-    alpha, adapted = read_json(adapter, "adapter_config.json")["lora_alpha"], 0
-    old = {canonical(name): value for name, value in stored_tensors(base)}
-    new = {canonical(name.removeprefix("base_model.model.")): value for name, value in stored_tensors(adapter)}
-    for name, value in merged.named_parameters():
-        name = canonical(name)
-        layer = name.removesuffix(".weight")
-        if f"{layer}.lora_A.weight" in new:
-            a, b = (new.pop(f"{layer}.lora_{part}.weight").double() for part in "AB")  # (r, inputs), (outputs, r)
-            scale, start = alpha / len(a), old[name].double()
-            off = (start + scale * b @ a - value.double()).abs()
-            rounding = torch.finfo(value.dtype).eps + len(a) * torch.finfo(torch.float32).eps
-            same = (off <= rounding * (start.abs() + scale * b.abs() @ a.abs())).all()
-            adapted += 1
-        else:
-            expected = new.pop(name) if name in new else old[name]
-            same = torch.equal(expected.to(value.dtype), value)
-        if not same:
-            raise RuntimeError(f"{name} is not that of {base} with {adapter} added")
-    if new:
-        raise RuntimeError(f"{adapter}: {len(new)} tensors were not merged, such as {next(iter(new))}")
-    return adapted
 
 
 def check_answers(output_dir: Path) -> str:

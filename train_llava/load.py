@@ -16,12 +16,16 @@ from transformers import AutoProcessor, BitsAndBytesConfig, LlavaConfig, LlavaFo
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import is_bitsandbytes_available
 
+from train_llava.adapter import check_base, with_adapter
 from train_llava.chat_template import CONTENT_PARTS, ChatTemplate
 from train_llava.command import InputError
+from train_llava.weight_files import UNREAD, check_finite, fingerprint, stored_tensors, weight_files
 
 Model = LlavaForConditionalGeneration | PeftModel
 Name = str | Path  # a folder or a hub id
 FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+# what the libraries make of damaged files, and of configs that do not belong to them
+BROKEN = (OSError, RuntimeError, ValueError, KeyError, TypeError, SafetensorError, pickle.UnpicklingError)
 
 
 def load(
@@ -40,16 +44,22 @@ def load(
     language model; None is transformers' choice, SDPA where a model has it.
 
     Raises:
-        InputError: no LLaVA there, or not a whole one; the adapter's base is not where the adapter says; bitsandbytes
-            is not installed.
+        InputError: no LLaVA there, or not a whole one; the adapter's base is not where the adapter says, or is another
+            model by now; bitsandbytes is not installed.
     """
     folder, adapter = fetch(model_name_or_path), adapter_name_or_path and fetch(adapter_name_or_path)
     if adapter is None and (folder / "adapter_config.json").is_file():
         return load(base_of(folder), folder, dtype, in_4bit, attn_implementation)
     if adapter is not None:
         read_json(adapter, "adapter_config.json")
-    if (kind := read_json(folder, "config.json").get("model_type")) != "llava":
+        if not list(adapter.glob("adapter_model.*")):
+            raise InputError(nothing_in(adapter, "adapter_model.safetensors"))
+    config = read_json(folder, "config.json")
+    if (kind := config.get("model_type")) != "llava":
         raise InputError(f"{folder}: a {kind!r} model, not a LLaVA. Build one with python -m train_llava.build_model.")
+    if not {"text_config", "vision_config"} <= config.keys():
+        hint = "Take the same model in transformers' form (as those of llava-hf), or convert it"
+        raise InputError(f"{folder}: a LLaVA in the form of the repository haotian-liu/LLaVA. {hint}.")
     if in_4bit and not is_bitsandbytes_available():
         raise InputError("--load_in_4bit needs bitsandbytes: pip install bitsandbytes")
     processor = load_processor(adapter if adapter and list(adapter.glob("processor_config.json")) else folder)
@@ -57,9 +67,14 @@ def load(
         model = load_weights(folder, dtype, in_4bit, attn_implementation)
         # an adapter trained on this model records its name, and must find its base from anywhere
         model.name_or_path = str(folder.resolve() if Path(model_name_or_path).is_dir() else model_name_or_path)
-        model = model if adapter is None else PeftModel.from_pretrained(model, adapter)
-    except (OSError, RuntimeError, ValueError, SafetensorError, pickle.UnpicklingError) as error:
-        raise InputError(f"{adapter or folder}: cannot be loaded ({error}).") from error
+    except BROKEN as error:
+        raise InputError(f"{folder}: cannot be loaded ({error}).") from error
+    if adapter is not None:
+        check_base(adapter, model)
+        try:
+            model = with_adapter(model, adapter)
+        except BROKEN as error:
+            raise InputError(f"{adapter}: cannot be put on {model.name_or_path} ({error}).") from error
     if torch.cuda.is_available() and not in_4bit:  # what is in 4 bits is there already
         model.to(torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))))
     return model.eval(), processor
@@ -72,13 +87,18 @@ def load_weights(
     options: dict[str, Any] = {"dtype": dtype, "weights_only": True, "output_loading_info": True}
     options["attn_implementation"] = attn_implementation
     options["quantization_config"] = four_bit(dtype) if in_4bit else None
-    saved = list(folder.glob("model*.safetensors")) or list(folder.glob("pytorch_model*.bin"))
-    if not saved and (folder / "latest").is_file():
-        options |= {"config": LlavaConfig.from_pretrained(folder), "state_dict": gather_shards(folder)}
-        folder = None
-    model, info = LlavaForConditionalGeneration.from_pretrained(folder, **options)
+    whole, gathered = folder, None
+    if not weight_files(folder) and (folder / "latest").is_file():
+        gathered, whole = gather_shards(folder), None
+        options |= {"config": LlavaConfig.from_pretrained(folder), "state_dict": gathered}
+    check_finite(gathered.items() if gathered else stored_tensors(folder))
+    print_of_it = fingerprint(gathered.items() if gathered else stored_tensors(folder))
+    model, info = LlavaForConditionalGeneration.from_pretrained(whole, **options)
+    model.fingerprint = print_of_it
     if lacking := sorted(info["missing_keys"]):
         raise ValueError(f"{len(lacking)} weights are missing, such as {lacking[0]}")
+    if left := sorted(name for name in info["unexpected_keys"] if not UNREAD.search(name)):
+        raise ValueError(f"{len(left)} weights fit nowhere, such as {left[0]}")
     if is_deepspeed_zero3_enabled():
         # transformers forgets here which names it changed in loading, and in saving would change them twice
         model._weight_conversions = []
@@ -153,11 +173,13 @@ def load_processor(model_name_or_path: Name) -> LlavaProcessor:
 
 def base_of(adapter: Path) -> str:
     """The name of the model that an adapter was trained on."""
-    base = read_json(adapter, "adapter_config.json")["base_model_name_or_path"]
+    base = read_json(adapter, "adapter_config.json").get("base_model_name_or_path")
+    hint = f"say where its base is: --model_name_or_path BASE --adapter_name_or_path {adapter}"
+    if not base:
+        raise InputError(f"{adapter}: an adapter that names no base; {hint}.")
     try:
         fetch(base)
     except InputError as error:
-        hint = f"say where its base is: --model_name_or_path BASE --adapter_name_or_path {adapter}"
         raise InputError(f"{adapter}: an adapter; {hint}. {error}") from error
     return base
 
@@ -181,11 +203,16 @@ def fetch(name: Name) -> Path:
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:
-    """A JSON file that a folder must have."""
+    """A JSON file with an object in it that a folder must have."""
     try:
-        return json.loads((folder / name).read_text())
+        content = json.loads((folder / name).read_text())
     except OSError as error:
         raise InputError(nothing_in(folder, name)) from error
+    except ValueError as error:
+        raise InputError(f"{folder / name}: not valid JSON ({error}). Fetch it again.") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{folder / name}: not a JSON object. Fetch it again.")
+    return content
 
 
 def nothing_in(folder: Path, name: str) -> str:

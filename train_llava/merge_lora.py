@@ -14,12 +14,13 @@ import torch
 from huggingface_hub import HfApi
 
 from train_llava.build_model import save_llava
-from train_llava.check_build import GREY, QUESTION, check_answers, check_merge, check_weights
+from train_llava.check_build import GREY, QUESTION, check_answers, check_weights
+from train_llava.check_merge import check_merge
 from train_llava.command import InputError, command
 from train_llava.infer import ask, collator_of, generate
-from train_llava.load import base_of, fetch, load
+from train_llava.load import base_of, fetch, load, read_json
 from train_llava.model_card import merged_card
-from train_llava.new_folder import check_output_dir
+from train_llava.new_folder import check_output_dir, new_folder
 
 
 @command
@@ -34,6 +35,8 @@ def main() -> None:
 
     check_output_dir(args.output_dir, args.overwrite)
     adapter = fetch(args.adapter_name_or_path)
+    if (kind := read_json(adapter, "adapter_config.json").get("peft_type")) != "LORA":
+        raise InputError(f"{adapter}: an adapter of the type {kind}, which is not merged here. LoRA adapters are.")
     base = args.model_name_or_path or base_of(adapter)
     try:  # before the work, as this is where a missing login shows
         page = args.push_to_hub and HfApi().create_repo(args.push_to_hub, exist_ok=True)
@@ -44,17 +47,20 @@ def main() -> None:
     merged = model.merge_and_unload(safe_merge=True).cpu()  # beside the files it is compared with
     if merged.generation_config.eos_token_id is None:  # of a base saved by transformers 4: it would not stop
         merged.generation_config.eos_token_id = collator_of(processor).encoder.end_of_turn_id
-    save_llava(merged, processor, args.output_dir, args.overwrite)
-    (args.output_dir / "README.md").write_text(merged_card(merged, args.output_dir, args.adapter_name_or_path, base))
-    print(f"saved to {args.output_dir}, now reading it back", flush=True)
-    adapted, dtype = check_merge(merged, fetch(base), adapter), merged.lm_head.weight.dtype
-    print(f"{adapted} weights equal base + lora_alpha / r x B A within {dtype}, the others are equal bit for bit")
-    print(f"{check_weights(args.output_dir, merged, None)} tensors in the folder are those compared", flush=True)
-    del model, merged  # so that memory holds one copy at a time
-    after = check_answers(args.output_dir).strip()
-    if before != after and dtype == torch.float32:  # 16 bits may round one answer into another
-        raise RuntimeError(f"{args.output_dir} answers {after!r} about a grey picture, and {before!r} before")
+    with new_folder(args.output_dir, args.overwrite) as folder:  # in its place only when all checks have passed
+        save_llava(merged, processor, folder)
+        card = merged_card(merged, args.output_dir, args.adapter_name_or_path, base)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+        print("saved, now reading it back", flush=True)
+        adapted, dtype = check_merge(merged, fetch(base), adapter), merged.lm_head.weight.dtype
+        print(f"{adapted} weights equal base + lora_alpha / r x B A within {dtype}, the others are equal bit for bit")
+        print(f"{check_weights(folder, merged, None)} tensors in the folder are those compared", flush=True)
+        del model, merged  # so that memory holds one copy at a time
+        after = check_answers(folder).strip()
+        if before != after and dtype == torch.float32:  # 16 bits may round one answer into another
+            raise RuntimeError(f"{folder} answers {after!r} about a grey picture, and {before!r} before")
     print(f"pipeline('image-text-to-text') answers about a grey picture: {after!r}, and before the merge: {before!r}")
+    print(f"saved to {args.output_dir}")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9  # Linux counts in KiB
     print(f"at most {peak:.1f} GB of memory were used")
     if page:

@@ -77,13 +77,13 @@ def main() -> None:
     trainer.remove_callback(PrinterCallback)
     with last_words(args):
         trainer.train(resume_from_checkpoint=checkpoint)
-    if not stop.received:
-        if eval_dataset is not None and args.eval_strategy == "no":
-            trainer.evaluate()
-        trainer.save_state()
-        trainer.save_model()
-        if trainer.is_world_process_zero():
-            write_card(model, trainer.state, args, model_args, data_args)
+        if not stop.received:
+            if eval_dataset is not None and args.eval_strategy == "no":
+                trainer.evaluate()
+            trainer.save_model()
+            trainer.save_state()
+            if trainer.is_world_process_zero():
+                write_card(model, trainer.state, args, model_args, data_args)
     if dist.is_initialized():
         dist.barrier()  # meanwhile Gloo's threads let go of their last tensors; with these held, the next line can hang
         dist.destroy_process_group()

@@ -5,6 +5,7 @@ import sys
 import time
 from copy import copy
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,9 +15,11 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import EvalPrediction, Trainer
 from transformers.integrations import is_deepspeed_zero3_enabled
 
+from train_llava.adapter import record_base
 from train_llava.callbacks import Meter
 from train_llava.command import InputError
 from train_llava.data import LlavaDataset
+from train_llava.finite import FiniteNumbers
 from train_llava.forward import trim_forward
 from train_llava.parts import llava_in, part_of
 from train_llava.sampling import LlavaSampler, TellEpoch
@@ -27,10 +30,11 @@ class LlavaTrainer(Trainer):
     """Trainer whose loss and gradients equal the plain ones at a fraction of the work in the head."""
 
     def __init__(self, *args, **kwargs) -> None:
-        self.recent: list[tuple[int, list[str], torch.Tensor]] = []  # step, records and loss of the batches since a log
         self.meter = Meter()
         super().__init__(*args, compute_metrics=mean_loss, **kwargs)
+        self.finite = FiniteNumbers(self.accelerator)
         self.add_callback(self.meter)
+        self.add_callback(self.finite)
         self.label_smoother = None  # transformers' own would compare each position with its own token, not the next
         trim_forward(llava_in(self.model), self.args.label_smoothing_factor)
         if self.is_deepspeed_enabled and not is_deepspeed_zero3_enabled():
@@ -55,7 +59,7 @@ class LlavaTrainer(Trainer):
         result = super().compute_loss(model, inputs, *args, **kwargs)
         if model.training:
             loss = result[0] if isinstance(result, tuple) else result
-            self.recent.append((self.state.global_step + 1, ids, loss.detach()))
+            self.finite.add_loss(self.state.global_step + 1, ids, loss)
             self.meter.counts.update(counts)
         return result
 
@@ -86,20 +90,31 @@ class LlavaTrainer(Trainer):
         return self.meter.flops.of(**inputs["counts"]) if "counts" in inputs else 0.0
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
-        """Adds speed and memory. Looks at every loss since the last log: on a GPU this is free only now, when all has
-        waited anyway.
+        """Adds speed, memory and skipped steps. Looks at every loss since the last log: on a GPU this is free only now,
+        when all has waited anyway.
 
         Raises:
-            RuntimeError: one is NaN or infinite; names the step and the records.
+            RuntimeError: see `FiniteNumbers.look`.
         """
-        for step, ids, loss in self.recent:
-            if not torch.isfinite(loss):
-                hint = "Look at them with train_llava.show_batch; else lower --learning_rate or --max_grad_norm"
-                raise RuntimeError(f"the loss is {loss.item()} at step {step}, records {', '.join(ids)}. {hint}.")
-        self.recent = []
+        self.finite.look()
         if "loss" in logs:
             logs |= self.meter.read(self.args, self.state)
+            if self.finite.skipped:
+                logs["skipped_steps"], self.finite.skipped = self.finite.skipped, 0
         super().log(logs, *args, **kwargs)
+
+    def save_model(self, output_dir: str | None = None, *args, **kwargs) -> None:
+        """Trainer's own, of a checkpoint and at the end, but never of weights that are no numbers; an adapter with what
+        tells its base.
+
+        Raises:
+            RuntimeError: see `FiniteNumbers`.
+        """
+        self.finite.look()
+        self.finite.check_weights(self.model)
+        super().save_model(output_dir, *args, **kwargs)
+        if isinstance(self.model, PeftModel) and self.args.should_save:
+            record_base(Path(output_dir or self.args.output_dir), self.model)
 
     def create_optimizer(self, *args) -> torch.optim.Optimizer:
         """Trainer's own, which spares biases and norms weight decay; parts with a rate of their own are set apart.

@@ -1,0 +1,133 @@
+"""An adapter's folder -> the adapter on its base: every tensor of the file in its place, whoever wrote it.
+
+PEFT writes the names that layers have in its version of transformers, into the weights and into the config:
+
+| 4.36 to 4.51 | 4.52 to 5.0 | now |
+|---|---|---|
+| `language_model.model.layers` | `model.language_model.layers` | the same |
+| `language_model.lm_head` | `lm_head` | the same |
+| `multi_modal_projector` | `model.multi_modal_projector` | the same |
+| `vision_tower.vision_model` | `model.vision_tower.vision_model` | `model.vision_tower` |
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+from peft import (
+    PeftConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    load_peft_weights,
+    set_peft_model_state_dict,
+)
+
+# PEFT's own rules of what a name in a config means; it has no other door to them
+from peft.tuners.tuners_utils import check_target_module_exists
+from peft.utils.other import get_pattern_key
+from transformers import LlavaForConditionalGeneration
+
+from train_llava.command import InputError
+from train_llava.weight_files import check_finite
+
+BEFORE = "base_model.model."  # every name in an adapter's file
+RECORD = "adapter_base.json"  # beside the adapter: PEFT's own files stay as they are
+Names = Callable[[str], str]
+
+
+def read_adapter(folder: Path) -> dict[str, torch.Tensor]:
+    """The tensors of an adapter, by the names in its file."""
+    return load_peft_weights(str(folder), device="cpu")  # of pickles the weights alone
+
+
+def with_adapter(model: LlavaForConditionalGeneration, folder: Path) -> PeftModel:
+    """The model with the adapter put on, as PEFT itself would, but with nothing left out and nothing left over.
+
+    Raises:
+        ValueError: the file lacks tensors, has some that fit nowhere, or some of other shapes, or not finite.
+    """
+    tensors, config = read_adapter(folder), PeftConfig.from_pretrained(folder)
+    check_finite(tensors.items())
+    written = names_in(tensors)
+    translate(config, {name: written(name) for name, _ in model.named_modules()})
+    config.base_model_name_or_path, config.inference_mode = model.name_or_path, True
+    model = get_peft_model(model, config)
+    own = get_peft_model_state_dict(model, save_embedding_layers=False)
+    places = {**model.state_dict(), **own}  # PEFT saves embeddings with another number of rows beside the adapter
+    ours = {BEFORE + written(name.removeprefix(BEFORE)): name for name in places}
+    lacking = sorted(own.keys() - {ours.get(name) for name in tensors})
+    left = [name for name in tensors if name not in ours]
+    other = [name for name in tensors if name in ours and tensors[name].shape != places[ours[name]].shape]
+    for names, problem in (
+        (left, "fit nowhere into its base, which is of another architecture"),
+        (lacking, f"of {len(own)} are missing: the file is damaged or of another adapter"),
+        (other, "are of another shape than in its base"),
+    ):
+        if names:
+            raise ValueError(f"{len(names)} tensors {problem}, such as {names[0]}")
+    set_peft_model_state_dict(model, {ours[name]: value for name, value in tensors.items()})
+    return model
+
+
+def names_in(tensors: Iterable[str]) -> Names:
+    """How the transformers that wrote these names would have written one of this transformers' names."""
+    names = [name.removeprefix(BEFORE) for name in tensors]
+    old = any(name.startswith(("language_model.", "vision_tower.", "multi_modal_projector.")) for name in names)
+    nested = old or any("vision_tower.vision_model." in name for name in names)
+
+    def written(name: str) -> str:
+        name = re.sub(r"(vision_tower\.)(vision_model\.)?", r"\1vision_model." if nested else r"\1", name)
+        if old:
+            name = re.sub(r"^model\.language_model(?=\.|$)", "language_model.model", name)
+            name = re.sub(r"^model\.(?=vision_tower|multi_modal_projector)", "", name)
+            name = re.sub(r"^lm_head", "language_model.lm_head", name)
+        return name
+
+    return written
+
+
+def translate(config: PeftConfig, modules: dict[str, str]) -> None:
+    """Puts this transformers' names of layers into a config that is about those of another version.
+
+    `modules` gives for every module of the base the name that the config knows it by.
+    """
+    if all(name == old for name, old in modules.items()):
+        return
+    targets = [name for name, old in modules.items() if check_target_module_exists(config, old)]
+    for field in ("rank_pattern", "alpha_pattern"):
+        pattern = getattr(config, field, None) or {}
+        keys = {name: get_pattern_key(pattern, modules[name]) for name in targets}
+        setattr(config, field, {name: pattern[key] for name, key in keys.items() if key in pattern})
+    if saved := config.modules_to_save:
+        config.modules_to_save = [name for name, old in modules.items() if old.endswith(tuple(saved))]
+    config.target_modules = targets
+    config.exclude_modules = config.layers_to_transform = config.layers_pattern = None  # all said by now
+
+
+def record_base(adapter: Path, model: PeftModel) -> None:
+    """Writes down beside an adapter which model it belongs to, if that was loaded by train_llava.load."""
+    base = model.get_base_model()
+    if print_of_base := getattr(base, "fingerprint", None):
+        content = {"base_model_name_or_path": base.name_or_path, "fingerprint": print_of_base}
+        (adapter / RECORD).write_text(json.dumps(content, indent=2) + "\n")
+
+
+def check_base(adapter: Path, model: LlavaForConditionalGeneration) -> None:
+    """Sees to it that an adapter is put on the model it was trained on; those of others do not say.
+
+    Raises:
+        InputError: it was trained on another one.
+    """
+    if not (adapter / RECORD).is_file():
+        return
+    try:
+        trained_on = json.loads((adapter / RECORD).read_text())
+        name, wanted = trained_on["base_model_name_or_path"], trained_on["fingerprint"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{adapter / RECORD}: not readable ({error!r}). Delete it to do without.") from error
+    if wanted != model.fingerprint:
+        hint = f"Give that one with --model_name_or_path, or delete {adapter / RECORD} to use this one all the same"
+        raise InputError(f"{adapter}: trained on {name}, whose weights were not those of {model.name_or_path}. {hint}.")
