@@ -163,7 +163,8 @@ def head_stage(llava: nn.Module, config: Any, s: int) -> Stage:
     and that of the logits, both in fp32 (8 V).
     """
     kept_bytes = 4 * config.vocab_size + s * config.hidden_size * needs_input(llava.lm_head)
-    return Stage("logits", kept_bytes, 8 * config.vocab_size, trained=trained_in(llava.lm_head))
+    trained = 0 if llava.config.tie_word_embeddings else trained_in(llava.lm_head)  # or the embedding table has it
+    return Stage("logits", kept_bytes, 8 * config.vocab_size, trained=trained)
 
 
 def adapter_bytes(layer: nn.Module, s: int, mask: int) -> float:

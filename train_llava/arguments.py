@@ -1,15 +1,43 @@
 """The flags of `python -m train_llava.train`: ours, and all of transformers' TrainingArguments."""
 
+import json
+import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import HfArgumentParser, TrainingArguments
+from huggingface_hub import HfApi
+from transformers import HfArgumentParser, Trainer, TrainingArguments
+from transformers.integrations import get_reporting_integration_callbacks
 from transformers.utils import is_flash_attn_2_available, is_liger_kernel_available
 
 from train_llava.command import InputError
 
 MAX_BAD_IMAGES = 0.001  # the default of --max_bad_images
+# Flags of TrainingArguments that are refused, the value that is not, and why; tests/flag_classes.py has all flags
+REFUSED: dict[str, tuple[Any, str]] = {
+    "accelerator_config": (None, "the order of records is worked out for the defaults. Leave it out"),
+    "auto_find_batch_size": (False, "it would lower the batch in silence. The memory line says which batch fits"),
+    "batch_eval_metrics": (False, "the held-out loss is a mean over all records. Leave it out"),
+    "bf16_full_eval": (False, "it would round the weights that are saved. Use --bf16 true"),
+    "dataloader_in_order": (True, "a resumed run could not go on exactly. Leave it out"),
+    "do_predict": (False, "a training answers no questions. Use python -m train_llava.evaluate"),
+    "enable_jit_checkpoint": (False, "SIGTERM saves a checkpoint of the same step on all ranks anyway. Leave it out"),
+    "eval_do_concat_batches": (True, "the held-out loss is a mean over all records. Leave it out"),
+    "eval_use_gather_object": (False, "the held-out loss is gathered as numbers. Leave it out"),
+    "fp16_full_eval": (False, "it would round the weights that are saved. Use --fp16 true"),
+    "metric_for_best_model": (None, "the only metric is the held-out loss. Leave it out"),
+    "greater_is_better": (None, "the best model is the one with the least held-out loss. Leave it out"),
+    "ignore_data_skip": (False, "a resumed run would see its first records again. Leave it out"),
+    "include_for_metrics": ([], "the only metric is the held-out loss. Use python -m train_llava.evaluate"),
+    "include_num_input_tokens_seen": ("no", "padding would be counted as tokens. The log has tokens_per_second"),
+    "label_names": (None, "the labels are those of the collator. Leave it out"),
+    "length_column_name": ("length", "lengths are counted when the data is opened. Leave it out"),
+    "optim_target_modules": (None, "GaLore and APOLLO have not been tried here. Leave it out"),
+    "parallelism_config": (None, "records are shared out among all ranks. Use --deepspeed ds_configs/zero3.json"),
+    "remove_unused_columns": (False, "the collator needs every column. Leave it out"),
+}
 
 
 def flag(help: str, **kwargs) -> object:
@@ -67,6 +95,7 @@ class LlavaTrainingArguments(TrainingArguments):
     """transformers' own flags; these differ in their default or are new."""
 
     remove_unused_columns: bool = flag("the collator needs every column", default=False)
+    log_level_replica: str = flag("what ranks behind the first say", default="error")
     projector_learning_rate: float | None = flag("a rate of the projector's own", default=None)
     vision_learning_rate: float | None = flag("a rate of the vision tower's own, with --train_type none", default=None)
     logging_nan_inf_filter: bool = flag(
@@ -83,28 +112,92 @@ class LlavaTrainingArguments(TrainingArguments):
     overwrite_output_dir: bool = flag("replace the run that --output_dir holds instead of refusing", default=False)
 
 
+class FlagParser(HfArgumentParser):
+    """Says what is wrong with a command line in one sentence."""
+
+    def error(self, message: str) -> None:
+        """argparse's own would print every flag first."""
+        raise InputError(f"{message} (--help lists all flags)")
+
+    def parse(self) -> tuple[Any, ...]:
+        """An instance of each dataclass.
+
+        Raises:
+            InputError: a word is unknown, or a value refused, such as --tf32 true where no GPU has such units.
+        """
+        try:
+            *parsed, unknown = self.parse_args_into_dataclasses(return_remaining_strings=True)
+        except json.JSONDecodeError as error:
+            files = {word: Path(word).read_text() for word in sys.argv if Path(word).is_file()}
+            culprit = next((word for word in sys.argv if error.doc in (word, files.get(word))), "a flag")
+            raise InputError(f"{culprit}: not JSON ({error})") from error
+        except (ValueError, ImportError, OSError) as error:
+            raise InputError(str(error)) from error
+        if unknown:
+            raise InputError(f"not known: {' '.join(unknown)} (--help lists all flags)")
+        return (*parsed,)
+
+
 def parse_flags() -> tuple[ModelArguments, DataArguments, LlavaTrainingArguments]:
     """The command line's flags.
 
     Raises:
-        InputError: TrainingArguments refuses one, such as --tf32 true on a machine that has no such units.
+        InputError: see FlagParser.
     """
-    try:
-        return HfArgumentParser((ModelArguments, DataArguments, LlavaTrainingArguments)).parse_args_into_dataclasses()
-    except ValueError as error:
-        raise InputError(str(error)) from error
+    return FlagParser((ModelArguments, DataArguments, LlavaTrainingArguments)).parse()
 
 
-def check_flags(model_args: ModelArguments, args: LlavaTrainingArguments) -> None:
-    """Refuses flags that some other part would silently ignore.
+def check_flags(model_args: ModelArguments, data_args: DataArguments, args: LlavaTrainingArguments) -> None:
+    """Refuses flags that some other part would silently ignore or do wrong, before anything is loaded.
 
     Raises:
         InputError: names the flag.
     """
+    defaults = LlavaTrainingArguments(output_dir="", use_cpu=True)  # some are replaced when they are made
+    for name, (fine, reason) in REFUSED.items():
+        if getattr(args, name) not in (fine, getattr(defaults, name)) and not best_by_loss(name, args):
+            raise InputError(f"--{name} {getattr(args, name)}: {reason}.")
     check_lora(model_args)
     if args.fsdp and (args.use_cpu or not torch.cuda.is_available()):
         raise InputError("--fsdp: on a CPU accelerate trains with DDP instead. Try --deepspeed ds_configs/zero3.json.")
+    if args.deepspeed and args.save_only_model and args.load_best_model_at_end:
+        raise InputError("--save_only_model and --load_best_model_at_end: DeepSpeed needs its own files to load again.")
+    best = args.load_best_model_at_end or args.save_strategy == "best"
+    if (best or args.eval_on_start or args.eval_strategy != "no") and not data_args.eval_data_path:
+        flags = "--eval_strategy, --eval_on_start, --load_best_model_at_end and --save_strategy best"
+        raise InputError(f"{flags} need --eval_data_path.")
+    if args.save_strategy == "best" and not args.metric_for_best_model:
+        raise InputError("--save_strategy best: add --metric_for_best_model eval_loss.")
+    check_services(args)
     check_kernels(model_args, args)
+
+
+def best_by_loss(name: str, args: LlavaTrainingArguments) -> bool:
+    """Whether a flag says of the best model what is the case anyway."""
+    names = {"metric_for_best_model": ("loss", "eval_loss"), "greater_is_better": (False,)}
+    return getattr(args, name) in names.get(name, ())
+
+
+def check_services(args: LlavaTrainingArguments) -> None:
+    """Sees to it that reporters, optimizer and hub are there, which Trainer finds out only when weights are loaded.
+
+    Raises:
+        InputError: names the flag.
+    """
+    for name in args.report_to:
+        try:
+            [callback() for callback in get_reporting_integration_callbacks([name])]
+        except (ValueError, RuntimeError, ImportError) as error:
+            raise InputError(f"--report_to {name}: {error}") from error
+    try:
+        Trainer.get_optimizer_cls_and_kwargs(args)
+    except (ValueError, ImportError, RuntimeError) as error:
+        raise InputError(f"--optim {args.optim.value}: {error}") from error
+    if args.push_to_hub:
+        try:
+            HfApi(token=args.hub_token).whoami()
+        except (OSError, ValueError) as error:
+            raise InputError("--push_to_hub true: not logged in, or no network. Try hf auth login.") from error
 
 
 def check_lora(model_args: ModelArguments) -> None:
@@ -125,6 +218,8 @@ def check_kernels(model_args: ModelArguments, args: LlavaTrainingArguments) -> N
         InputError: names the flag, and what to install or to leave out.
     """
     gpu = torch.cuda.is_available() and not args.use_cpu
+    if args.fp16 and not gpu:
+        raise InputError("--fp16 true needs a GPU. On a CPU use --bf16 true or neither.")
     if model_args.attn_implementation == "flash_attention_2":
         if not (gpu and is_flash_attn_2_available()):
             need = "a GPU and pip install flash-attn --no-build-isolation"

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import HfArgumentParser, LlavaConfig
+from transformers import LlavaConfig
 
-from train_llava.arguments import DataArguments, ModelArguments, check_lora, flag
+from train_llava.arguments import DataArguments, FlagParser, ModelArguments, check_lora, flag
 from train_llava.build_model import load_tokenizer
 from train_llava.chat import ChatEncoder
 from train_llava.command import InputError, command
@@ -75,8 +75,8 @@ class EstimateArguments:
 @command
 def main() -> None:
     warnings.simplefilter("ignore", FutureWarning)  # of PEFT and transformers about each other's names
-    parser = HfArgumentParser((EstimateModel, EstimateData, EstimateArguments), description=__doc__)
-    model_args, data_args, args = parser.parse_args_into_dataclasses()
+    parser = FlagParser((EstimateModel, EstimateData, EstimateArguments), description=__doc__)
+    model_args, data_args, args = parser.parse()
     check_lora(model_args)
     if min(args.num_gpus, args.per_device_train_batch_size, data_args.tokens_per_sample or 1) < 1:
         raise InputError("--num_gpus, --per_device_train_batch_size and --tokens_per_sample start at 1.")

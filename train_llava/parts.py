@@ -34,6 +34,9 @@ def parts_table(model: nn.Module) -> str:
             count, trained, dtypes = parts.setdefault(part, [0, 0, set()])
             size = weights_in(parameter)
             parts[part] = [count + size, trained + size * parameter.requires_grad, dtypes | {str(parameter.dtype)[6:]}]
+    if llava_in(model).config.tie_word_embeddings:
+        table = llava_in(model).get_input_embeddings().weight
+        parts["head"] = [0, weights_in(table) * table.requires_grad, {"the embedding table, counted there"}]
     parts["together"] = parts.pop("together")  # to the end
     rows = [f"{'part':<15}{'parameters':>15}{'trained':>15}  dtype"]
     for part, (count, trained, dtypes) in parts.items():

@@ -27,6 +27,7 @@ def check_memory(step: Step, batch: Batch, sharing: Sharing, args: LlavaTraining
         InputError: weights, gradients and optimizer are too much; says the figures and what to lower.
     """
     free, checkpointing = free_memory(args), args.gradient_checkpointing
+    own = 0 if step.on_gpu else psutil.Process().memory_info().rss  # Python and its libraries, there already
     states = {
         "weights": sharing.of_weights(step.weights),
         "gradients": step.gradients(sharing),
@@ -49,7 +50,9 @@ def check_memory(step: Step, batch: Batch, sharing: Sharing, args: LlavaTraining
         with_it = step.largest_batch(each, sharing, True, free)
         advice += f", with --gradient_checkpointing true {with_it}"
     fits = "fits" if needed <= free else "will not fit"
-    return f"memory: {needed / 1e9:.3g} GB of {free / 1e9:.3g} GB free per rank ({parts}): {fits}; {advice}"
+    parts += f", the process itself {own / 1e9:.2g}" * bool(own)
+    sizes = f"{(needed + own) / 1e9:.3g} GB of {(free + own) / 1e9:.3g} GB free per rank"
+    return f"memory: {sizes} ({parts}): {fits}; {advice}"
 
 
 def free_memory(args: LlavaTrainingArguments) -> float:

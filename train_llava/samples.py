@@ -17,7 +17,7 @@ from train_llava.chat import IMAGE_TOKEN
 from train_llava.infer import Example, answers
 from train_llava.load import Model
 
-COUNT = 4  # the first records that have a picture: nobody chose them
+COUNT, LOOKED_AT = 4, 200  # the first records that have a picture: nobody chose them; a stream has no end
 TILE, CAPTION = 260, 140  # pixels: a picture's side, and the height of the text under it
 INK, RIGHT, WRONG = (90, 90, 90), (20, 110, 50), (190, 30, 30)
 
@@ -27,7 +27,13 @@ class SampleCaptions(TrainerCallback):
 
     def __init__(self, dataset: Iterable[dict[str, Any]], processor: LlavaProcessor, steps: int) -> None:
         self.processor, self.steps = processor, steps
-        self.examples = list(islice((example for example in dataset if example["images"]), COUNT))
+        looked_at: list[dict[str, Any]] = []
+        for example in islice(dataset, LOOKED_AT):
+            looked_at.append(example)
+            if sum(bool(one["images"]) for one in looked_at) == COUNT:
+                break
+        looked_at.sort(key=lambda example: not example["images"])  # text where there are no pictures
+        self.examples = looked_at[:COUNT]
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         # under ZeRO-3 every rank holds a part of the weights and must take part
@@ -94,7 +100,7 @@ def draw_sheet(rows: list[dict[str, Any]]) -> Image.Image:
     draw = ImageDraw.Draw(sheet)
     for i, row in enumerate(rows):
         x, y = gap + i % columns * (TILE + gap), gap + i // columns * (TILE + CAPTION)
-        image = row["image"]
+        image = row["image"] or Image.new("RGB", (TILE, TILE), "white")
         enlarge = Image.Resampling.NEAREST if max(image.size) < TILE else Image.Resampling.LANCZOS
         scale = TILE / max(image.size)
         sheet.paste(image.resize([max(1, round(side * scale)) for side in image.size], enlarge), (x, y))

@@ -42,7 +42,7 @@ from train_llava.workload import DEFAULT_TOKENS, Workload, longest_batch
 @command
 def main() -> None:
     model_args, data_args, args = parse_flags()
-    check_flags(model_args, args)
+    check_flags(model_args, data_args, args)
     checkpoint = checkpoint_to_resume(args)
     claim_output_dir(args, checkpoint)
 

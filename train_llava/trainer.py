@@ -48,7 +48,11 @@ class LlavaTrainer(Trainer):
         adapters = isinstance(self.model, PeftModel)
         state = self.accelerator.unwrap_model(model).state_dict(keep_vars=True)
         chosen = {name: value for name, value in state.items() if value.requires_grad or not adapters}
-        return {name: value.detach().to("cpu", copy=True) for name, value in chosen.items()}
+        copies: dict[int, torch.Tensor] = {}  # one of a head that is the embedding table
+        for value in chosen.values():
+            if id(value) not in copies:
+                copies[id(value)] = value.detach().to("cpu", copy=True)
+        return {name: copies[id(value)] for name, value in chosen.items()}
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, torch.Tensor], *args, **kwargs) -> Any:
         """Trainer's own, over the supervised tokens of the whole global batch; remembers what the log is to say."""

@@ -1,0 +1,156 @@
+"""Every flag of a training is classed, and does what its class says: beside plain transformers, or refused by name."""
+
+import dataclasses
+import json
+import re
+
+import pytest
+import torch
+from conftest import ROOT, call, run_module
+from flag_classes import EQUAL, NO_EFFECT, OURS, table
+from test_loss import trainer_of
+from transformers import Trainer
+
+from train_llava import train
+from train_llava.arguments import REFUSED, DataArguments, LlavaTrainingArguments, ModelArguments, check_flags
+from train_llava.command import InputError
+from train_llava.estimate import main as estimate
+from train_llava.trainer import LlavaTrainer
+
+FIELDS = {f.name for kind in (ModelArguments, DataArguments, LlavaTrainingArguments) for f in dataclasses.fields(kind)}
+BASE = {"max_steps": 3, "per_device_train_batch_size": 4, "logging_steps": 1, "learning_rate": 1e-3, "seed": 5}
+BASE |= {"train_sampling_strategy": "sequential"}
+
+
+def test_every_flag_is_in_one_class():
+    """So that a new version of transformers cannot bring one that nobody has looked at."""
+    classed = [*EQUAL, *OURS, *NO_EFFECT, *REFUSED]
+    assert sorted(classed) == sorted(set(classed))
+    assert set(classed) == FIELDS
+
+
+def test_the_table_in_the_docs():
+    assert table() in (ROOT / "docs" / "training.md").read_text()
+
+
+def test_the_tests_that_are_named_exist():
+    there = set(re.findall(r"^def (test_\w+)", "".join(p.read_text() for p in (ROOT / "tests").glob("*.py")), re.M))
+    assert set(OURS.values()) - {"gpu"} <= there
+
+
+def outcome(cls, llava, data, tmp_path, flags):
+    trainer = trainer_of(cls, llava, data, tmp_path, "freeze_vision", **{**BASE, **flags})
+    trainer.train()
+    losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
+    return losses, {name: value.clone() for name, value in trainer.model.state_dict().items()}
+
+
+@pytest.fixture(scope="module")
+def without(llava, data, tmp_path_factory):
+    return outcome(Trainer, llava, data, tmp_path_factory.mktemp("run"), {})
+
+
+@pytest.mark.parametrize("name", EQUAL)
+@pytest.mark.filterwarnings("ignore")
+def test_equal_to_plain_trainer(llava, data, tmp_path, without, name):
+    flags, seen = EQUAL[name]
+    try:
+        ours, theirs = (outcome(cls, llava, data, tmp_path, flags) for cls in (LlavaTrainer, Trainer))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    rounding = 2e-2 if "bf16" in flags else 1e-4
+    assert len(ours[0]) > 1 and ours[0] == pytest.approx(theirs[0], rel=rounding)
+    moved = max((theirs[1][key] - value).abs().max().item() for key, value in without[1].items())
+    assert (moved > 1e-5 or len(theirs[0]) != len(without[0])) == seen
+    for key, value in theirs[1].items():
+        # Adam divides by the gradient's size: where that is rounding, so is the step, at most one learning rate
+        torch.testing.assert_close(ours[1][key], value, rtol=1e-3, atol=3e-3 if "bf16" in flags else 1e-4, msg=key)
+
+
+OTHER = {  # a value that is not the one allowed
+    "accelerator_config": {"split_batches": True}, "include_for_metrics": ["loss"], "label_names": ["labels"],
+    "include_num_input_tokens_seen": "all", "length_column_name": "size", "metric_for_best_model": "bleu",
+    "optim_target_modules": ["q_proj"], "greater_is_better": True,
+}  # fmt: skip
+
+
+def refused(**flags):
+    given = {"output_dir": "x", "use_cpu": True, "report_to": "none", **flags}
+    check_flags(ModelArguments(""), DataArguments([]), LlavaTrainingArguments(**given))
+
+
+@pytest.mark.parametrize("name", sorted(set(REFUSED) - {"parallelism_config"}))
+def test_refused_by_name(name):
+    refused()
+    fine = REFUSED[name][0]
+    with pytest.raises(InputError, match=f"--{name} .*: .+\\.$"):
+        refused(**{name: OTHER.get(name, not fine)})
+
+
+def test_refused_parallelism():
+    args = LlavaTrainingArguments(output_dir="x", use_cpu=True, report_to="none")
+    args.parallelism_config = object()  # which transformers builds on machines with several GPUs alone
+    with pytest.raises(InputError, match="--parallelism_config"):
+        check_flags(ModelArguments(""), DataArguments([]), args)
+
+
+def test_what_is_the_case_anyway_may_be_said():
+    refused(metric_for_best_model="eval_loss", greater_is_better=False, include_for_metrics=[])
+
+
+def start(llava, data, output, *flags):
+    where = ("--model_name_or_path", llava, "--data_path", data, "--output_dir", output, "--use_cpu", "true")
+    return call(train.main, *where, "--max_steps", 2, *flags)
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (("--deepspeed", "gone.json"), "gone.json"),
+        (("--deepspeed", ROOT / "README.md"), "README"),
+        (("--deepspeed", ROOT / "ds_zero2.json", "--save_only_model", "true", "--load_best_model_at_end", "true",
+          "--eval_strategy", "steps", "--save_strategy", "steps"), "--save_only_model and --load_best_model_at_end"),
+        (("--report_to", "swanlab"), "--report_to swanlab"),
+        (("--report_to", "wandb"), "--report_to wandb"),
+        (("--report_to", "tensorbord"), "--report_to tensorbord"),
+        (("--optim", "lomo"), "--optim lomo"),
+        (("--optim", "adamw_torc"), "--optim"),
+        (("--eval_strategy", "steps"), "need --eval_data_path"),
+        (("--save_strategy", "best"), "--save_strategy best need --eval_data_path"),
+        (("--push_to_hub", "true"), "--push_to_hub"),
+        (("--learning_rate", "abc"), "--learning_rate.*: invalid float value: 'abc'"),
+        (("--learning_rat", "1", "--bogus", "1"), "not known: --bogus 1"),
+        (("--train_type", "lora"), "--train_type"),
+        (("--fp16", "true"), "fp16"),
+        (("--lr_scheduler_type", "cosin"), "lr_scheduler_type"),
+        (("--eval_delay", "x"), "--eval_delay"),
+    ],
+)  # fmt: skip
+def test_services_and_files_that_are_not_there(llava, data, tmp_path, flags, message, monkeypatch):
+    """One sentence and exit code 2, before any weight is loaded and before anything is written."""
+    monkeypatch.setattr(train, "load", lambda *args, **kwargs: pytest.fail("weights were loaded"))
+    done = start(llava, data, tmp_path / "run", *flags)
+    assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+    assert re.search(message, done.stderr) and done.stderr.strip().splitlines()[-1].startswith("error: ")
+    assert len(done.stderr.strip().splitlines()) < 4 and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("flags", [("--bogus", 1), ("--num_gpus", 2, 4, 8), ("--num_gpus", "two")])
+def test_the_estimate_says_what_it_does_not_know(llava, flags):
+    done = call(estimate, "--model_name_or_path", llava, *flags)
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1
+    assert str(flags[-1]) in done.stderr
+
+
+def test_a_text_stream_shows_samples(llava, tmp_path):
+    """An endless stream without a single picture."""
+    turns = [{"from": "human", "value": "How are you?"}, {"from": "gpt", "value": "Fine, thank you."}]
+    lines = [json.dumps({"id": str(i), "conversations": turns}) for i in range(6)]
+    (tmp_path / "talk.jsonl").write_text("\n".join(lines))
+    flags = ("--model_name_or_path", llava, "--data_path", tmp_path / "talk.jsonl", "--output_dir", tmp_path / "run")
+    flags += ("--streaming", "true", "--max_steps", 2, "--sample_steps", 1, "--use_cpu", "true", "--report_to", "none")
+    done = run_module("train_llava.train", *flags)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (
+        len(list((tmp_path / "run" / "samples").glob("*.png"))) == 2 and "(reference: Fine, thank you.)" in done.stdout
+    )
