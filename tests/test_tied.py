@@ -1,4 +1,4 @@
-"""Chat models whose head is their embedding table, as Qwen2.5-0.5B's and SmolLM2's: built, trained, saved once, resumed."""
+"""Chat models whose head is their embedding table, as Qwen2.5-0.5B's and SmolLM2's: trained, saved once, resumed."""
 
 import re
 import shutil

@@ -14,7 +14,7 @@ from train_llava.activations import Batch, trained_in
 from train_llava.arguments import LlavaTrainingArguments
 from train_llava.command import InputError
 from train_llava.memory import Sharing, Step, optimizer_bytes
-from train_llava.parts import weights_in
+from train_llava.parts import llava_in, weights_in
 
 
 def check_memory(step: Step, batch: Batch, sharing: Sharing, args: LlavaTrainingArguments) -> str:
@@ -99,7 +99,11 @@ def model_bytes(model: nn.Module) -> int:
 
 def checkpoint_bytes(model: nn.Module, deepspeed: bool, only_model: bool = False) -> int:
     """Bytes of one checkpoint: weights, and unless --save_only_model what the optimizer keeps; DeepSpeed writes the
-    weights once more."""
+    weights once more, and with adapters a head that is the embedding table, which it does not know to be frozen."""
     if only_model:
         return model_bytes(model)
-    return model_bytes(model) * (2 if deepspeed else 1) + optimizer_bytes(trained_in(model), deepspeed)
+    size = model_bytes(model) * (2 if deepspeed else 1) + optimizer_bytes(trained_in(model), deepspeed)
+    llava, head = llava_in(model), 0
+    if deepspeed and isinstance(model, PeftModel) and llava.config.tie_word_embeddings:
+        head = weights_in(llava.lm_head.weight) * llava.lm_head.weight.element_size()
+    return size + head
