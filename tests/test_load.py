@@ -172,3 +172,47 @@ def test_no_code_of_a_folder_runs(llava, tmp_path):
     with pytest.raises(OSError, match="not readable"):
         torch.load(folder / "pytorch_model.bin", weights_only=False)["lm_head.weight"].read()
     assert made.exists()  # the trap works
+
+
+# llava-hf/llava-1.5-7b-hf and llava-v1.6-mistral-7b-hf, in short: parts alone, and no text
+LLAVA_HF = {
+    "vicuna": (
+        "{% for message in messages %}"
+        "{% if message['role'] != 'system' %}{{ message['role'].upper() + ': ' }}{% endif %}"
+        "{% for part in message['content'] if part['type'] == 'image' %}{{ '<image>\n' }}{% endfor %}"
+        "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] + ' ' }}{% endfor %}"
+        "{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}",
+        "USER: <image>\nWhat? ASSISTANT:",
+        "USER: <image>\nWhat? ASSISTANT: A cat.<|im_end|>USER: Sure? ASSISTANT:",
+    ),
+    "mistral": (
+        "{% for message in messages %}{% if message['role'] == 'user' %}{{ '[INST] ' }}"
+        "{% for part in message['content'] %}{{ '<image>\n' if part['type'] == 'image' else part['text'] }}{% endfor %}"
+        "{{ ' [/INST]' }}{% else %}{{ ' ' + message['content'][0].text + '<|im_end|>' }}{% endif %}{% endfor %}",
+        "[INST] <image>\nWhat? [/INST]",
+        "[INST] <image>\nWhat? [/INST] A cat.<|im_end|>[INST] Sure? [/INST]",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", LLAVA_HF)
+def test_folders_of_llava_hf(llava, tmp_path, kind):
+    """Their templates read lists of parts, and LLaVA-1.5's ends no answer; asked as plain transformers asks them."""
+    template, once, twice = LLAVA_HF[kind]
+    shutil.copytree(llava, tmp_path / "hf")
+    (tmp_path / "hf" / "chat_template.jinja").write_text(template)
+    plain, processor = (
+        LlavaForConditionalGeneration.from_pretrained(llava),
+        AutoProcessor.from_pretrained(tmp_path / "hf"),
+    )
+    content = [{"type": "image"}, {"type": "text", "text": "What?"}]
+    messages = [{"role": "user", "content": content}]
+    assert processor.apply_chat_template(messages, add_generation_prompt=True).strip() == once
+    model, ours = load(tmp_path / "hf")
+    more = [{"role": "assistant", "content": "A cat."}, {"role": "user", "content": "Sure?"}]
+    for asked, text in ((messages, once), (messages + more, twice)):
+        assert ours.apply_chat_template(asked, add_generation_prompt=True) == text
+    inputs = processor(images=PICTURE, text=once, return_tensors="pt")
+    ids = plain.generate(**inputs, max_new_tokens=8, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    said = processor.decode(ids, skip_special_tokens=True).strip()
+    assert generate(model, ours, [ask("What?", [PICTURE])], max_new_tokens=8) == [said]

@@ -60,7 +60,11 @@ class ChatTemplate:
         self.tokenizer = tokenizer
         special = (str(token) for token in tokenizer.added_tokens_decoder.values() if token.special)
         self.special = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))))
-        self.text = text
+        self.text, self.parts = text, False
+        try:
+            self._texts(["user"], True)
+        except InputError:
+            self.parts = True  # as llava-hf's, which read a list of parts and no text
         switches = [] if text.endswith(WRITTEN_OUT) else sorted({*SWITCH.findall(text)})
         off = "".join(f"{{%- set {name} = false -%}}" for name in switches)
         if not text.startswith(off):
@@ -71,11 +75,11 @@ class ChatTemplate:
                 self.text = text  # there are templates that are right only with the switch left alone
         self.outline(["user", "assistant"])
         try:
-            if CHANGING.search(self.text):
-                raise InputError("it writes the day's date")
+            if CHANGING.search(self.text) or self.parts:
+                raise InputError("it writes the day's date, or does not read text")
             self._check()
         except InputError:
-            self.text = self.write_out()
+            self.text, self.parts = self.write_out(), False
             self._check()
         self.thoughtless = bool(THOUGHT.search(self.outline(["user"], True)[-1]))
 
@@ -86,6 +90,8 @@ class ChatTemplate:
             InputError: the template refuses it, fails, or does not end.
         """
         options = {"chat_template": self.text, "tokenize": False, "add_generation_prompt": add_generation_prompt}
+        if self.parts:
+            messages = [{**each, "content": [{"type": "text", "text": each["content"]}]} for each in messages]
         try:
             with time_limit(SECONDS):
                 return self.tokenizer.apply_chat_template(messages, **options)
@@ -155,6 +161,8 @@ class ChatTemplate:
         What stands before a message depends on the role of the message before it, and on nothing else. Where the last
         answer of a conversation has no end, or one of its own, it gets the token that ends an answer in the middle.
 
+        LLaVA-1.5 was taught to end its answers, and llava-hf's template leaves that out: so the tokenizer's end it is.
+
         Raises:
             InputError: no special token ends an answer in the middle, or only one that begins messages, too.
         """
@@ -163,6 +171,9 @@ class ChatTemplate:
         openings["assistant user"] = self._texts(["user", "assistant", "user"], True)[2]
         if self.takes_system():
             openings["first system"], openings["system user"], *_ = self.outline(["system", "user"], True)
+        if self.parts and not self.special.match(openings["assistant user"]):
+            end = str(self.tokenizer.eos_token)
+            openings["assistant user"] = end + openings["assistant user"].lstrip()
         token = self.end_of_turn(openings["assistant user"])
         if token in self.special.findall(openings.get("first system", first)):
             raise InputError("no special token ends an answer")
