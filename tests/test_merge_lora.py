@@ -144,6 +144,9 @@ KINDS = {
     "a head": {"modules_to_save": ["lm_head", "multi_modal_projector"]},
     "embeddings": {"target_modules": ["embed_tokens", "q_proj", "fc1"]},
     "all linear": {"target_modules": "all-linear"},
+    "embeddings, DoRA": {"target_modules": ["embed_tokens", "v_proj"], "use_dora": True},
+    "a convolution": {"target_modules": ["patch_embedding", "v_proj"]},
+    "biases of the adapters": {"target_modules": ["fc1", "out_proj"], "lora_bias": True},
 }
 
 
@@ -156,7 +159,11 @@ def test_adapters_of_others(llava, tmp_path, kind):
     settings = LoraConfig(**common | KINDS[kind])
     model = get_peft_model(LlavaForConditionalGeneration.from_pretrained(llava), settings)
     for name, parameter in model.named_parameters():
-        if "modules_to_save" in name or (parameter.requires_grad and "bias" in name):
+        if (
+            "modules_to_save" in name
+            or (parameter.requires_grad and "bias" in name)
+            or ("lora_B" in name and name.endswith("bias"))
+        ):
             torch.nn.init.normal_(parameter)
         elif "magnitude" in name:
             parameter.data *= 1 + torch.rand_like(parameter)
@@ -178,6 +185,15 @@ def test_what_is_no_lora(llava, tmp_path):
     get_peft_model(LlavaForConditionalGeneration.from_pretrained(llava), settings).save_pretrained(tmp_path / "ia3")
     done = call(main, "--adapter_name_or_path", tmp_path / "ia3", "--output_dir", tmp_path / "merged")
     assert done.returncode == 2 and "an adapter of the type IA3" in done.stderr and not (tmp_path / "merged").exists()
+
+
+def test_what_changes_its_base(llava, adapter, tmp_path):
+    """PiSSA's adapter is a part of the weights themselves."""
+    changed(
+        adapter_copy := shutil.copytree(adapter, tmp_path / "pissa") / "adapter_config.json", init_lora_weights="pissa"
+    )
+    done = call(main, "--adapter_name_or_path", adapter_copy.parent, "--output_dir", tmp_path / "merged")
+    assert done.returncode == 2 and "'pissa' changes the base" in done.stderr and not (tmp_path / "merged").exists()
 
 
 def test_refusals(llava, adapter, tmp_path):

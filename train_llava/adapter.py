@@ -51,6 +51,8 @@ def with_adapter(model: LlavaForConditionalGeneration, folder: Path) -> PeftMode
     """
     tensors, config = read_adapter(folder), PeftConfig.from_pretrained(folder)
     check_finite(tensors.items())
+    if config.is_prompt_learning:
+        raise ValueError(f"{config.peft_type.value}: not an adapter of layers, but tokens before the prompt")
     written = names_in(tensors)
     translate(config, {name: written(name) for name, _ in model.named_modules()})
     config.base_model_name_or_path, config.inference_mode = model.name_or_path, True

@@ -15,10 +15,10 @@ from huggingface_hub import HfApi
 
 from train_llava.build_model import save_llava
 from train_llava.check_build import GREY, QUESTION, check_answers, check_weights
-from train_llava.check_merge import check_merge
+from train_llava.check_merge import check_merge, check_mergeable
 from train_llava.command import InputError, command
 from train_llava.infer import ask, collator_of, generate
-from train_llava.load import base_of, fetch, load, read_json
+from train_llava.load import base_of, fetch, load
 from train_llava.model_card import merged_card
 from train_llava.new_folder import check_output_dir, new_folder
 
@@ -35,16 +35,18 @@ def main() -> None:
 
     check_output_dir(args.output_dir, args.overwrite)
     adapter = fetch(args.adapter_name_or_path)
-    if (kind := read_json(adapter, "adapter_config.json").get("peft_type")) != "LORA":
-        raise InputError(f"{adapter}: an adapter of the type {kind}, which is not merged here. LoRA adapters are.")
     base = args.model_name_or_path or base_of(adapter)
+    check_mergeable(adapter, fetch(base))
     try:  # before the work, as this is where a missing login shows
         page = args.push_to_hub and HfApi().create_repo(args.push_to_hub, exist_ok=True)
     except (OSError, ValueError) as error:
         raise InputError(f"--push_to_hub {args.push_to_hub}: {error}") from error
     model, processor = load(base, adapter)
     before = generate(model, processor, [ask(QUESTION, [GREY])], max_new_tokens=8)[0]
-    merged = model.merge_and_unload(safe_merge=True).cpu()  # beside the files it is compared with
+    try:
+        merged = model.merge_and_unload(safe_merge=True).cpu()  # beside the files it is compared with
+    except (ValueError, RuntimeError) as error:  # such as a sum beyond fp16
+        raise InputError(f"{adapter}: cannot be merged ({error}).") from error
     if merged.generation_config.eos_token_id is None:  # of a base saved by transformers 4: it would not stop
         merged.generation_config.eos_token_id = collator_of(processor).encoder.end_of_turn_id
     with new_folder(args.output_dir, args.overwrite) as folder:  # in its place only when all checks have passed
