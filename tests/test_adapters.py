@@ -4,20 +4,25 @@ The references are the logits of the old versions themselves, and plain PEFT.
 """
 
 import json
+import re
 import shutil
 
 import pytest
 import torch
 from conftest import ROOT, call
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import IA3Config, LoraConfig, PeftModel, PromptTuningConfig, VeraConfig, get_peft_model
+from PIL import Image
 from safetensors.torch import load_file, save_file
-from test_load import changed
-from transformers import LlavaForConditionalGeneration
+from test_load import changed, equal
+from test_loss import trainer_of
+from transformers import AutoModelForCausalLM, AutoProcessor, LlavaForConditionalGeneration
 
 from train_llava import evaluate, infer, merge_lora
 from train_llava.adapter import RECORD
+from train_llava.check_merge import check_merge
 from train_llava.command import InputError
 from train_llava.load import load
+from train_llava.trainer import LlavaTrainer
 
 VERSIONS = ("4.41.2", "4.53")
 
@@ -86,6 +91,38 @@ def test_pickled_weights(old):
     assert_same(logits(load(base, adapter, dtype=torch.float32)[0], asked), answers["adapter"])
 
 
+@pytest.mark.parametrize("old", ["4.41.2"], indirect=True)
+@pytest.mark.parametrize("form", ["safetensors", "bin", "shards", "shards of bin"])
+def test_every_form_of_a_whole_model(old, form):
+    """Beside what Trainer leaves in its checkpoints; without a shard, a sentence."""
+    base, adapter, asked, answers = old
+    torch.save({"learning_rate": 1}, base / "training_args.bin")
+    weights = load_file(base / "model.safetensors")
+    (base / "model.safetensors").unlink()
+    weights["vision_tower.vision_model.embeddings.position_ids"] = torch.arange(5)[None]
+    weights["language_model.model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
+    kind, save = ("pytorch_model.bin", torch.save) if "bin" in form else ("model.safetensors", save_safe)
+    stem, end = kind.split(".")
+    parts = [kind] if "shards" not in form else [f"{stem}-0000{i}-of-00002.{end}" for i in (1, 2)]
+    names = [[*weights][i :: len(parts)] for i in range(len(parts))]
+    for part, own in zip(parts, names, strict=True):
+        save({name: weights[name].clone() for name in own}, base / part)
+    if len(parts) > 1:
+        where = {name: part for part, own in zip(parts, names, strict=True) for name in own}
+        (base / f"{kind}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    model, _ = load(base, adapter, dtype=torch.float32)
+    assert_same(logits(model, asked), answers["adapter"])
+    if form == "bin":  # a pickle cannot be mapped away from under the check
+        assert check_merge(model.merge_and_unload(), base, adapter) == 17
+    (base / parts[-1]).unlink()
+    with pytest.raises(InputError, match=str(base)):
+        load(base)
+
+
+def save_safe(tensors, path):
+    save_file(tensors, path, {"format": "pt"})
+
+
 @pytest.fixture
 def adapter(llava, tmp_path):
     torch.manual_seed(0)
@@ -147,6 +184,111 @@ def test_configs_that_are_none(llava, adapter, tmp_path):
         (adapter / "adapter_config.json").write_text(text)
         done = call(infer.main, "--model_name_or_path", adapter, "--prompt", "What?")
         assert done.returncode == 2 and "Traceback" not in done.stderr, text
+
+
+def test_adapters_of_other_models(llava, old_qwen, adapter, tmp_path):
+    """One of a text-only model, one of a wider LLaVA's projector, one without weights, and other kinds of PEFT."""
+    text = tmp_path / "text"
+    get_peft_model(
+        AutoModelForCausalLM.from_pretrained(old_qwen), LoraConfig(target_modules=["q_proj"])
+    ).save_pretrained(text)
+    with pytest.raises(InputError, match="a 'qwen2' model, not a LLaVA"):
+        load(text)
+    with pytest.raises(InputError, match=r"4 tensors fit nowhere into its base.*model\.layers\.0\.self_attn\.q_proj"):
+        load(llava, text)
+    wide = LlavaForConditionalGeneration.from_pretrained(llava).config
+    wide.text_config.hidden_size = 64
+    settings = LoraConfig(target_modules=["q_proj"])
+    get_peft_model(LlavaForConditionalGeneration(wide), settings).save_pretrained(tmp_path / "wide")
+    with pytest.raises(InputError, match="4 tensors are of another shape than in its base"):
+        load(llava, tmp_path / "wide")
+    (adapter / "adapter_model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"no adapter_model\.safetensors here"):
+        load(llava, adapter)
+
+
+KINDS = {
+    "IA3": IA3Config(target_modules=["q_proj", "down_proj"], feedforward_modules=["down_proj"]),
+    "VeRA": VeraConfig(target_modules=["up_proj"]),  # whose shared matrices belong to no layer
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_kinds_of_peft(llava, tmp_path, kind):
+    torch.manual_seed(0)
+    model = get_peft_model(LlavaForConditionalGeneration.from_pretrained(llava), KINDS[kind])
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter)
+    model.save_pretrained(tmp_path / "adapter")
+    plain = PeftModel.from_pretrained(LlavaForConditionalGeneration.from_pretrained(llava), tmp_path / "adapter")
+    assert equal(load(llava, tmp_path / "adapter")[0], plain) and equal(model, plain)
+
+
+def test_tokens_before_the_prompt_are_refused(llava, tmp_path):
+    size = {"token_dim": 48, "num_layers": 2, "num_attention_heads": 4}
+    settings = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3, **size)
+    get_peft_model(LlavaForConditionalGeneration.from_pretrained(llava), settings).save_pretrained(tmp_path / "prompt")
+    done = call(infer.main, "--model_name_or_path", tmp_path / "prompt", "--prompt", "What?")
+    assert done.returncode == 2 and "PROMPT_TUNING: not an adapter of layers" in done.stderr
+
+
+def test_weights_without_a_place(llava, tmp_path):
+    """Tensors of a whole model that its config knows nothing of, or of another shape than it says."""
+    shutil.copytree(llava, tmp_path / "llava")
+    weights = load_file(llava / "model.safetensors")
+    name = next(name for name in weights if name.endswith("o_proj.weight"))
+    for spoilt, message in (
+        ({name.replace("weight", "bias"): torch.ones(48)}, r"1 weights fit nowhere, such as .*o_proj\.bias"),
+        ({name: torch.ones(48, 12)}, r"cannot be loaded"),
+    ):
+        save_safe({**weights, **spoilt}, tmp_path / "llava" / "model.safetensors")
+        done = call(infer.main, "--model_name_or_path", tmp_path / "llava", "--prompt", "What?")
+        assert done.returncode == 2 and re.search(message, done.stderr) and "Traceback" not in done.stderr
+    changed(tmp_path / "llava" / "config.json", text_config=None, vision_config=None)
+    with pytest.raises(InputError, match="in the form of the repository haotian-liu/LLaVA"):
+        load(tmp_path / "llava")
+
+
+def test_a_processor_beside_an_adapter(llava, adapter):
+    """As transformers 4.44 left it there: what it does not say is in the base's config."""
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(llava / name, adapter)
+    content = json.loads((llava / "processor_config.json").read_text())
+    (adapter / "preprocessor_config.json").write_text(json.dumps(content["image_processor"]))
+    old = {"processor_class": "LlavaProcessor", "image_token": "<image>", "patch_size": None}
+    (adapter / "processor_config.json").write_text(json.dumps(old | {"vision_feature_select_strategy": None}))
+    ours, plain = load(llava, adapter)[1], AutoProcessor.from_pretrained(llava)
+    picture = Image.new("RGB", (30, 20))
+    assert ours(images=picture, text="<image> a").input_ids == plain(images=picture, text="<image> a").input_ids
+
+
+def test_resuming(llava, data, tmp_path):
+    """A training goes on from its adapter, and not from a part of it, nor on another base."""
+    flags = {"max_steps": 2, "per_device_train_batch_size": 4, "save_strategy": "steps", "save_steps": 1}
+    trainer_of(LlavaTrainer, llava, data, tmp_path, "use_lora", **flags).train()
+    checkpoint = tmp_path / "checkpoint-1"
+
+    def resume(base):
+        trainer = trainer_of(LlavaTrainer, base, data, tmp_path / "again", "use_lora", **flags)
+        trainer.train(resume_from_checkpoint=str(checkpoint))
+
+    resume(llava)
+    again, first = (
+        load_file(folder / "checkpoint-2" / "adapter_model.safetensors") for folder in (tmp_path / "again", tmp_path)
+    )
+    assert again.keys() == first.keys() and all(torch.equal(again[name], first[name]) for name in first)
+    other = tmp_path / "other"
+    shutil.copytree(llava, other)
+    weights = load_file(llava / "model.safetensors")
+    save_safe({name: value * 1.01 for name, value in weights.items()}, other / "model.safetensors")
+    with pytest.raises(InputError, match=f"trained on {llava}, whose weights were not those of {other}"):
+        resume(other)
+    tensors = load_file(checkpoint / "adapter_model.safetensors")
+    tensors.popitem()
+    save_safe(tensors, checkpoint / "adapter_model.safetensors")
+    with pytest.raises(InputError, match=r"--resume_from_checkpoint .*1 tensors of .* are missing"):
+        resume(llava)
 
 
 def test_a_base_that_has_changed(runs, llava, tmp_path):

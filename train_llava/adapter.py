@@ -28,6 +28,7 @@ from peft import (
 # PEFT's own rules of what a name in a config means; it has no other door to them
 from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils.other import get_pattern_key
+from safetensors import SafetensorError
 from transformers import LlavaForConditionalGeneration
 
 from train_llava.command import InputError
@@ -39,39 +40,54 @@ Names = Callable[[str], str]
 
 
 def read_adapter(folder: Path) -> dict[str, torch.Tensor]:
-    """The tensors of an adapter, by the names in its file."""
-    return load_peft_weights(str(folder), device="cpu")  # of pickles the weights alone
+    """The tensors of an adapter, by the names in its file.
+
+    Raises:
+        ValueError: some hold NaN or infinite values.
+    """
+    tensors = load_peft_weights(str(folder), device="cpu")  # of pickles the weights alone
+    check_finite(tensors.items())
+    return tensors
 
 
 def with_adapter(model: LlavaForConditionalGeneration, folder: Path) -> PeftModel:
     """The model with the adapter put on, as PEFT itself would, but with nothing left out and nothing left over.
 
     Raises:
-        ValueError: the file lacks tensors, has some that fit nowhere, or some of other shapes, or not finite.
+        ValueError: an adapter of another kind, a damaged one, or one of another model.
     """
     tensors, config = read_adapter(folder), PeftConfig.from_pretrained(folder)
-    check_finite(tensors.items())
     if config.is_prompt_learning:
         raise ValueError(f"{config.peft_type.value}: not an adapter of layers, but tokens before the prompt")
     written = names_in(tensors)
     translate(config, {name: written(name) for name, _ in model.named_modules()})
     config.base_model_name_or_path, config.inference_mode = model.name_or_path, True
     model = get_peft_model(model, config)
-    own = get_peft_model_state_dict(model, save_embedding_layers=False)
-    places = {**model.state_dict(), **own}  # PEFT saves embeddings with another number of rows beside the adapter
-    ours = {BEFORE + written(name.removeprefix(BEFORE)): name for name in places}
-    lacking = sorted(own.keys() - {ours.get(name) for name in tensors})
-    left = [name for name in tensors if name not in ours]
-    other = [name for name in tensors if name in ours and tensors[name].shape != places[ours[name]].shape]
+    set_peft_model_state_dict(model, fit(tensors, model))
+    return model
+
+
+def fit(tensors: dict[str, torch.Tensor], model: PeftModel) -> dict[str, torch.Tensor]:
+    """An adapter's tensors by the names that they have in a model with such an adapter.
+
+    Raises:
+        ValueError: some are missing, some have no place there, or one of another shape; says how many, and names one.
+    """
+    written, state = names_in(tensors), model.state_dict(keep_vars=True)
+    own = get_peft_model_state_dict(model, state, save_embedding_layers=False)
+    places = {**state, **own}  # into the base go embeddings, which PEFT saves beside some adapters
+    ours = {written(name): name for name in places}
+    found = {ours[name]: value for name, value in tensors.items() if name in ours}
+    # ZeRO-3 leaves a rank only its share of a tensor
+    other = [name for name in found if found[name].shape != getattr(places[name], "ds_shape", places[name].shape)]
     for names, problem in (
-        (left, "fit nowhere into its base, which is of another architecture"),
-        (lacking, f"of {len(own)} are missing: the file is damaged or of another adapter"),
+        (sorted(tensors.keys() - ours), "fit nowhere into its base, which is of another architecture"),
+        (sorted(own.keys() - found), f"of {len(own)} are missing; the file is damaged or of another adapter"),
         (other, "are of another shape than in its base"),
     ):
         if names:
             raise ValueError(f"{len(names)} tensors {problem}, such as {names[0]}")
-    set_peft_model_state_dict(model, {ours[name]: value for name, value in tensors.items()})
-    return model
+    return found
 
 
 def names_in(tensors: Iterable[str]) -> Names:
@@ -81,12 +97,13 @@ def names_in(tensors: Iterable[str]) -> Names:
     nested = old or any("vision_tower.vision_model." in name for name in names)
 
     def written(name: str) -> str:
+        before, name = BEFORE * name.startswith(BEFORE), name.removeprefix(BEFORE)
         name = re.sub(r"(vision_tower\.)(vision_model\.)?", r"\1vision_model." if nested else r"\1", name)
         if old:
             name = re.sub(r"^model\.language_model(?=\.|$)", "language_model.model", name)
             name = re.sub(r"^model\.(?=vision_tower|multi_modal_projector)", "", name)
             name = re.sub(r"^lm_head", "language_model.lm_head", name)
-        return name
+        return before + name
 
     return written
 
@@ -115,6 +132,19 @@ def record_base(adapter: Path, model: PeftModel) -> None:
     if print_of_base := getattr(base, "fingerprint", None):
         content = {"base_model_name_or_path": base.name_or_path, "fingerprint": print_of_base}
         (adapter / RECORD).write_text(json.dumps(content, indent=2) + "\n")
+
+
+def check_resumable_adapter(checkpoint: Path, model: PeftModel) -> None:
+    """Sees to it that a training goes on where it was: PEFT would go on with whatever it finds.
+
+    Raises:
+        InputError: the checkpoint's adapter is damaged, or of another model.
+    """
+    check_base(checkpoint, model.get_base_model())
+    try:
+        fit(read_adapter(checkpoint), model)
+    except (ValueError, OSError, SafetensorError) as error:
+        raise InputError(f"--resume_from_checkpoint {checkpoint}: cannot be gone on with ({error}).") from error
 
 
 def check_base(adapter: Path, model: LlavaForConditionalGeneration) -> None:

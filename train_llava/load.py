@@ -62,7 +62,7 @@ def load(
         raise InputError(f"{folder}: a LLaVA in the form of the repository haotian-liu/LLaVA. {hint}.")
     if in_4bit and not is_bitsandbytes_available():
         raise InputError("--load_in_4bit needs bitsandbytes: pip install bitsandbytes")
-    processor = load_processor(adapter if adapter and list(adapter.glob("processor_config.json")) else folder)
+    processor = load_processor(adapter if adapter and list(adapter.glob("processor_config.json")) else folder, folder)
     try:
         model = load_weights(folder, dtype, in_4bit, attn_implementation)
         # an adapter trained on this model records its name, and must find its base from anywhere
@@ -142,8 +142,9 @@ def four_bit(dtype: torch.dtype | str) -> BitsAndBytesConfig:
     )
 
 
-def load_processor(model_name_or_path: Name) -> LlavaProcessor:
-    """The processor alone, without any weights. What older versions of transformers left out of it is filled in.
+def load_processor(model_name_or_path: Name, model_folder: Path | None = None) -> LlavaProcessor:
+    """The processor alone, without any weights. What older versions of transformers left out of it is filled in, from
+    the config of the model; that of an adapter is in another folder.
 
     Raises:
         InputError: no processor there, or none with a chat template.
@@ -155,8 +156,8 @@ def load_processor(model_name_or_path: Name) -> LlavaProcessor:
         processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise InputError(f"{folder}: its processor cannot be loaded ({error}).") from error
-    if (folder / "config.json").is_file():
-        config = LlavaConfig.from_pretrained(folder)
+    if ((model_folder or folder) / "config.json").is_file():
+        config = LlavaConfig.from_pretrained(model_folder or folder)
         processor.patch_size = config.vision_config.patch_size
         processor.vision_feature_select_strategy = config.vision_feature_select_strategy
         processor.num_additional_image_tokens = int(config.vision_config.model_type == "clip_vision_model")  # its CLS

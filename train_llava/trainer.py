@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import EvalPrediction, Trainer
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from train_llava.adapter import record_base
+from train_llava.adapter import check_resumable_adapter, record_base
 from train_llava.callbacks import Meter
 from train_llava.command import InputError
 from train_llava.data import LlavaDataset
@@ -53,6 +53,16 @@ class LlavaTrainer(Trainer):
             if id(value) not in copies:
                 copies[id(value)] = value.detach().to("cpu", copy=True)
         return {name: copies[id(value)] for name, value in chosen.items()}
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs) -> Any:
+        """Trainer's own, from a checkpoint only if its adapter is whole and belongs to this base.
+
+        Raises:
+            InputError: see `check_resumable_adapter`.
+        """
+        if resume_from_checkpoint and isinstance(self.model, PeftModel):
+            check_resumable_adapter(Path(resume_from_checkpoint), self.model)
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, torch.Tensor], *args, **kwargs) -> Any:
         """Trainer's own, over the supervised tokens of the whole global batch; remembers what the log is to say."""
