@@ -98,6 +98,16 @@ def test_what_is_the_case_anyway_may_be_said():
     refused(metric_for_best_model="eval_loss", greater_is_better=False, include_for_metrics=[])
 
 
+def test_what_nobody_would_read(llava, data, tmp_path):
+    """Weights of sources in an order that takes each record once; an optimizer in DeepSpeed's JSON."""
+    done = start(llava, f"{data}:2.0", tmp_path / "run", "--train_sampling_strategy", "sequential")
+    assert done.returncode == 2 and "leave out the weights" in done.stderr
+    config = json.loads((ROOT / "ds_zero2.json").read_text()) | {"optimizer": {"type": "AdamW", "params": {"lr": 1}}}
+    (tmp_path / "ds.json").write_text(json.dumps(config))
+    done = start(llava, data, tmp_path / "run", "--deepspeed", tmp_path / "ds.json")
+    assert done.returncode == 2 and "leave optimizer and scheduler out" in done.stderr
+
+
 def start(llava, data, output, *flags):
     where = ("--model_name_or_path", llava, "--data_path", data, "--output_dir", output, "--use_cpu", "true")
     return call(train.main, *where, "--max_steps", 2, *flags)
@@ -110,6 +120,7 @@ def start(llava, data, output, *flags):
         (("--deepspeed", ROOT / "README.md"), "README"),
         (("--deepspeed", ROOT / "ds_zero2.json", "--save_only_model", "true", "--load_best_model_at_end", "true",
           "--eval_strategy", "steps", "--save_strategy", "steps"), "--save_only_model and --load_best_model_at_end"),
+        (("--streaming", "true", "--train_sampling_strategy", "sequential"), "--train_sampling_strategy"),
         (("--report_to", "swanlab"), "--report_to swanlab"),
         (("--report_to", "wandb"), "--report_to wandb"),
         (("--report_to", "tensorbord"), "--report_to tensorbord"),

@@ -160,6 +160,14 @@ def check_flags(model_args: ModelArguments, data_args: DataArguments, args: Llav
     check_lora(model_args)
     if args.fsdp and (args.use_cpu or not torch.cuda.is_available()):
         raise InputError("--fsdp: on a CPU accelerate trains with DDP instead. Try --deepspeed ds_configs/zero3.json.")
+    if args.n_gpu > 1:
+        raise InputError(
+            f"{args.n_gpu} GPUs in one process: start a process for each with bash run_zero2.sh or torchrun."
+        )
+    if args.deepspeed and {"optimizer", "scheduler"} & {*args.hf_deepspeed_config.config}:
+        raise InputError(f"--deepspeed {args.deepspeed}: leave optimizer and scheduler out of it, they are flags here.")
+    if data_args.streaming and args.train_sampling_strategy != "random":
+        raise InputError("--train_sampling_strategy: a stream comes in the order of its shuffled files. Leave it out.")
     if args.deepspeed and args.save_only_model and args.load_best_model_at_end:
         raise InputError("--save_only_model and --load_best_model_at_end: DeepSpeed needs its own files to load again.")
     best = args.load_best_model_at_end or args.save_strategy == "best"

@@ -134,6 +134,8 @@ def open_data(data_args: DataArguments, args: LlavaTrainingArguments, encoder: C
         if not data_args.streaming:
             dataset = LlavaDataset(data_args.data_path, **options)
             dropped = dataset.fit(encoder, args.dataloader_num_workers or 1)
+            if args.train_sampling_strategy == "sequential" and {source.weight for source in dataset.sources} != {1}:
+                raise InputError("--train_sampling_strategy sequential reads every record once: leave out the weights.")
             if args.process_index == 0:
                 print(f"{dataset.summary()}{f', {dropped:,} too long and left out' * bool(dropped)}", flush=True)
             return dataset, held_out
@@ -141,7 +143,8 @@ def open_data(data_args: DataArguments, args: LlavaTrainingArguments, encoder: C
         raise InputError("--streaming true: the stream has no end; say with --max_steps how long to train.")
     args.accelerator_config.dispatch_batches = False  # every rank reads its own files
     bad_pictures.limit(args.max_steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size)
-    return open_stream(data_args.data_path, encoder, args.seed, **options), held_out
+    seed = args.seed if args.data_seed is None else args.data_seed
+    return open_stream(data_args.data_path, encoder, seed, **options), held_out
 
 
 def compile_layers(model: nn.Module, args: LlavaTrainingArguments) -> None:
