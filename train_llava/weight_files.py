@@ -68,7 +68,7 @@ def fingerprint(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
     digests = set()  # so that a tied head counts once, whether it is in the file or not
     for name, value in tensors:
         if value.is_floating_point() and not UNREAD.search(name):
-            flat, middle = value.reshape(-1), value.numel() // 2
+            flat, middle = value.detach().reshape(-1), value.numel() // 2
             parts = [flat[:SAMPLE], flat[middle : middle + SAMPLE], flat[-SAMPLE:]]
             shape = str(tuple(value.shape)).encode()
             digests.add(hashlib.sha256(shape + torch.cat(parts).float().numpy().tobytes()).hexdigest())
