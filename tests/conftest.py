@@ -201,6 +201,10 @@ def run_module(module, *arguments, **environment):
 
 @pytest.fixture(scope="session")
 def runs(llava, data, tmp_path_factory):
+    return runs_of(llava, data, tmp_path_factory)
+
+
+def runs_of(llava, data, tmp_path_factory):
     """One run of the script per train_type, made when first asked for."""
     from training import zero2  # which imports this file
 

@@ -14,15 +14,12 @@ from peft import IA3Config, LoraConfig, PeftModel, PromptTuningConfig, VeraConfi
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from test_load import changed, equal
-from test_loss import trainer_of
 from transformers import AutoModelForCausalLM, AutoProcessor, LlavaForConditionalGeneration
 
 from train_llava import evaluate, infer, merge_lora
-from train_llava.adapter import RECORD
 from train_llava.check_merge import check_merge
 from train_llava.command import InputError
 from train_llava.load import load
-from train_llava.trainer import LlavaTrainer
 
 VERSIONS = ("4.41.2", "4.53")
 
@@ -261,56 +258,3 @@ def test_a_processor_beside_an_adapter(llava, adapter):
     ours, plain = load(llava, adapter)[1], AutoProcessor.from_pretrained(llava)
     picture = Image.new("RGB", (30, 20))
     assert ours(images=picture, text="<image> a").input_ids == plain(images=picture, text="<image> a").input_ids
-
-
-def test_resuming(llava, data, tmp_path):
-    """A training goes on from its adapter, and not from a part of it, nor on another base."""
-    flags = {"max_steps": 2, "per_device_train_batch_size": 4, "save_strategy": "steps", "save_steps": 1}
-    trainer_of(LlavaTrainer, llava, data, tmp_path, "use_lora", **flags).train()
-    checkpoint = tmp_path / "checkpoint-1"
-
-    def resume(base):
-        trainer = trainer_of(LlavaTrainer, base, data, tmp_path / "again", "use_lora", **flags)
-        trainer.train(resume_from_checkpoint=str(checkpoint))
-
-    resume(llava)
-    again, first = (
-        load_file(folder / "checkpoint-2" / "adapter_model.safetensors") for folder in (tmp_path / "again", tmp_path)
-    )
-    assert again.keys() == first.keys() and all(torch.equal(again[name], first[name]) for name in first)
-    other = tmp_path / "other"
-    shutil.copytree(llava, other)
-    weights = load_file(llava / "model.safetensors")
-    save_safe({name: value * 1.01 for name, value in weights.items()}, other / "model.safetensors")
-    with pytest.raises(InputError, match=f"trained on {llava}, whose weights were not those of {other}"):
-        resume(other)
-    tensors = load_file(checkpoint / "adapter_model.safetensors")
-    tensors.popitem()
-    save_safe(tensors, checkpoint / "adapter_model.safetensors")
-    with pytest.raises(InputError, match=r"--resume_from_checkpoint .*1 tensors of .* are missing"):
-        resume(llava)
-
-
-def test_a_base_that_has_changed(runs, llava, tmp_path):
-    """A training writes down what tells its base; plain PEFT does not mind."""
-    output, _ = runs("use_lora")
-    for folder in (output, output / "checkpoint-3"):
-        assert json.loads((folder / RECORD).read_text())["base_model_name_or_path"] == str(llava)
-        assert load(folder) and load(llava, folder)
-    PeftModel.from_pretrained(LlavaForConditionalGeneration.from_pretrained(llava), output)
-
-    other = tmp_path / "other"
-    shutil.copytree(llava, other)
-    weights = load_file(llava / "model.safetensors")
-    name = next(name for name in weights if "down_proj" in name)
-    save_file({**weights, name: weights[name] * 1.01}, other / "model.safetensors", {"format": "pt"})
-    with pytest.raises(InputError, match=f"trained on {llava}, whose weights were not those of {other}"):
-        load(other, output)
-    model = LlavaForConditionalGeneration.from_pretrained(llava)
-    model.save_pretrained(tmp_path / "shards", max_shard_size="50KB")  # the same model, in other files
-    for path in llava.glob("*.json*"):
-        if not (tmp_path / "shards" / path.name).exists():
-            shutil.copy(path, tmp_path / "shards")
-    shutil.copy(llava / "chat_template.jinja", tmp_path / "shards")
-    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 1
-    assert load(tmp_path / "shards", output)

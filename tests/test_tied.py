@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from conftest import runs_of
 from families import Family
 from safetensors.torch import load_file
 from test_families import chat_folder
@@ -37,18 +38,7 @@ def tied(old_clip, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(tied, data, tmp_path_factory):
-    """A run per train_type, made when first asked for."""
-    made = {}
-
-    def of(train_type):
-        if train_type not in made:
-            output = tmp_path_factory.mktemp("runs") / train_type
-            done = zero2(tied, data, output, train_type)
-            assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-            made[train_type] = (output, done.stdout + done.stderr)
-        return made[train_type]
-
-    return of
+    return runs_of(tied, data, tmp_path_factory)
 
 
 def prepared(folder, train_type):

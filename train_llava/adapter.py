@@ -32,7 +32,7 @@ from safetensors import SafetensorError
 from transformers import LlavaForConditionalGeneration
 
 from train_llava.command import InputError
-from train_llava.weight_files import check_finite
+from train_llava.weight_files import finite
 
 BEFORE = "base_model.model."  # every name in an adapter's file
 RECORD = "adapter_base.json"  # beside the adapter: PEFT's own files stay as they are
@@ -45,9 +45,7 @@ def read_adapter(folder: Path) -> dict[str, torch.Tensor]:
     Raises:
         ValueError: some hold NaN or infinite values.
     """
-    tensors = load_peft_weights(str(folder), device="cpu")  # of pickles the weights alone
-    check_finite(tensors.items())
-    return tensors
+    return dict(finite(load_peft_weights(str(folder), device="cpu").items()))  # of pickles the weights alone
 
 
 def with_adapter(model: LlavaForConditionalGeneration, folder: Path) -> PeftModel:

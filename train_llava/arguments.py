@@ -128,7 +128,7 @@ class FlagParser(HfArgumentParser):
         try:
             *parsed, unknown = self.parse_args_into_dataclasses(return_remaining_strings=True)
         except json.JSONDecodeError as error:
-            files = {word: Path(word).read_text() for word in sys.argv if Path(word).is_file()}
+            files = {word: Path(word).read_text(errors="replace") for word in sys.argv if Path(word).is_file()}
             culprit = next((word for word in sys.argv if error.doc in (word, files.get(word))), "a flag")
             raise InputError(f"{culprit}: not JSON ({error})") from error
         except (ValueError, ImportError, OSError) as error:

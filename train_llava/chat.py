@@ -45,13 +45,12 @@ class ChatEncoder:
         self.tokenizer, self.max_length = tokenizer, None
         self.special_ids = {str(token): i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
         self.image_ids = [self.special_ids[IMAGE_TOKEN]] * tokens_per_image
-        longest_first = sorted(self.special_ids, key=len, reverse=True)
-        self.special = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
         self.known: dict[str, list[int]] = {}  # the template's words and the instructions come again and again
         self.plans: dict[tuple, list[tuple[str, Any]]] = {}
         try:
             self.template = ChatTemplate(tokenizer, template or tokenizer.chat_template)
             self.chat_template = self.template.text
+            self.special = re.compile(f"({self.template.special.pattern})")  # splits, and keeps what it splits at
             self.end_of_turn_id = self._self_test()
         except InputError as error:
             raise InputError(
@@ -125,7 +124,7 @@ class ChatEncoder:
             for i, text in enumerate(self.template.outline(roles, add_generation_prompt)):
                 lead, answers = "", i < len(roles) and roles[i] == "assistant"
                 if answers:  # as it was asked for, also in what a later question looks back on
-                    asked = self.template.outline(roles[:i], True)[-1]
+                    asked = self.template.asked(roles[:i])
                     text, lead = asked, text.removeprefix(asked)
                 for part in filter(None, self.special.split(text)):
                     special = part in self.special_ids

@@ -115,6 +115,10 @@ class ChatTemplate:
                 raise InputError(f"the chat template {hint}")
         return texts
 
+    def asked(self, roles: Sequence[str]) -> str:
+        """What stands behind the last of these messages where an answer is asked for."""
+        return self._texts(roles, True)[-1]
+
     def _texts(self, roles: Sequence[str], add_generation_prompt: bool) -> list[str]:
         marked = [{"role": role, "content": f"\ue000{i}\ue001"} for i, role in enumerate(roles)]
         pieces = MARK.split(self.render(marked, add_generation_prompt))

@@ -19,7 +19,7 @@ from transformers.utils import is_bitsandbytes_available
 from train_llava.adapter import check_base, with_adapter
 from train_llava.chat_template import CONTENT_PARTS, ChatTemplate
 from train_llava.command import InputError
-from train_llava.weight_files import UNREAD, check_finite, fingerprint, stored_tensors, weight_files
+from train_llava.weight_files import UNREAD, fingerprint, finite, stored_tensors, weight_files
 
 Model = LlavaForConditionalGeneration | PeftModel
 Name = str | Path  # a folder or a hub id
@@ -91,8 +91,7 @@ def load_weights(
     if not weight_files(folder) and (folder / "latest").is_file():
         gathered, whole = gather_shards(folder), None
         options |= {"config": LlavaConfig.from_pretrained(folder), "state_dict": gathered}
-    check_finite(gathered.items() if gathered else stored_tensors(folder))
-    print_of_it = fingerprint(gathered.items() if gathered else stored_tensors(folder))
+    print_of_it = fingerprint(finite(gathered.items() if gathered else stored_tensors(folder)))
     model, info = LlavaForConditionalGeneration.from_pretrained(whole, **options)
     model.fingerprint = print_of_it
     if lacking := sorted(info["missing_keys"]):

@@ -44,17 +44,18 @@ def canonical(name: str, part: str = "") -> str:
     return f"{part}: {PREFIX.sub('', name)}"
 
 
-def check_finite(tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-    """One pass over all values, at 15 GB/s on a core, with nothing beside them in memory.
+def finite(tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+    """The same tensors, looked at on their way, at 15 GB/s on a core, with nothing beside them in memory.
 
     Raises:
-        ValueError: some are NaN or infinite; says how many tensors, and names one.
+        ValueError: at the end, where some are NaN or infinite; says how many tensors, and names one.
     """
     bad = []
     for name, value in tensors:
         # a NaN anywhere makes both of them NaN
         if value.is_floating_point() and value.numel() and not torch.stack(torch.aminmax(value)).isfinite().all():
             bad.append(name)
+        yield name, value
     if bad:
         raise ValueError(f"{len(bad)} of its tensors hold NaN or infinite values, such as {bad[0]}")
 
