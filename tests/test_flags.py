@@ -120,7 +120,7 @@ def start(llava, data, output, *flags):
         (("--deepspeed", ROOT / "README.md"), "README"),
         (("--deepspeed", ROOT / "ds_zero2.json", "--save_only_model", "true", "--load_best_model_at_end", "true",
           "--eval_strategy", "steps", "--save_strategy", "steps"), "--save_only_model and --load_best_model_at_end"),
-        (("--streaming", "true", "--train_sampling_strategy", "sequential"), "--train_sampling_strategy"),
+        (("--streaming", "true", "--train_sampling_strategy", "group_by_length"), "--train_sampling_strategy"),
         (("--report_to", "swanlab"), "--report_to swanlab"),
         (("--report_to", "wandb"), "--report_to wandb"),
         (("--report_to", "tensorbord"), "--report_to tensorbord"),
@@ -154,7 +154,7 @@ def test_the_estimate_says_what_it_does_not_know(llava, flags):
 
 
 def test_a_text_stream_shows_samples(llava, tmp_path):
-    """An endless stream without a single picture."""
+    """Without a single picture."""
     turns = [{"from": "human", "value": "How are you?"}, {"from": "gpt", "value": "Fine, thank you."}]
     lines = [json.dumps({"id": str(i), "conversations": turns}) for i in range(6)]
     (tmp_path / "talk.jsonl").write_text("\n".join(lines))

@@ -6,21 +6,20 @@ import shutil
 import subprocess
 import sys
 import time
-from itertools import islice
 from pathlib import Path
 
+import fsspec
 import layouts
 import numpy as np
 import pytest
 from conftest import ROOT
 
-from train_llava import formats
+from train_llava import data_files, formats
 from train_llava.chat import ChatEncoder
 from train_llava.command import InputError
-from train_llava.data import LlavaDataset, example_of
+from train_llava.data import LlavaDataset
 from train_llava.formats import parse, recognise
 from train_llava.sources import Source, caption_mapping
-from train_llava.streaming import open_stream
 from train_llava.train import main
 
 
@@ -51,13 +50,12 @@ def test_layout(tmp_path, name, encoder):
     dataset.fit(encoder)
     assert dataset.lengths.tolist() == [len(encoder.encode(messages)[0]) for messages, _ in expected]
 
-    stream = open_stream(tmp_path / "d", encoder, seed=0, caption_fields=fields)
-    streamed = {str(example["messages"]): example for example in islice(stream, 10 * len(expected))}
-    assert len(streamed) == len({str(messages) for messages, _ in expected})
-    by_words = {str(messages): (messages, pictures) for messages, pictures in expected}
-    for words, example in streamed.items():
-        if name != "messages_jsonl":  # there, some records share their words but not their pictures
-            same(example, *by_words[words])
+    in_place = LlavaDataset(tmp_path / "d", caption_fields=fields, streaming=True)
+    assert len(in_place) == len(expected)
+    for example, (messages, pictures) in zip(in_place, expected, strict=True):
+        same(example, messages, pictures)
+    copied = [image["bytes"] for record in in_place.records for image in record["images"]]
+    assert not any(copied)
 
 
 def test_unpacked_and_packed_pictures_are_the_same(tmp_path):
@@ -99,14 +97,22 @@ def test_a_kill_in_the_middle_leaves_nothing_half_made(tmp_path):
     assert done.stdout.strip().splitlines()[-1] == "40000", done.stderr[-2000:]
 
 
-def test_a_dataset_of_the_hub_is_streamed(tmp_path, encoder):
-    """The hub cannot be reached from tests; load_dataset reads a local folder in the same way."""
+def test_a_dataset_of_the_hub_is_read_there(tmp_path, monkeypatch):
+    """The hub cannot be reached from tests; fsspec's memory stands in for it, with the addresses of the hub's files."""
     expected = layouts.cauldron(tmp_path / "d")
-    source = Source(str(tmp_path / "d"), "texts", 1.0, "", [], caption_mapping(None))
-    rows = [example_of(row) for row in source.stream()]
-    assert len(rows) == len(expected)
-    for row, (messages, pictures) in zip(rows, expected, strict=True):
+    memory = fsspec.filesystem("memory")
+    where = "memory:///hub/someone/cauldron/vqav2"
+    memory.pipe(f"{where}/train-0.parquet", next((tmp_path / "d").rglob("*.parquet")).read_bytes())
+    memory.pipe(f"{where}/test-0.parquet", b"not read")
+    monkeypatch.setattr(data_files, "HUB", "memory://hub/")
+    dataset = LlavaDataset("texts=someone/cauldron:2.0", streaming=True)
+    assert dataset.sources[0].files == [f"{where}/train-0.parquet"] and dataset.sources[0].weight == 2
+    assert dataset.sources[0].passed_over == {f"{where}/test-0.parquet": "held out"}
+    for row, (messages, pictures) in zip(dataset, expected, strict=True):
         same(row, messages, pictures)
+    memory.rm("/hub", recursive=True)
+    with pytest.raises(InputError, match="no parquet files"):
+        LlavaDataset("someone/cauldron", streaming=True)
 
 
 def test_weights_and_names(tmp_path):

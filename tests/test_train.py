@@ -204,23 +204,6 @@ def test_broken_pictures_are_passed_over_and_listed(llava, data, tmp_path):
     assert "Traceback" not in done.stderr.split("error: ")[-1]
 
 
-def test_a_stream_trains_and_resumes_exactly(llava, tmp_path):
-    for shard in range(3):
-        layouts.messages_parquet(tmp_path / f"{shard}", 8)
-        for file in (tmp_path / f"{shard}" / "data").glob("train*"):
-            file.rename(tmp_path / f"{file.stem}-{shard}.parquet")
-        shutil.rmtree(tmp_path / f"{shard}")
-    layouts.mix665k(tmp_path / "mix")
-    data = f"{tmp_path} {tmp_path / 'mix'}:0.5"
-    flags = ["--streaming", "true", "--dataloader_num_workers", 2]
-    done = zero2(llava, data, tmp_path / "out", "use_lora", *flags)
-    assert done.returncode == 0, done.stderr[-3000:]
-    shutil.copytree(tmp_path / "out" / "checkpoint-3", tmp_path / "again" / "checkpoint-3")
-    done = zero2(llava, data, tmp_path / "again", "use_lora", *flags, "--resume_from_checkpoint", "true")
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert losses(tmp_path / "again") == losses(tmp_path / "out") and len(losses(tmp_path / "out")) == STEPS
-
-
 def test_what_is_too_long_is_cut_or_left_out(llava, data, tmp_path):
     flags = ["--model_name_or_path", llava, "--data_path", data, "--use_cpu", "true", *FLAGS, "--model_max_length"]
     done = call(main, *flags, 40, "--max_steps", 2, "--output_dir", tmp_path / "a")

@@ -5,13 +5,15 @@ ids and labels. Here they come together.
 """
 
 import fcntl
+import hashlib
 import json
 from collections.abc import Sequence
-from itertools import accumulate, chain
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import torch
 from datasets import Dataset, concatenate_datasets
 from PIL import Image
@@ -20,6 +22,7 @@ from transformers import LlavaProcessor
 from train_llava.chat import IGNORE_INDEX, ChatEncoder
 from train_llava.command import InputError
 from train_llava.images import Pixels, name_of, open_image
+from train_llava.parquet_images import WINDOW
 from train_llava.sampling import token_lengths
 from train_llava.sources import Source
 
@@ -33,8 +36,13 @@ class LlavaDataset(torch.utils.data.Dataset):
         data_path: one or more `[format=]path[:weight]`, see docs/data.md.
         on_bad_record: whether records that cannot be trained on are an `error` or a reason to `skip` them.
         bad_pictures: where pictures that cannot be read are written down. A record with such a picture is replaced by
-            the next that has none, so batches keep their size and a run its order. None: such a picture is an error.
+            another of its source, drawn by seed and index, so batches keep their size and a run its order. None: such a
+            picture is an error.
         caption_fields: `answer=..., image=..., instruction=...` of caption records.
+        streaming: leave the images of parquet files where they are, instead of copying them; a dataset of the hub is
+            then not downloaded.
+        held_out: of a folder with files for training and held-out ones, take the latter.
+        seed: of the substitutes.
 
     Raises:
         InputError: no data here, or a record that cannot be trained on; names file, record and reason.
@@ -46,13 +54,21 @@ class LlavaDataset(torch.utils.data.Dataset):
         on_bad_record: str = "error",
         bad_pictures: "BadPictures | None" = None,
         caption_fields: list[str] | None = None,
+        streaming: bool = False,
+        held_out: bool = False,
+        seed: int = 0,
     ) -> None:
-        self.sources = [Source.find(path, caption_fields) for path in as_paths(data_path)]
-        opened = [usable(source.open(), on_bad_record) for source in self.sources]
+        self.sources = [Source.find(path, caption_fields, streaming, held_out) for path in as_paths(data_path)]
+        whole = [source.open() for source in self.sources]
+        self.files = [source.files_read(records) for source, records in zip(self.sources, whole, strict=True)]
+        opened = [usable(records, on_bad_record) for records in whole]
         self.records = concatenate_datasets(opened)
         self.sizes = [len(records) for records in opened]
         self.lengths = np.zeros(len(self.records), dtype=np.int64)  # until `fit` has counted
-        self.bad_pictures = bad_pictures
+        self.blocks = None  # see LlavaSampler
+        if streaming:
+            self.blocks = np.concatenate([blocks_of(records, i) for i, records in enumerate(opened)], axis=1)
+        self.bad_pictures, self.seed = bad_pictures, seed
         self._check_missing()
 
     def __len__(self) -> int:
@@ -60,15 +76,23 @@ class LlavaDataset(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         index = range(len(self))[index]  # raises beyond the end, so that plain iteration works
-        for i in chain(range(index, len(self)), range(index)):
-            record = self.records[i]
+        for attempt in range(len(self)):
+            record = self.records[index]
             try:
                 return example_of(record)
             except InputError as error:
                 if self.bad_pictures is None:
                     raise InputError(f"record {record['id']!r}: {error}") from error
-                self.bad_pictures.add(record["id"], str(error))
+                index = self._substitute(index, attempt)
+                self.bad_pictures.add(record["id"], str(error), self.records[index]["id"])
         raise InputError("no record has a picture that can be read")
+
+    def _substitute(self, index: int, attempt: int) -> int:
+        """Another record of the same source."""
+        ends = np.cumsum(self.sizes)
+        source = np.searchsorted(ends, index, side="right")
+        rng = np.random.default_rng([self.seed, index, attempt])
+        return int(rng.integers(ends[source] - self.sizes[source], ends[source]))
 
     def fit(self, encoder: ChatEncoder, processes: int = 1) -> int:
         """Counts the tokens of every record, for the sampler, and drops those of which not one answer fits into the
@@ -83,21 +107,41 @@ class LlavaDataset(torch.utils.data.Dataset):
             ends = np.cumsum(self.sizes)
             self.sizes = [int(part.sum()) for part in np.split(fits, ends[:-1])]
             self.records, self.lengths = self.records.select(np.flatnonzero(fits)), self.lengths[fits]
+            self.blocks = None if self.blocks is None else self.blocks[:, fits]
         if dropped and not len(self):
             raise InputError(f"no record has an answer that fits into --model_max_length {encoder.max_length}.")
         return dropped
 
-    def summary(self) -> str:
-        """What was found, in a line per source and one of the whole."""
-        lines = [
-            f"{size:>10,} records ({source.format}) x {source.weight:g} from {source.path}"
-            for source, size in zip(self.sources, self.sizes, strict=True)
-        ]
-        lengths = self.lengths
-        tokens = (
-            f"{lengths.mean():.0f} tokens on average, at most {lengths.max():,}" if lengths.any() else "not counted"
-        )
-        return "\n".join([*lines, f"{len(self):>10,} records together, {tokens}"])
+    @property
+    def weights(self) -> np.ndarray:
+        """How often each record is seen in an epoch."""
+        return np.repeat([source.weight for source in self.sources], self.sizes)
+
+    def summary(self, positions: int | None = None) -> str:
+        """What was found, in a line per source, one for each of its files, and one of the whole; and how many records
+        have more tokens than the model has `positions`."""
+        lines = []
+        for source, size, files in zip(self.sources, self.sizes, self.files, strict=True):
+            lines += [f"{size:>10,} records ({source.format}) x {source.weight:g} from {source.path}", files]
+        lengths, tokens = self.lengths, "not counted"
+        if lengths.any():
+            tokens = f"{np.average(lengths, weights=self.weights):.0f} tokens on average, at most {lengths.max():,}"
+        lines += [too_long(lengths, positions), f"{len(self):>10,} records together, {tokens}"]
+        return "\n".join(filter(None, lines))
+
+    def fingerprint(self) -> str:
+        """Changes with the records, their order or their weights; not with where the files lie."""
+        digest = hashlib.sha256(str([(len(self), source.weight) for source in self.sources]).encode())
+        texts = self.records.select_columns(["id", "messages"]).with_format("arrow")
+        for part in texts.iter(batch_size=10_000):
+            turns = pc.list_flatten(part["messages"].combine_chunks())
+            counts = pc.list_value_length(part["messages"]).to_numpy().tobytes()
+            words = [part["id"].combine_chunks(), turns.field("role"), turns.field("content")]
+            for column in words:
+                digest.update(pc.binary_length(column).to_numpy(zero_copy_only=False).tobytes())
+                digest.update("".join(column.to_pylist()).encode())
+            digest.update(counts)
+        return digest.hexdigest()
 
     def _check_missing(self) -> None:
         missing = np.flatnonzero(self.records.with_format("numpy")["missing"][:])
@@ -107,6 +151,20 @@ class LlavaDataset(torch.utils.data.Dataset):
             where = ", ".join(name_of(image) for image in record["images"])
             count = f"{len(missing)} of {len(self)} records name pictures that are not there, more than {limit}"
             raise InputError(f"{count}. The first: record {record['id']!r}: no such picture file: {where}")
+
+
+def too_long(lengths: Sequence[int] | np.ndarray, positions: int | None) -> str:
+    """How many conversations have more tokens than the model has positions, in a line; empty without any."""
+    count = int((np.asarray(lengths) > positions).sum()) if positions else 0
+    hint = f"what lies beyond was never learned to be read; cut them with --model_max_length {positions}"
+    return f"{count:>10,} records have more tokens than the model's {positions:,} positions: {hint}" if count else ""
+
+
+def blocks_of(records: Dataset, source: int) -> np.ndarray:
+    """(2, records): row group, numbered over all sources, and window in it of each record's images; -1: of none."""
+    places = records.select_columns("place").with_format("arrow")[:]["place"].fill_null(-1).to_numpy()
+    blocks = np.where(places < 0, -1, (places >> 32) + source * 10**12)
+    return np.stack([blocks, (places & (2**32 - 1)) // WINDOW])
 
 
 def as_paths(data_path: DataPath) -> Sequence[str | Path]:
@@ -149,19 +207,20 @@ class BadPictures:
         self.records = records
         return int(self.most if self.most >= 1 else self.most * records)
 
-    def add(self, record_id: str, reason: str) -> None:
-        """Writes one down.
+    def add(self, record_id: str, reason: str, replaced_by: str) -> None:
+        """Writes one down, and which record is seen in its place.
 
         Raises:
             InputError: there are more than allowed by now.
         """
-        line = json.dumps({"id": record_id, "reason": reason}, ensure_ascii=False) + "\n"
+        name = {"id": record_id, "reason": reason}
+        line = json.dumps(name | {"replaced_by": replaced_by}, ensure_ascii=False) + "\n"
         self.report.parent.mkdir(parents=True, exist_ok=True)
         with self.report.open("a+", encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_EX)  # workers and ranks write to the same file
             file.seek(0)
             lines = file.readlines()
-            if line not in lines:
+            if not any(name.items() <= json.loads(known).items() for known in lines):
                 file.write(line)
                 lines.append(line)
         if len(lines) > self.limit(self.records):
@@ -177,7 +236,8 @@ class LlavaCollator:
 
     A batch without any picture gets a grey one, whose image tokens stand beside the shortest conversation, hidden by
     the mask and without labels: the projector then takes part in every rank's backward pass, as DeepSpeed and DDP
-    expect, and the loss does not change.
+    expect, and the loss does not change. No examples at all, as a rank may get at the end of an epoch, make a batch of
+    this picture alone.
 
     Args:
         max_length: longer conversations are cut behind an answer, and the pictures of what is cut away left out.
@@ -212,10 +272,12 @@ class LlavaCollator:
                 raise InputError(f"record {example.get('id')!r}: no answer fits into {self.encoder.max_length} tokens")
             rows.append(as_row(ids, labels, 1))
             images += example["images"][: ids.count(self.encoder.image_ids[0]) // len(self.encoder.image_ids)]
+        lengths = [row.shape[1] for row in rows]
+        counts = {"images": len(images), "tokens": sum(lengths), "token_pairs": sum(n * n for n in lengths)}
         if not images:
             images = [Image.new("RGB", (32, 32), "grey")]
             rows = self._with_hidden_picture(rows)
-        lengths = [row.shape[1] for row in rows]
+            lengths = [row.shape[1] for row in rows]
         if self.packing:
             ids, labels, _ = torch.from_numpy(np.concatenate(rows, axis=1))[:, None]
             positions = torch.cat([torch.arange(length) for length in lengths])[None]
@@ -228,7 +290,6 @@ class LlavaCollator:
             batch = self._padded(rows, self.side)
         if self.for_trainer:
             batch.pop("attention_mask", None)
-            counts = {"images": len(images), "tokens": sum(lengths), "token_pairs": sum(n * n for n in lengths)}
             counts["answer_tokens"] = int((batch["labels"] != IGNORE_INDEX).sum())
             batch |= {"ids": [str(example.get("id")) for example in examples], "counts": counts}
         return batch | self._pixels(images)
@@ -243,7 +304,7 @@ class LlavaCollator:
     def _with_hidden_picture(self, rows: list[np.ndarray]) -> list[np.ndarray]:
         picture = self.encoder.image_ids
         hidden = as_row(picture, [IGNORE_INDEX] * len(picture), 0)
-        if self.packing:
+        if self.packing or not rows:
             return [*rows, hidden]
         shortest = min(range(len(rows)), key=lambda i: rows[i].shape[1])
         sides = (hidden, rows[shortest]) if self.side == "left" else (rows[shortest], hidden)

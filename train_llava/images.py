@@ -1,8 +1,9 @@
 """Where a picture lies -> RGB picture -> the numbers that the vision tower reads.
 
-A picture is `{"path", "bytes"}`, as the `datasets` library stores one. `bytes` is set where it came inside a record
-(parquet); otherwise `path` names a file, or a member of an archive that is read in place, by its position there:
-`images.zip::a/b.jpg::<offset>:<size>:<zip's method>`.
+A picture is `{"path", "bytes"}`, as the `datasets` library stores one. `bytes` is set where it came inside a record;
+otherwise `path` names a file, or what is read in place: a member of an archive by its position there,
+`images.zip::a/b.jpg::<offset>:<size>:<zip's method>`, or a picture left in a parquet file,
+`train.parquet::<column>::<row group>:<row in it>:<number in the row>`.
 """
 
 import io
@@ -13,7 +14,7 @@ import zlib
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from PIL import Image, ImageOps
 from transformers.image_processing_utils import BaseImageProcessor
 
 from train_llava.command import InputError
+from train_llava.parquet_images import IN_PARQUET, image_bytes
 
 MEMBER = re.compile(r"(?P<archive>.+?)::(?P<name>.+)::(?P<offset>\d+):(?P<size>\d+):(?P<method>\d+)$")
 STORED, DEFLATED = 0, 8  # methods of the ZIP format (APPNOTE 4.4.5); a tar stores
@@ -78,23 +80,25 @@ def read_bytes(picture: dict[str, Any]) -> bytes:
     """The encoded picture, from the record, an archive or a file."""
     if picture["bytes"] is not None:
         return picture["bytes"]
+    if row := IN_PARQUET.match(picture["path"]):
+        return image_bytes(**row.groupdict())
     member = MEMBER.match(picture["path"])
     if member is None:
         return Path(picture["path"]).read_bytes()
     # pread moves no file position, so that forked workers may share the open file
-    data = os.pread(open_archive(member["archive"]), int(member["size"]), int(member["offset"]))
+    data = os.pread(open_archive(member["archive"]).fileno(), int(member["size"]), int(member["offset"]))
     return zlib.decompress(data, wbits=-zlib.MAX_WBITS) if int(member["method"]) == DEFLATED else data
 
 
-@lru_cache(maxsize=256)
-def open_archive(path: str) -> int:
-    """A file descriptor, kept open."""
-    return os.open(path, os.O_RDONLY)
+@lru_cache(maxsize=64)
+def open_archive(path: str) -> BinaryIO:
+    """An archive, kept open until so many others were; then nobody holds it any more, and Python closes it."""
+    return open(path, "rb", buffering=0)
 
 
 def in_a_file(picture: dict[str, Any]) -> bool:
     """Whether the picture is a file of its own."""
-    return picture["bytes"] is None and not MEMBER.match(picture["path"])
+    return picture["bytes"] is None and not MEMBER.match(picture["path"])  # which fits a picture in parquet, too
 
 
 def name_of(picture: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""The folder of a run: whose it is, and where to go on from."""
+"""The folder of a run: whose it is, and what is left in it when the run fails."""
 
 import shutil
 import sys
@@ -10,6 +10,7 @@ import torch
 
 from train_llava.arguments import LlavaTrainingArguments
 from train_llava.command import InputError
+from train_llava.resume import is_whole, newest_first
 
 RUN_FILES = (
     "checkpoint-*",
@@ -23,62 +24,6 @@ RUN_FILES = (
     "curves.png",
     "README.md",
 )
-
-
-def newest_first(args: LlavaTrainingArguments) -> list[Path]:
-    """The checkpoints of a run."""
-    return sorted(Path(args.output_dir).glob("checkpoint-*"), key=lambda path: -int(path.name.split("-")[1]))
-
-
-def is_whole(checkpoint: Path) -> bool:
-    """Whether it was written to its end: trainer_state.json comes last."""
-    return (checkpoint / "trainer_state.json").is_file()
-
-
-def checkpoint_to_resume(args: LlavaTrainingArguments) -> str | None:
-    """The checkpoint that --resume_from_checkpoint means: a path, or `true` for the newest whole one.
-
-    One that was cut off while it was written is passed over.
-    """
-    wanted = str(args.resume_from_checkpoint or "false")
-    if wanted.lower() == "false":
-        return None
-    candidates = newest_first(args) if wanted.lower() == "true" else [Path(wanted)]
-    for path in candidates:
-        if is_whole(path):
-            check_resumable(path, args)
-            return str(path)
-        if args.process_index == 0:
-            print(f"{path} was not written to its end and is passed over", flush=True)
-    raise InputError(f"--resume_from_checkpoint {wanted}: no whole checkpoint (one with trainer_state.json) there.")
-
-
-def check_resumable(checkpoint: Path, args: LlavaTrainingArguments) -> None:
-    """Sees to it that the optimizer's states can be read as this run is started, before anything is written over.
-
-    ZeRO keeps a file per rank. For another number of ranks DeepSpeed converts them to a universal checkpoint; where
-    there is one beside them, it is used.
-
-    Raises:
-        InputError: they are missing, of another number of ranks, or of a run with (without) DeepSpeed; says what to do.
-    """
-    states = list(checkpoint.glob("global_step*/*_optim_states.pt"))
-    if not states and not (checkpoint / "optimizer.pt").is_file():
-        raise InputError(f"{checkpoint} holds no optimizer states (--save_only_model): it is a model to start from.")
-    if bool(states) != bool(args.deepspeed):
-        word = "with" if states else "without"
-        raise InputError(f"{checkpoint} is of a run {word} DeepSpeed; resume it {word} --deepspeed.")
-    if not states or len(states) == args.world_size:
-        return
-    if (checkpoint / "latest_universal").is_file():
-        args.hf_deepspeed_config.config["checkpoint"] = {"load_universal": True}
-        return
-    step = states[0].parent
-    raise InputError(
-        f"{checkpoint} is of {len(states)} ranks, this run has {args.world_size}. Convert it once, then resume again:\n"
-        f"  python -m deepspeed.checkpoint.ds_to_universal --inject_missing_state --input_folder {step} "
-        f"--output_folder {step}_universal"
-    )
 
 
 def claim_output_dir(args: LlavaTrainingArguments, checkpoint: str | None) -> None:

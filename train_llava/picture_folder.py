@@ -1,28 +1,41 @@
-"""Finds the pictures that records name: loose below a folder, or inside a zip in it that was not unpacked."""
+"""Finds the pictures that records name: loose below a folder, or inside an archive in it that was not unpacked."""
 
 import os
 import struct
+import tarfile
 import zipfile
+from collections import defaultdict
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 
 from train_llava.command import InputError
-from train_llava.images import DEFLATED, MEMBER, STORED, open_archive
+from train_llava.images import DEFLATED, IN_PARQUET, MEMBER, STORED, open_archive
+
+PLACES = ("images", "images_dl", "")  # below a data folder or an archive, in the order in which a name is looked up
+ENDINGS = ("", ".jpg", ".png")  # of a name that has none
 
 
 class PictureFolder:
-    """The pictures of one data folder."""
+    """The pictures of one data folder.
+
+    A name is looked up in `images/`, in `images_dl/` and in the folder itself; if none of these has it, anywhere below
+    the folder; then in the same way inside the archives. The order is one for all names, whatever was found before.
+    """
 
     def __init__(self, folder: str) -> None:
         self.folder = folder
-        self.roots = [os.path.join(folder, name) for name in ("images", "images_dl", "")]
+        self.roots = [os.path.join(folder, name) for name in PLACES]
+        self.there = [root for root in self.roots if os.path.isdir(root)]
 
     def find(self, name: str) -> str | None:
         """The path of a picture as `images.py` reads it; None if there is no such file.
 
         Raises:
-            InputError: the name is an address, or leads out of the folder.
+            InputError: the name is an address, leads out of the folder, or fits several files.
         """
+        if (row := IN_PARQUET.match(name)) and row["file"].startswith(os.path.join(self.folder, "")):
+            return name
         member = MEMBER.match(name)
         file = os.path.normpath(os.path.join(self.folder, member["archive"] if member else name))
         if "://" in name or not file.startswith(os.path.join(self.folder, "")):
@@ -31,44 +44,108 @@ class PictureFolder:
             return name
         return self._loose(name) or self._packed(name)
 
+    def wanted(self, name: str) -> str:
+        """Where a picture that is not there would be looked up first."""
+        return os.path.join(self.roots[0], name)
+
     def _loose(self, name: str) -> str | None:
-        names = [name] if os.path.splitext(name)[1] else [name, f"{name}.jpg", f"{name}.png"]
-        for roots in (self.roots, self._all_folders):
-            for root in roots:
-                for path in (os.path.join(root, name) for name in names):
-                    if os.path.isfile(path):
-                        self.roots.insert(0, self.roots.pop(self.roots.index(root)) if root in self.roots else root)
-                        return path
-        return None
+        names = with_endings(name)
+        for root in self.there:
+            for path in (os.path.join(root, name) for name in names):
+                if os.path.isfile(path):
+                    return path
+        return only_one(name, [path for name in names for path in below(self._files, name)])
 
     @cached_property
-    def _all_folders(self) -> list[str]:
-        return [folder for folder, _, _ in os.walk(self.folder)]
+    def _files(self) -> dict[str, list[str]]:
+        """All files below the folder, by their last name."""
+        files = defaultdict(list)
+        for folder, _, names in os.walk(self.folder):
+            for name in names:
+                files[name].append(os.path.join(folder, name))
+        return files
 
     def _packed(self, name: str) -> str | None:
-        for prefix in self._prefixes:
-            if found := self._members.get(prefix + name):
-                self._prefixes.insert(0, self._prefixes.pop(self._prefixes.index(prefix)))
-                archive, info = found
-                if info.flag_bits & 1 or info.compress_type not in (STORED, DEFLATED):
-                    raise InputError(f"{archive}, {info.filename}: encrypted or packed in an unusual way; unpack it")
-                # a member's data follow its own header, which ends in a name and an extra field of these lengths
-                head = os.pread(open_archive(archive), 30, info.header_offset)
-                start = info.header_offset + 30 + sum(struct.unpack("<26xHH", head))
-                return f"{archive}::{info.filename}::{start}:{info.compress_size}:{info.compress_type}"
-        return None
+        names = with_endings(name)
+        for place in PLACES:
+            for path in (os.path.join(place, name) for name in names):
+                if found := only_one(name, self._by_path.get(path, [])):
+                    return self._member(found)
+        found = only_one(name, [path for name in names for path in below(self._members, name)])
+        return self._member(found) if found else None
+
+    def _member(self, found: str) -> str:
+        """A member of an archive as `images.py` reads it."""
+        archive, member = self._infos[found]
+        if isinstance(member, tarfile.TarInfo):
+            return f"{archive}::{member.name}::{member.offset_data}:{member.size}:{STORED}"
+        if member.flag_bits & 1 or member.compress_type not in (STORED, DEFLATED):
+            raise InputError(f"{archive}, {member.filename}: encrypted or packed in an unusual way; unpack it")
+        # a member's data follow its own header, which ends in a name and an extra field of these lengths
+        head = os.pread(open_archive(archive).fileno(), 30, member.header_offset)
+        start = member.header_offset + 30 + sum(struct.unpack("<26xHH", head))
+        return f"{archive}::{member.filename}::{start}:{member.compress_size}:{member.compress_type}"
 
     @cached_property
-    def _members(self) -> dict[str, tuple[str, zipfile.ZipInfo]]:
-        archives = sorted(str(path) for path in Path(self.folder).glob("*.zip"))
-        members = {}
-        for archive in archives:
-            with zipfile.ZipFile(archive) as file:
-                members |= {info.filename: (archive, info) for info in file.infolist()}
+    def _infos(self) -> dict[str, tuple[str, zipfile.ZipInfo | tarfile.TarInfo]]:
+        """Archive and entry of every member, by `<archive>/<member>`."""
+        members: dict[str, tuple[str, zipfile.ZipInfo | tarfile.TarInfo]] = {}
+        for archive in archives_in(self.folder):
+            try:
+                members |= {f"{archive}/{name}": (archive, info) for name, info in entries(archive)}
+            except (zipfile.BadZipFile, tarfile.TarError, OSError) as error:
+                raise InputError(f"{archive}: not a readable archive ({error})") from error
         return members
 
     @cached_property
-    def _prefixes(self) -> list[str]:
-        folders = {name.rpartition("/")[0] for name in self._members}
-        parents = {"/".join(f.split("/")[:i]) for f in folders for i in range(f.count("/") + 2)}
-        return ["", *sorted(f"{folder}/" for folder in parents if folder)]
+    def _members(self) -> dict[str, list[str]]:
+        """All members of the archives, by their last name."""
+        members = defaultdict(list)
+        for path in self._infos:
+            members[os.path.basename(path)].append(path)
+        return members
+
+    @cached_property
+    def _by_path(self) -> dict[str, list[str]]:
+        """All members, by their path inside the archive."""
+        members = defaultdict(list)
+        for path, (archive, _) in self._infos.items():
+            members[os.path.normpath(path[len(archive) + 1 :])].append(path)
+        return members
+
+
+def archives_in(folder: str) -> list[str]:
+    """The archives that lie in a folder, in one order."""
+    return sorted(str(path) for suffix in (".zip", ".tar") for path in Path(folder).glob(f"*{suffix}"))
+
+
+def entries(archive: str) -> Iterator[tuple[str, zipfile.ZipInfo | tarfile.TarInfo]]:
+    """Name and entry of every file in an archive."""
+    if archive.endswith(".zip"):
+        with zipfile.ZipFile(archive) as zipped:
+            yield from ((info.filename, info) for info in zipped.infolist() if not info.is_dir())
+    else:
+        with tarfile.open(archive, "r:") as tar:
+            yield from ((info.name, info) for info in tar if info.isfile())
+
+
+def with_endings(name: str) -> list[str]:
+    """The names that a record may mean."""
+    return [name] if os.path.splitext(name)[1] else [name + ending for ending in ENDINGS]
+
+
+def below(files: dict[str, list[str]], name: str) -> list[str]:
+    """The paths that end in a name, which may have folders in it."""
+    return [path for path in files.get(os.path.basename(name), []) if path.endswith(f"/{os.path.normpath(name)}")]
+
+
+def only_one(name: str, paths: list[str]) -> str | None:
+    """The only one of some paths, None without any.
+
+    Raises:
+        InputError: there are several.
+    """
+    if len(paths) > 1:
+        some = ", ".join(sorted(paths)[:3])
+        raise InputError(f"the picture {name!r} is in several places: {some}. Name the folder in the record, too")
+    return paths[0] if paths else None

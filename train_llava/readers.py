@@ -5,7 +5,6 @@ import re
 import tarfile
 from collections.abc import Iterator
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -13,6 +12,7 @@ import pyarrow.parquet as pq
 from train_llava.command import InputError
 from train_llava.formats import Fields
 from train_llava.images import STORED
+from train_llava.parquet_images import rows_without_images
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 
@@ -21,10 +21,10 @@ class BadLine(str):
     """What a line that is not JSON yields instead of a record: the reason."""
 
 
-def read_json(file: Path, fields: Fields, chunk: int = 1 << 22) -> Iterator[Any]:
+def read_json(file: str, fields: Fields, chunk: int = 1 << 22) -> Iterator[Any]:
     """The elements of a JSON list, decoded one after the other, so that memory never holds them all."""
     decoder, text, at = json.JSONDecoder(), "", 0
-    with file.open(encoding="utf-8-sig") as stream:
+    with open(file, encoding="utf-8-sig") as stream:
         text = stream.read(chunk).lstrip()
         if not text.startswith("["):
             raise InputError(f"{file}: expected a JSON list of records.")
@@ -43,9 +43,9 @@ def read_json(file: Path, fields: Fields, chunk: int = 1 << 22) -> Iterator[Any]
                 text, at = text[at:] + more, 0
 
 
-def read_lines(file: Path, fields: Fields) -> Iterator[Any]:
+def read_lines(file: str, fields: Fields) -> Iterator[Any]:
     """JSON Lines; a broken line is one bad record, not the end."""
-    with file.open("rb") as lines:
+    with open(file, "rb") as lines:
         for line in lines:
             if line.strip():
                 try:
@@ -54,13 +54,18 @@ def read_lines(file: Path, fields: Fields) -> Iterator[Any]:
                     yield BadLine(f"not valid JSON ({error})")
 
 
-def read_parquet(file: Path, fields: Fields) -> Iterator[Any]:
+def read_parquet(file: str, fields: Fields) -> Iterator[Any]:
     """Rows of a parquet file."""
     for batch in pq.ParquetFile(file).iter_batches(batch_size=64):
         yield from batch.to_pylist()
 
 
-def read_tar(file: Path, fields: Fields) -> Iterator[Any]:
+def read_parquet_in_place(file: str, fields: Fields) -> Iterator[Any]:
+    """Rows of a parquet file, here or on the hub, whose images stay where they are."""
+    return rows_without_images(file, ["images", "image", fields["image"]])
+
+
+def read_tar(file: str, fields: Fields) -> Iterator[Any]:
     """WebDataset: files that share a name up to the first dot make up one record; pictures are read in place."""
     with tarfile.open(file) as tar:
         members = (member for member in tar if member.isfile())
@@ -78,4 +83,5 @@ def read_tar(file: Path, fields: Fields) -> Iterator[Any]:
             yield record | {"images": images, fields["image"]: images}
 
 
+IN_PLACE = {".parquet": read_parquet_in_place}
 READERS = {".json": read_json, ".jsonl": read_lines, ".parquet": read_parquet, ".tar": read_tar}

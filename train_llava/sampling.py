@@ -1,4 +1,5 @@
-"""In which order records are trained on: a function of seed and epoch alone, so that a resumed run goes on exactly."""
+"""In which order records are trained on: a function of seed, epoch and samples per step alone. So a resumed run goes on
+exactly, and the same run on other ranks, with other micro-batches or workers, sees the same records in each step."""
 
 import hashlib
 from collections.abc import Iterator
@@ -25,16 +26,25 @@ class LlavaSampler(torch.utils.data.Sampler):
         lengths: of each record, in tokens, image tokens included.
         batch: samples per step over all ranks.
         grouped: whether samples of similar length share a batch.
+        blocks: (2, records), of each record the row group in which its images lie, or -1, and the window of rows in it
+            that is read at once; see `by_block`.
     """
 
     def __init__(
-        self, sizes: list[int], weights: list[float], lengths: np.ndarray, batch: int, grouped: bool, seed: int
+        self,
+        sizes: list[int],
+        weights: list[float],
+        lengths: np.ndarray,
+        batch: int,
+        grouped: bool,
+        seed: int,
+        blocks: np.ndarray | None = None,
     ) -> None:
-        self.sizes, self.weights, self.lengths = sizes, weights, lengths
+        self.sizes, self.weights, self.lengths, self.blocks = sizes, weights, lengths, blocks
         self.batch, self.grouped, self.seed, self.epoch = batch, grouped, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Trainer calls this before each epoch."""
+        """To be told before each epoch."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -42,21 +52,86 @@ class LlavaSampler(torch.utils.data.Sampler):
 
     def __iter__(self) -> Iterator[int]:
         rng = np.random.default_rng([self.seed, self.epoch])
-        drawn, start = [], 0
+        drawn, times, start = [], [], 0
         for size, weight in zip(self.sizes, self.weights, strict=True):
             count = round(size * weight)
             whole = np.tile(np.arange(size), count // size) if size else np.arange(0)
             drawn += [start + whole, start + rng.permutation(size)[: count - len(whole)]]
+            times.append(np.arange(count) // max(1, size))
             start += size
-        indices = rng.permutation(np.concatenate(drawn))
-        lengths = self.lengths[indices]
+        indices = np.concatenate(drawn)
+        if self.blocks is None:
+            indices = rng.permutation(indices)
+        else:
+            indices = indices[by_block(*self.blocks[:, indices], np.concatenate(times), rng)]
+        lengths, first = self.lengths[indices], np.arange(0)
         if self.grouped:
             generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
             indices = indices[get_length_grouped_indices(lengths.tolist(), self.batch, generator=generator)]
         elif self.epoch == 0:
             longest = np.argsort(-lengths, kind="stable")[: self.batch]
-            indices = np.concatenate([indices[longest], np.delete(indices, longest)])
-        return iter(indices.tolist())
+            first, indices = indices[longest], np.delete(indices, longest)
+        if self.blocks is not None:
+            indices = in_lanes(indices, self.batch)
+        return iter(np.concatenate([first, indices]).tolist())
+
+
+def by_block(blocks: np.ndarray, windows: np.ndarray, times: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """An order in which row groups come one after the other, shuffled, and the rows of each nearly as they lie: only
+    those of one window are shuffled. Records in no row group stand anywhere.
+
+    `times`: which repetition of its record each place is.
+    """
+    alone = -1 - np.arange(len(blocks))
+    _, unit = np.unique(np.where(blocks < 0, alone, blocks * (times.max(initial=0) + 1) + times), return_inverse=True)
+    order = np.lexsort([rng.random(len(blocks)), windows, rng.permutation(unit.max(initial=0) + 1)[unit]])
+    return np.roll(order, rng.integers(max(1, len(order))))  # or a single row group would begin alike in each epoch
+
+
+def in_lanes(indices: np.ndarray, batch: int) -> np.ndarray:
+    """Cuts an order into as many equal parts as a step has samples; the n-th sample of each step is from the n-th part.
+    So a step's samples are from all over the data, while each rank and worker reads its row groups forwards."""
+    rows = np.arange(len(indices))
+    each, longer = divmod(len(indices), batch)  # the first parts are longer by one
+    lane, step = rows % batch, rows // batch
+    return indices[lane * each + np.minimum(lane, longer) + step]
+
+
+class RankBatches(torch.utils.data.Sampler[list[int]]):
+    """An epoch as the micro-batches of one rank. Every place of the order is in one step of one rank, none is repeated.
+
+    The last step of an epoch has what is left, shared out evenly over ranks and micro-batches, some of which may be
+    empty; the loss is a mean over the tokens of the whole step, so that each record counts as everywhere else.
+
+    Args:
+        order: of all ranks together.
+        size: samples per micro-batch.
+        accumulation: micro-batches per step.
+        ranks, rank: how many there are, and which this is.
+        drop_last: leave out what does not fill a step.
+    """
+
+    def __init__(
+        self,
+        order: torch.utils.data.Sampler,
+        size: int,
+        accumulation: int,
+        ranks: int,
+        rank: int,
+        drop_last: bool = False,
+    ) -> None:
+        self.order, self.size, self.accumulation, self.ranks, self.rank = order, size, accumulation, ranks, rank
+        self.batch, self.drop_last = size * accumulation * ranks, drop_last
+
+    def __len__(self) -> int:
+        steps = len(self.order) // self.batch if self.drop_last else -(-len(self.order) // self.batch)
+        return steps * self.accumulation
+
+    def __iter__(self) -> Iterator[list[int]]:
+        indices = np.fromiter(self.order, dtype=np.int64, count=len(self.order))
+        for start in range(0, len(self) // self.accumulation * self.batch, self.batch):
+            parts = np.array_split(indices[start : start + self.batch], self.accumulation * self.ranks)
+            yield from (part.tolist() for part in parts[self.rank :: self.ranks])
 
 
 class TellEpoch(TrainerCallback):

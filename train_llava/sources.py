@@ -3,21 +3,23 @@
 Reading ends in one normal form, whatever the source looks like:
 
     {"id": "0001", "messages": [{"role": "user", "content": "<image>\\nWhat?"}, ...],
-     "images": [{"path": "/data/images/a.jpg", "bytes": None}], "problem": None, "missing": False}
+     "images": [{"path": "/data/images/a.jpg", "bytes": None}],
+     "problem": None, "missing": False, "file": 0, "place": None}
 
-`problem` says why a record cannot be trained on; `missing`, that a file it names is not there.
+`problem` says why a record cannot be trained on; `missing`, that a file it names is not there; `file`, from which of
+the source's files it is; `place`, in which row group and row of a parquet file its images were left, if they were.
 """
 
 import hashlib
 import os
 import re
-import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from datasets import (
     ArrowBasedBuilder,
@@ -25,24 +27,23 @@ from datasets import (
     Dataset,
     DatasetInfo,
     Features,
-    IterableDataset,
     List,
     SplitGenerator,
     Value,
-    load_dataset,
 )
 from datasets import Image as ImageFeature
 from datasets.builder import Key
 from datasets.exceptions import DatasetGenerationError
-from huggingface_hub import snapshot_download
 
 from train_llava.command import InputError
+from train_llava.data_files import choose, data_files, hub_files, local_folder, reader, stamp
 from train_llava.formats import CAPTION_FIELDS, FORMATS, Fields, parse, recognise
 from train_llava.images import MEMBER
-from train_llava.picture_folder import PictureFolder
-from train_llava.readers import READERS, BadLine
+from train_llava.parquet_images import IN_PARQUET, PLACE
+from train_llava.picture_folder import PictureFolder, archives_in
+from train_llava.readers import BadLine
 
-VERSION = 1  # of the normal form: copies made by another version are not read
+VERSION = 2  # of the normal form: copies made by another version are not read
 STRING = Value("string")
 RECORD = Features(
     {
@@ -51,27 +52,44 @@ RECORD = Features(
         "messages": List({"role": STRING, "content": STRING}),
         "problem": STRING,
         "missing": Value("bool"),
+        "file": Value("int32"),
+        "place": Value("int64"),
     }
 )
-HELD_OUT = re.compile(r"(^|[-_.])(test|validation|valid|val|dev|eval)([-_.]|$)")
+GROUPS = 1_000_000  # the most row groups in a file
 ROWS = 500  # written at a time
 SAMPLE = 200  # pictures looked for at every opening, to see that the Arrow copy is still true
+LISTED = 8  # files named in a summary
 
 
 @dataclass
 class Source:
-    """One entry of --data_path, `[format=]path[:weight]`: files in one format below one folder."""
+    """One entry of --data_path, `[format=]path[:weight]`: files in one format below one folder.
+
+    `in_place`: the images in parquet files stay there, and are read while training; `passed_over`: files that hold
+    something else, or more than was asked for, and why they are not read.
+    """
 
     path: str
     format: str
     weight: float
     folder: str
-    files: list[str]  # none for a dataset that is streamed from the hub
+    files: list[str]
     fields: Fields
+    in_place: bool = False
+    passed_over: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def find(cls, text: str | Path, caption_fields: list[str] | None = None, streaming: bool = False) -> "Source":
+    def find(
+        cls,
+        text: str | Path,
+        caption_fields: list[str] | None = None,
+        streaming: bool = False,
+        held_out: bool = False,
+    ) -> "Source":
         """Finds the files and their format. A dataset of the hub is downloaded first, unless it is to be streamed.
+
+        Of a folder with files for training and held-out ones, `held_out` says which are meant.
 
         Raises:
             InputError: nothing there, or nothing of a known format.
@@ -81,62 +99,86 @@ class Source:
             raise InputError(f"{text}: no format {name!r}; known are {', '.join(FORMATS)}.")
         fields = caption_mapping(caption_fields)
         if streaming and not Path(path).exists():
-            folder, found = Path(), {None: hub_stream(path).take(20)}
+            folder, files = hub_files(path)
+            chosen, passed_over = choose(folder, files, held_out)
         else:
-            folder = local_folder(path)
-            found = {str(file): islice(READERS[file.suffix](file, fields), 20) for file in data_files(folder)}
-        formats = {file: recognise(list(records), fields, [name] * bool(name)) for file, records in found.items()}
+            place = local_folder(path)
+            folder = str(place if place.is_dir() else place.parent)
+            chosen, passed_over = choose(folder, data_files(place), held_out)
+        formats = {}
+        for file in chosen:
+            found = list(islice(reader(file, streaming)(file, fields), 20))
+            formats[file] = recognise(found, fields, [name] * bool(name))
         ranked = [format for format in FORMATS if format in formats.values()]
         if not ranked:
             known = ", ".join(f"{key} (field {fields.get(field, field)!r})" for key, (field, _) in FORMATS.items())
             raise InputError(f"{path}: no file with records of a known format: {known}. See docs/data.md.")
-        files = [file for file, format in formats.items() if file and format == ranked[0]]
-        base = folder if folder.is_dir() else folder.parent
-        return cls(path, ranked[0], float(weight or 1), str(base), files, fields)
+        for file, format in formats.items():
+            if format is None:
+                passed_over[file] = f"no records of the format {name}" if name else "no records of a known format"
+            elif format != ranked[0]:
+                passed_over[file] = f"records of another format; to train on them, too, add {format}={path}"
+        files = [file for file, format in formats.items() if format == ranked[0]]
+        return cls(path, ranked[0], float(weight or 1), folder, files, fields, streaming, passed_over)
 
     def open(self) -> Dataset:
-        """The records as a memory-mapped Arrow file, made by the first process that asks while others wait."""
-        stamps = [(file, os.stat(file).st_size, os.stat(file).st_mtime_ns) for file in self.files]
-        key = hashlib.sha256(repr((VERSION, self.folder, self.format, self.fields, stamps)).encode()).hexdigest()
-        for _ in range(2):
-            # every batch of rows takes memory in every process; for pictures, datasets would write 100 rows each
-            builder = NormalRecords(config_id=key[:32], source=self, writer_batch_size=ROWS)
-            try:
-                builder.download_and_prepare(verification_mode="no_checks")
-            except DatasetGenerationError as error:
-                raise error.__cause__ if isinstance(error.__cause__, InputError) else error from None
-            records = builder.as_dataset(split="train")
-            if not self._is_stale(records):
-                break
-            shutil.rmtree(builder.cache_dir)  # pictures came, went or moved: read again
-        return records
+        """The records as a memory-mapped Arrow file, made by the first process that asks while others wait.
 
-    def stream(self) -> IterableDataset:
-        """The records, read while they are used; `datasets` shares the files out among ranks and workers."""
-        if self.files:
-            return IterableDataset.from_generator(read, features=RECORD, gen_kwargs=self._reading())
-        raw = hub_stream(self.path)
-        options = {"file": self.path, "format": self.format, "fields": self.fields, "finder": PictureFolder("")}
-        names = [*next(iter(raw))]
-        return raw.map(normal, with_indices=True, remove_columns=names, features=RECORD, fn_kwargs=options)
+        A copy that is not true any more stays for the processes that read it; the next one gets another number.
+        """
+        stamps = [stamp(file) for file in [*self.files, *archives_in(self.folder)]]
+        names = (VERSION, self.folder, self.format, self.fields, self.in_place, stamps)
+        key = hashlib.sha256(repr(names).encode()).hexdigest()[:32]
+        number = 0
+        while os.path.isdir(self._copy(f"{key}-{number + 1}").cache_dir):
+            number += 1
+        records = self._made(f"{key}-{number}")
+        if self._is_stale(records):  # pictures came, went or moved
+            records = self._made(f"{key}-{number + 1}")
+        return records
 
     def read(self) -> Iterator[dict[str, Any]]:
         """The records one after the other."""
-        return read(**self._reading())
+        finder = PictureFolder(self.folder)
+        for at, file in enumerate(self.files):
+            for number, record in enumerate(reader(file, self.in_place)(file, self.fields)):
+                where: dict[str, int | None] = {"file": at, "place": None}
+                if self.in_place and isinstance(record, dict) and PLACE in record:
+                    group, row = record[PLACE]
+                    where["place"] = ((at * GROUPS + group) << 32) + row
+                yield normal(record, number, file, self.format, self.fields, finder) | where
 
-    def _reading(self) -> dict[str, Any]:
-        return {"files": self.files, "folder": self.folder, "format": self.format, "fields": self.fields}
+    def files_read(self, records: Dataset) -> str:
+        """File by file, how many records were read, and what was passed over and why."""
+        counts = np.bincount(records.data["file"].to_numpy(), minlength=len(self.files))
+        base = self.folder + "/"
+        lines = [f"{count:>14,} {file.removeprefix(base)}" for file, count in zip(self.files, counts, strict=True)]
+        lines = lines if len(lines) > 1 or self.passed_over else []
+        over = [f"   passed over: {file.removeprefix(base)}: {why}" for file, why in self.passed_over.items()]
+        return "\n".join([*shortened(lines), *shortened(over)])
+
+    def _copy(self, name: str) -> "NormalRecords":
+        # every batch of rows takes memory in every process; for pictures, datasets would write 100 rows each
+        return NormalRecords(config_id=name, source=self, writer_batch_size=ROWS)
+
+    def _made(self, name: str) -> Dataset:
+        builder = self._copy(name)
+        try:
+            builder.download_and_prepare(verification_mode="no_checks")
+        except DatasetGenerationError as error:
+            raise error.__cause__ if isinstance(error.__cause__, InputError) else error from None
+        return builder.as_dataset(split="train")
 
     def _is_stale(self, records: Dataset) -> bool:
         missing = records.data["missing"].to_numpy()
         finder = PictureFolder(self.folder)
         for index in missing.nonzero()[0][:SAMPLE].tolist():
-            if all(finder.find(os.path.basename(i["path"])) for i in records[index]["images"] if not i["bytes"]):
+            names = [os.path.relpath(i["path"], finder.roots[0]) for i in records[index]["images"] if not i["bytes"]]
+            if all(in_some_place(finder, name) for name in names):
                 return True
         for index in range(0, len(records), max(1, len(records) // SAMPLE)):
             for image in [] if missing[index] else records[index]["images"]:
-                member = MEMBER.match(image["path"] or "")
-                if image["bytes"] is None and not os.path.isfile(member["archive"] if member else image["path"]):
+                if image["bytes"] is None and not is_there(image["path"]):
                     return True
         return False
 
@@ -167,14 +209,6 @@ class NormalRecords(ArrowBasedBuilder):
             yield Key(0, number), pa.Table.from_pylist(part, schema=RECORD.arrow_schema)
 
 
-def read(files: list[str], folder: str, format: str, fields: Fields) -> Iterator[dict[str, Any]]:
-    """Normal records of some of a source's files."""
-    finder = PictureFolder(folder)
-    for file in files:
-        for number, record in enumerate(READERS[Path(file).suffix](Path(file), fields)):
-            yield normal(record, number, file, format, fields, finder)
-
-
 def normal(record: Any, number: int, file: str, format: str, fields: Fields, finder: "PictureFolder") -> dict[str, Any]:
     """One record in the normal form."""
     name = record.get("id", number) if isinstance(record, dict) else number
@@ -194,33 +228,12 @@ def normal(record: Any, number: int, file: str, format: str, fields: Fields, fin
             if not data:
                 found = finder.find(path)
                 row["missing"] |= found is None
-                path = found or os.path.join(finder.roots[0], path)
+                path = found or finder.wanted(path)
             row["images"].append({"bytes": data, "path": path})
         return row | {"messages": messages}
     except Exception as error:  # a record may hold anything at all; whatever it is, it is one bad record
         reason = str(error) if isinstance(error, InputError) else f"malformed, {type(error).__name__}: {error}"
         return row | {"images": [], "problem": f"{file}, record {row['id']!r} (number {number}): {reason}"}
-
-
-def local_folder(path: str) -> Path:
-    """The file or folder itself, or the local copy of a dataset on the Hugging Face hub."""
-    if Path(path).exists():
-        return Path(path).resolve()
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", path):
-        raise InputError(f"{path}: no such file or folder.")
-    try:
-        kinds = [f"*{suffix}" for suffix in (*READERS, ".zip")]
-        return Path(snapshot_download(path, repo_type="dataset", allow_patterns=kinds))
-    except (ValueError, OSError) as error:  # what huggingface_hub's errors derive from
-        raise InputError(f"{path}: no such file or folder, nor a dataset to be had from the hub.") from error
-
-
-def hub_stream(path: str) -> IterableDataset:
-    """The rows of a dataset on the hub, pictures left encoded."""
-    try:
-        return load_dataset(path, split="train", streaming=True).decode(False)
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path}: no such file or folder, nor a dataset to be had from the hub.") from error
 
 
 def caption_mapping(pairs: list[str] | None) -> Fields:
@@ -233,17 +246,21 @@ def caption_mapping(pairs: list[str] | None) -> Fields:
     return CAPTION_FIELDS | given
 
 
-def data_files(path: Path) -> list[Path]:
-    """The files that may hold records: those in the folder itself, or if there are none, those below it.
+def is_there(path: str) -> bool:
+    """Whether the file or archive of a picture still is; one on the hub is not asked for."""
+    place = IN_PARQUET.match(path) or MEMBER.match(path)
+    return "://" in path or os.path.isfile(place[1] if place else path)
 
-    Held-out splits (files named test, validation, ...) are left out unless there is nothing else.
-    """
-    if path.is_file():
-        if path.suffix not in READERS:
-            raise InputError(f"{path}: not a {', '.join(READERS)} file.")
-        return [path]
-    files = [path / entry.name for entry in os.scandir(path) if Path(entry.name).suffix in READERS]
-    if not files:
-        walk = ((Path(folder), names) for folder, _, names in os.walk(path))
-        files = [folder / name for folder, names in walk for name in names if Path(name).suffix in READERS]
-    return sorted(file for file in files if not HELD_OUT.search(file.stem)) or sorted(files)
+
+def in_some_place(finder: PictureFolder, name: str) -> bool:
+    """Whether a picture that was missing would be found, or found in several places, now."""
+    try:
+        return finder.find(name) is not None
+    except InputError:
+        return True
+
+
+def shortened(lines: list[str]) -> list[str]:
+    """The first lines, and how many more there are."""
+    rest = len(lines) - LISTED
+    return lines if rest <= 0 else [*lines[:LISTED], f"{'':>15}and {rest:,} more"]

@@ -6,7 +6,6 @@
 
 import sys
 from pathlib import Path
-from typing import Any
 
 import deepspeed
 import torch
@@ -26,24 +25,35 @@ from train_llava.data import BadPictures, LlavaCollator, LlavaDataset
 from train_llava.load import fetch, load, load_processor
 from train_llava.memory import Sharing, Step
 from train_llava.model_card import write_card
-from train_llava.output_dir import checkpoint_to_resume, claim_output_dir, last_words
+from train_llava.output_dir import claim_output_dir, last_words
 from train_llava.parts import parts_table
 from train_llava.resources import EnoughDisk, check_memory
+from train_llava.resume import (
+    ObeyStepFlags,
+    check_data,
+    check_resumable,
+    checkpoint_to_resume,
+    convert_ranks,
+    run_batch,
+    run_data,
+    run_flags,
+)
 from train_llava.samples import SampleCaptions
 from train_llava.skeleton import skeleton, whole_config
 from train_llava.stop_signal import StopSignal
-from train_llava.streaming import open_stream
 from train_llava.train_type import apply_train_type
 from train_llava.trainer import LlavaTrainer
 from train_llava.watchdog import Watchdog
-from train_llava.workload import DEFAULT_TOKENS, Workload, longest_batch
+from train_llava.workload import longest_batch
 
 
 @command
 def main() -> None:
     model_args, data_args, args = parse_flags()
     check_flags(model_args, data_args, args)
-    checkpoint = checkpoint_to_resume(args)
+    checkpoint, flags = checkpoint_to_resume(args), run_flags(model_args, data_args, args)
+    if checkpoint:
+        check_resumable(checkpoint, args, flags)
     claim_output_dir(args, checkpoint)
 
     # at its first start on a CPU, DeepSpeed would compile an op of tensor-parallel inference, which no training calls
@@ -55,7 +65,12 @@ def main() -> None:
     config = whole_config(fetch(model_args.model_name_or_path))
     processor = load_processor(model_args.model_name_or_path)
     collator = LlavaCollator(processor, data_args.model_max_length, for_trainer=True, packing=data_args.packing)
-    train_dataset, eval_dataset = open_data(data_args, args, collator.encoder)
+    positions = getattr(config.text_config, "max_position_embeddings", None)
+    train_dataset, eval_dataset = open_data(data_args, args, collator.encoder, positions)
+    run = {"flags": flags, "batch": run_batch(args), "data": run_data(train_dataset, collator.encoder)}
+    if checkpoint:
+        check_data(checkpoint, run["data"])
+        convert_ranks(checkpoint, args)
     foresee(config, dtype, model_args, args, train_dataset, collator.encoder)
     options = {"in_4bit": model_args.load_in_4bit, "attn_implementation": model_args.attn_implementation}
     model, processor = load(model_args.model_name_or_path, dtype=dtype, **options)
@@ -69,14 +84,15 @@ def main() -> None:
     # the processor is saved beside the weights in every checkpoint
     data = {"train_dataset": train_dataset, "eval_dataset": eval_dataset, "data_collator": collator}
     stop = StopSignal()
-    callbacks = [ProgressLine(), EnoughDisk(), Watchdog(), stop]
+    callbacks = [ObeyStepFlags(), ProgressLine(), EnoughDisk(), Watchdog(), stop]
     if data_args.sample_steps:
         callbacks.append(SampleCaptions(eval_dataset or train_dataset, processor, data_args.sample_steps))
     trainer = LlavaTrainer(model, args, processing_class=processor, callbacks=callbacks, **data)
+    trainer.run = run
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     with last_words(args):
-        trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
         if not stop.received:
             if eval_dataset is not None and args.eval_strategy == "no":
                 trainer.evaluate()
@@ -96,7 +112,7 @@ def foresee(
     dtype: torch.dtype,
     model_args: ModelArguments,
     args: LlavaTrainingArguments,
-    dataset: Any,
+    dataset: LlavaDataset,
     encoder: ChatEncoder,
 ) -> None:
     """Says what memory the run will need, before any weight is loaded; refuses what cannot be.
@@ -111,40 +127,38 @@ def foresee(
     step = Step.of(model, model_args.load_in_4bit, on_gpu=torch.cuda.is_available() and not args.use_cpu)
     zero = args.hf_deepspeed_config.config if args.deepspeed else None
     sharing = Sharing.read(zero, args.world_size, config.text_config.hidden_size)
-    if isinstance(dataset, LlavaDataset):
-        batch = longest_batch(dataset, encoder, args.train_batch_size)
-    else:  # a stream does not know its longest
-        length = encoder.max_length or DEFAULT_TOKENS
-        batch = Workload.assumed(args.train_batch_size, length, len(encoder.image_ids)).batch
+    batch = longest_batch(dataset, encoder, args.train_batch_size)
     verdict = check_memory(step, batch, sharing, args)
     if args.process_index == 0:
         print(verdict, flush=True)
 
 
-def open_data(data_args: DataArguments, args: LlavaTrainingArguments, encoder: ChatEncoder) -> tuple[Any, Any]:
-    """Training data and held-out data, the latter None without --eval_data_path."""
+def open_data(
+    data_args: DataArguments, args: LlavaTrainingArguments, encoder: ChatEncoder, positions: int | None
+) -> tuple[LlavaDataset, LlavaDataset | None]:
+    """Training data and held-out data, the latter None without --eval_data_path.
+
+    Raises:
+        InputError: see LlavaDataset; or weights in an order that takes each record once.
+    """
     bad_pictures = BadPictures(Path(args.output_dir) / "bad_images.jsonl", data_args.max_bad_images)
     options = {"on_bad_record": data_args.on_bad_record, "caption_fields": data_args.caption_fields}
-    options["bad_pictures"] = bad_pictures
+    options |= {"bad_pictures": bad_pictures, "streaming": data_args.streaming}
+    options["seed"] = args.seed if args.data_seed is None else args.data_seed
     held_out = None
     with args.main_process_first():  # the others then find its Arrow copies
         if data_args.eval_data_path:
-            held_out = LlavaDataset(data_args.eval_data_path, **options)
+            held_out = LlavaDataset(data_args.eval_data_path, held_out=True, **options)
             held_out.fit(encoder, args.dataloader_num_workers or 1)
-        if not data_args.streaming:
-            dataset = LlavaDataset(data_args.data_path, **options)
-            dropped = dataset.fit(encoder, args.dataloader_num_workers or 1)
-            if args.train_sampling_strategy == "sequential" and {source.weight for source in dataset.sources} != {1}:
-                raise InputError("--train_sampling_strategy sequential reads every record once: leave out the weights.")
-            if args.process_index == 0:
-                print(f"{dataset.summary()}{f', {dropped:,} too long and left out' * bool(dropped)}", flush=True)
-            return dataset, held_out
-    if args.max_steps < 1:
-        raise InputError("--streaming true: the stream has no end; say with --max_steps how long to train.")
-    args.accelerator_config.dispatch_batches = False  # every rank reads its own files
-    bad_pictures.limit(args.max_steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size)
-    seed = args.seed if args.data_seed is None else args.data_seed
-    return open_stream(data_args.data_path, encoder, seed, **options), held_out
+        dataset = LlavaDataset(data_args.data_path, **options)
+        dropped = dataset.fit(encoder, args.dataloader_num_workers or 1)
+        if args.train_sampling_strategy == "sequential" and {source.weight for source in dataset.sources} != {1}:
+            raise InputError("--train_sampling_strategy sequential reads every record once: leave out the weights.")
+        if args.process_index == 0:
+            print(dataset.summary(positions) + f", {dropped:,} too long and left out" * bool(dropped), flush=True)
+            if held_out is not None:
+                print(f"held out:\n{held_out.summary(positions)}", flush=True)
+    return dataset, held_out
 
 
 def compile_layers(model: nn.Module, args: LlavaTrainingArguments) -> None:

@@ -9,25 +9,32 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.data_loader import prepare_data_loader
 from peft import PeftModel
 from torch import nn
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, SequentialSampler
 from transformers import EvalPrediction, Trainer
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from train_llava.adapter import check_resumable_adapter, record_base
 from train_llava.callbacks import Meter
 from train_llava.command import InputError
-from train_llava.data import LlavaDataset
 from train_llava.finite import FiniteNumbers
 from train_llava.forward import trim_forward
 from train_llava.parts import llava_in, part_of
-from train_llava.sampling import LlavaSampler, TellEpoch
+from train_llava.resume import write_run
+from train_llava.sampling import LlavaSampler, RankBatches, TellEpoch
 from train_llava.stop_signal import deaf_worker
+from train_llava.weight_files import take_stored_names
 
 
 class LlavaTrainer(Trainer):
-    """Trainer whose loss and gradients equal the plain ones at a fraction of the work in the head."""
+    """Trainer whose loss and gradients equal the plain ones at a fraction of the work in the head.
+
+    `run` is what resume.py wants to find in a checkpoint.
+    """
+
+    run: dict[str, Any] | None = None
 
     def __init__(self, *args, **kwargs) -> None:
         self.meter = Meter()
@@ -37,6 +44,8 @@ class LlavaTrainer(Trainer):
         self.add_callback(self.finite)
         self.label_smoother = None  # transformers' own would compare each position with its own token, not the next
         trim_forward(llava_in(self.model), self.args.label_smoothing_factor)
+        if not isinstance(self.model, PeftModel):
+            take_stored_names(self.model)
         if self.is_deepspeed_enabled and not is_deepspeed_zero3_enabled():
             self.accelerator.get_state_dict = self.to_save  # its own has every rank copy the whole model
 
@@ -119,7 +128,7 @@ class LlavaTrainer(Trainer):
 
     def save_model(self, output_dir: str | None = None, *args, **kwargs) -> None:
         """Trainer's own, of a checkpoint and at the end, but never of weights that are no numbers; an adapter with what
-        tells its base.
+        tells its base, a checkpoint with what tells its run.
 
         Raises:
             RuntimeError: see `FiniteNumbers`.
@@ -127,6 +136,8 @@ class LlavaTrainer(Trainer):
         self.finite.look()
         self.finite.check_weights(self.model)
         super().save_model(output_dir, *args, **kwargs)
+        if self.run and output_dir and self.args.should_save:
+            write_run(Path(output_dir), self.run)
         if isinstance(self.model, PeftModel) and self.args.should_save:
             record_base(Path(output_dir or self.args.output_dir), self.model)
 
@@ -153,24 +164,38 @@ class LlavaTrainer(Trainer):
         return optimizer
 
     def get_train_dataloader(self) -> DataLoader:
-        """Trainer's own, with workers that leave signals to their rank."""
+        """Batches of this rank, in the order of LlavaSampler. Trainer's own would repeat the first records of an epoch
+        at its end, so that all ranks get equally many."""
         fork_in_quiet()
-        loader = super().get_train_dataloader()
-        inner = getattr(loader, "base_dataloader", loader)  # what accelerate wrapped
-        inner.worker_init_fn = partial(deaf_worker, then=inner.worker_init_fn)
-        return loader
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
-        dataset, args = train_dataset or self.train_dataset, self.args
-        grouped = args.train_sampling_strategy == "group_by_length"
-        if not isinstance(dataset, LlavaDataset) or not (grouped or args.train_sampling_strategy == "random"):
-            return super()._get_train_sampler(train_dataset)
-        weights = [source.weight for source in dataset.sources]
+        dataset, args = self.train_dataset, self.args
         batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        seed = args.seed if args.data_seed is None else args.data_seed
-        sampler = LlavaSampler(dataset.sizes, weights, dataset.lengths, batch, grouped, seed)
-        self.add_callback(TellEpoch(sampler))
-        return sampler
+        if args.train_sampling_strategy == "sequential":
+            order = SequentialSampler(dataset)
+        else:
+            seed = args.seed if args.data_seed is None else args.data_seed
+            weights = [source.weight for source in dataset.sources]
+            grouped = args.train_sampling_strategy == "group_by_length"
+            order = LlavaSampler(dataset.sizes, weights, dataset.lengths, batch, grouped, seed, dataset.blocks)
+            self.add_callback(TellEpoch(order))
+        sizes = (args.train_batch_size, args.gradient_accumulation_steps, args.world_size, args.process_index)
+        loader = DataLoader(
+            dataset,
+            batch_sampler=RankBatches(order, *sizes, args.dataloader_drop_last),
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            persistent_workers=args.dataloader_persistent_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            multiprocessing_context=args.dataloader_multiprocessing_context,
+            worker_init_fn=partial(deaf_worker, then=None),
+        )
+        # for one process, as the batches are this rank's already
+        return prepare_data_loader(loader, args.device, num_processes=1, process_index=0, put_on_device=True)
+
+    def num_examples(self, dataloader: DataLoader) -> int:
+        """Samples in an epoch, weights counted."""
+        batches = dataloader.batch_sampler
+        return len(batches.order) if isinstance(batches, RankBatches) else super().num_examples(dataloader)
 
 
 def mean_loss(held_out: EvalPrediction) -> dict[str, float]:

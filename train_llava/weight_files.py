@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
+from torch import nn
 
 PREFIX = re.compile(r"^(model\.)?(vision_tower\.|language_model\.)?(vision_model\.|model\.)?")
 # buffers that older versions saved, and parts of a tower behind the layer that a LLaVA reads
@@ -42,6 +43,24 @@ def canonical(name: str, part: str = "") -> str:
         return name.removeprefix("model.")
     part = part or ("vision" if "vision_tower" in name else "language")
     return f"{part}: {PREFIX.sub('', name)}"
+
+
+def take_stored_names(model: nn.Module) -> None:
+    """Lets `model.load_state_dict` take the names of a file, which transformers writes in the form of its version 4.
+
+    Trainer calls it when it resumes without DeepSpeed or loads the best checkpoint, and would pass over every name that
+    is not the model's own without a word.
+    """
+
+    def rename(module: nn.Module, state: dict[str, torch.Tensor], *args) -> None:
+        own = {canonical(name): name for name in module.state_dict()}
+        for name in [*state]:
+            if canonical(name) in own:
+                state[own[canonical(name)]] = state.pop(name)
+            elif not UNREAD.search(name):
+                raise RuntimeError(f"the checkpoint has a weight that fits nowhere: {name}")
+
+    model.register_load_state_dict_pre_hook(rename)
 
 
 def finite(tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
