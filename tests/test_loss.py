@@ -233,3 +233,32 @@ def test_packing_and_bytes_give_the_plain_gradients(llava, data, tmp_path, packi
     ours.compute_loss(ours.model, ours.data_collator(examples)).backward()
     plain.model(**plain.data_collator(examples)).loss.backward()
     assert_close(gradients(ours.model), gradients(plain.model))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_two_passes_before_one_backward(llava, data, tmp_path, reentrant):
+    """Under checkpointing, which runs each pass once more: with the answers of its own batch, not of the last one."""
+    plain, ours = plain_and_ours(llava, data, tmp_path, "none")
+    batches = [ours.data_collator([ours.train_dataset[i] for i in rows]) for rows in ((0, 1, 2), (10, 11))]
+    for trainer in (plain, ours):
+        kwargs = {"use_reentrant": reentrant}
+        trainer.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
+        sum(trainer.model(**batch).loss for batch in batches).backward()
+    assert_close(gradients(ours.model), gradients(plain.model))
+
+
+def test_hidden_states_after_a_labelled_pass(llava, data, tmp_path):
+    """Of both towers, and from the parts of the model, too: nothing of the pass with labels is left."""
+    plain, ours = plain_and_ours(llava, data, tmp_path, "none")
+    batch = ours.data_collator([ours.train_dataset[i] for i in range(3)])
+    ours.model(**batch)
+    batch.pop("labels")
+    with torch.no_grad():
+        for find in (lambda model: model, lambda model: model.model, lambda model: model.model.language_model):
+            inputs = batch if find is not None and not hasattr(find(ours.model), "layers") else {
+                "input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}  # fmt: skip
+            theirs, own = (find(t.model)(**inputs, output_hidden_states=True).hidden_states for t in (plain, ours))
+            assert len(own) == len(theirs) and all(map(torch.equal, own, theirs))
+        pixels = {"pixel_values": batch["pixel_values"], "output_hidden_states": True}
+        theirs, own = (t.model.model.vision_tower(**pixels).hidden_states for t in (plain, ours))
+        assert len(own) == len(theirs) and all(map(torch.equal, own, theirs))

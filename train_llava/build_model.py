@@ -150,6 +150,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         raise InputError(f"{folder}: no chat template. Use the chat (instruct) version of the language model.")
     if IMAGE_TOKEN not in tokenizer.get_vocab():
         tokenizer.add_special_tokens({"extra_special_tokens": [IMAGE_TOKEN]}, replace_extra_special_tokens=False)
+    tokenizer.padding_side = "left"  # for batches of prompts in plain transformers; training pads as it likes
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token  # harmless: masks come from lengths, never from comparing ids
     if tokenizer("a").input_ids != tokenizer("a", add_special_tokens=False).input_ids:

@@ -3,6 +3,8 @@
 import resource
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,40 +14,80 @@ from train_llava.flops import StepFlops, peak_flops
 
 
 class Meter(TrainerCallback):
-    """Measures speed since the last log: LlavaTrainer reports its batches here and logs what `read` says."""
+    """Measures the speed of training since the last log; LlavaTrainer reports its batches and logs what `read` says.
+
+    Evaluations, captions and saves are not training: their time does not count.
+    """
 
     def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
+        self.samples, self.counts = 0, Counter[str]()
+        self.waited = self.away = 0.0  # seconds since the last log: for data, and on something else than training
+        self.last_step, self.last_time = 0, time.perf_counter()
+        self.mark = self.last_time  # where a save begins, if one follows
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         self.peak, self.flops = peak_flops(), StepFlops.count(kwargs["model"])
-        self.last_step, self.waited = state.global_step, 0.0  # not 0 after a resume
-        self.last_time = self.idle_since = time.perf_counter()
-
-    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
-        self.waited += time.perf_counter() - self.idle_since  # since the last step, or what followed it, was done
+        self._start_anew(state)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
-        self.idle_since = time.perf_counter()
+        if control.should_save:
+            finish_work()
+        self.mark = time.perf_counter()
 
-    on_save = on_evaluate = on_step_end  # neither is waiting for data
+    on_epoch_end = on_step_end
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        now = time.perf_counter()
+        self.away += now - self.mark
+        self.mark = now
+
+    def add(self, samples: int, counts: dict[str, int]) -> None:
+        """A batch of this rank, with what StepFlops.of wants to know."""
+        self.samples += samples
+        self.counts.update(counts)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What happens within this is not training."""
+        finish_work()
+        began = time.perf_counter()
+        yield
+        self.mark = time.perf_counter()
+        self.away += self.mark - began
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """What happens within this is waiting for data."""
+        began = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - began
 
     def read(self, args: TrainingArguments, state: TrainerState) -> dict[str, float]:
         """Steps, samples and tokens per second of all ranks together, as this one has seen its share; the part of the
         time spent waiting for data; the most memory used so far by this rank, in GB; on a GPU whose peak is known
         model FLOPs utilisation (see flops.py)."""
-        now = time.perf_counter()
-        seconds = now - self.last_time
-        samples = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        speed = (state.global_step - self.last_step) / seconds
-        measured = {"steps_per_second": speed, "samples_per_second": speed * samples}
+        seconds = time.perf_counter() - self.last_time - self.away
+        measured = {"steps_per_second": (state.global_step - self.last_step) / seconds}
+        measured["samples_per_second"] = self.samples * args.world_size / seconds
         measured["tokens_per_second"] = self.counts["tokens"] * args.world_size / seconds
         measured |= {"data_wait": self.waited / seconds, "memory_gb": peak_memory_gb()}
         if self.peak:
             measured["mfu"] = self.flops.of(**self.counts) / seconds / self.peak
-        self.last_step, self.last_time, self.waited, self.idle_since = state.global_step, now, 0.0, time.perf_counter()
-        self.counts.clear()
+        self._start_anew(state)
         return measured
+
+    def _start_anew(self, state: TrainerState) -> None:
+        self.samples = 0
+        self.counts.clear()
+        self.waited = self.away = 0.0
+        self.last_step, self.last_time = state.global_step, time.perf_counter()  # not 0 after a resume
+        self.mark = self.last_time
+
+
+def finish_work() -> None:
+    """Waits for what a GPU was given to do."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 class ProgressLine(TrainerCallback):

@@ -1,19 +1,22 @@
 """How near answers are to their references: exact match, and the metrics of image captioning as COCO computes them.
 
-Words are runs of letters and digits, in lower case; each Chinese or Japanese character is one. COCO's own tokenizer is
-a Java program, which differs at apostrophes and hyphens (arXiv:1504.00325, section 3.1).
+Words are runs of letters with their marks (vowel signs, accents) and digits, in lower case and Unicode's form NFC; each
+Chinese or Japanese character is one. COCO's own tokenizer is a Java program, which differs at apostrophes and hyphens
+(arXiv:1504.00325, section 3.1).
 """
 
-import re
+import unicodedata
 from collections.abc import Sequence
 
+import regex
+
 CHARACTER = "\u3040-\u30ff\u3400-\u9fff"
-WORD = re.compile(rf"[{CHARACTER}]|[^\W_{CHARACTER}]+")
+WORD = regex.compile(rf"[{CHARACTER}]|(?:(?![{CHARACTER}])[\p{{L}}\p{{M}}\p{{N}}\u200c\u200d])+")
 
 
 def words(text: str) -> str:
     """The words of a text, with blanks between them."""
-    return " ".join(WORD.findall(text.lower()))
+    return " ".join(WORD.findall(unicodedata.normalize("NFC", text).lower()))
 
 
 def caption_metrics(answers: Sequence[str], references: Sequence[str]) -> tuple[dict[str, float], dict[str, list]]:

@@ -20,14 +20,15 @@ import numpy as np
 from datasets import concatenate_datasets, disable_progress_bars
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
+from transformers import LlavaConfig
 
 from train_llava.arguments import MAX_BAD_IMAGES
 from train_llava.chat import ChatEncoder
 from train_llava.command import InputError, command
-from train_llava.data import tokens_per_image
+from train_llava.data import tokens_per_image, too_long
 from train_llava.images import open_image, read_bytes
-from train_llava.load import load_processor
-from train_llava.sources import Source
+from train_llava.load import fetch, load_processor
+from train_llava.sources import LISTED, Source
 
 BARS, WIDTH = 12, 50  # of the histogram in the terminal: rows, and columns of the longest
 INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
@@ -133,7 +134,7 @@ def draw(lengths: list[int], path: Path) -> None:
     plt.close(figure)
 
 
-def report(findings: Findings, total: int) -> str:
+def report(findings: Findings, total: int, positions: int | None = None) -> str:
     """The findings as text."""
     lines = [f"{findings.records:,} of {total:,} records read"]
     for name, count in sorted(findings.counts.items(), key=lambda pair: (pair[0].split(":")[0], -pair[1])):
@@ -149,6 +150,7 @@ def report(findings: Findings, total: int) -> str:
     if findings.lengths:
         mean, most = np.mean(findings.lengths), max(findings.lengths)
         lines += [f"tokens per record: {mean:.0f} on average, at most {most:,}", histogram(findings.lengths)]
+        lines += filter(None, [too_long(findings.lengths, positions).strip()])
     for kind, word in (("record", "records to learn nothing from"), ("picture", "pictures that cannot be read")):
         lines.append(f"{findings.of_kind(kind):,} {word}")
         found = [line for line in findings.refused if line["kind"] == kind]
@@ -171,6 +173,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_path", nargs="+", required=True, help="as for train_llava.train")
     parser.add_argument("--caption_fields", nargs="+", help="as for train_llava.train")
+    parser.add_argument("--streaming", action="store_true", help="as for train_llava.train: copy no images")
     parser.add_argument("--model_name_or_path", help="count tokens as this LLaVA does")
     parser.add_argument("--sample", type=int, help="look at this many records, drawn at random")
     parser.add_argument("--output_dir", type=Path, default=Path("output/check_data"))
@@ -178,14 +181,19 @@ def main() -> None:
     args = parser.parse_args()
 
     disable_progress_bars()
-    encoder = None
+    encoder = positions = None
     if args.model_name_or_path:
         processor = load_processor(args.model_name_or_path)
         encoder = ChatEncoder(processor.tokenizer, tokens_per_image(processor), processor.chat_template)
-    sources = [Source.find(path, args.caption_fields) for path in args.data_path]
-    records = concatenate_datasets([source.open() for source in sources])
-    for source in sources:
-        print(f"{source.path}: format {source.format}, {', '.join(Path(file).name for file in source.files)}")
+        folder = fetch(args.model_name_or_path)
+        if (folder / "config.json").is_file():  # not that of an adapter
+            positions = LlavaConfig.from_pretrained(folder).text_config.max_position_embeddings
+    sources = [Source.find(path, args.caption_fields, args.streaming) for path in args.data_path]
+    opened = [source.open() for source in sources]
+    records = concatenate_datasets(opened)
+    for source, part in zip(sources, opened, strict=True):
+        print(f"{source.path}: format {source.format}, {', '.join(Path(file).name for file in source.files[:LISTED])}")
+        print(source.files_read(part), end="\n" * bool(source.files_read(part)))
     if args.sample and args.sample < len(records):
         records = records.select(np.sort(np.random.default_rng(0).permutation(len(records))[: args.sample]))
 
@@ -195,7 +203,7 @@ def main() -> None:
     except KeyboardInterrupt:
         interrupted = True
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    print(report(findings, len(records)))
+    print(report(findings, len(records), positions))
     lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in findings.refused)
     (args.output_dir / "refused.jsonl").write_text(lines, encoding="utf-8")
     if findings.lengths:

@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from train_llava.parquet_images import WINDOW
 from train_llava.sampling import token_lengths
 from train_llava.sources import Source
 
+MOST_TRIED = 1000  # substitutes for one record
 DataPath = str | Path | Sequence[str | Path]
 
 
@@ -76,23 +78,25 @@ class LlavaDataset(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         index = range(len(self))[index]  # raises beyond the end, so that plain iteration works
-        for attempt in range(len(self)):
-            record = self.records[index]
-            try:
-                return example_of(record)
-            except InputError as error:
-                if self.bad_pictures is None:
-                    raise InputError(f"record {record['id']!r}: {error}") from error
-                index = self._substitute(index, attempt)
-                self.bad_pictures.add(record["id"], str(error), self.records[index]["id"])
-        raise InputError("no record has a picture that can be read")
+        record = self.records[index]
+        try:
+            return example_of(record)
+        except InputError as error:
+            if self.bad_pictures is None:
+                raise InputError(f"record {record['id']!r}: {error}") from error
+            substitute = self._substitute(index)
+            self.bad_pictures.add(record["id"], str(error), substitute["id"])
+            return substitute
 
-    def _substitute(self, index: int, attempt: int) -> int:
-        """Another record of the same source."""
+    def _substitute(self, index: int) -> dict[str, Any]:
+        """The example of another record of the same source."""
         ends = np.cumsum(self.sizes)
         source = np.searchsorted(ends, index, side="right")
-        rng = np.random.default_rng([self.seed, index, attempt])
-        return int(rng.integers(ends[source] - self.sizes[source], ends[source]))
+        rng = np.random.default_rng([self.seed, index])
+        for other in rng.integers(ends[source] - self.sizes[source], ends[source], MOST_TRIED).tolist():
+            with suppress(InputError):
+                return example_of(self.records[other])
+        raise InputError(f"{MOST_TRIED} records that were drawn, all of {self.sources[source].path}, cannot be read")
 
     def fit(self, encoder: ChatEncoder, processes: int = 1) -> int:
         """Counts the tokens of every record, for the sampler, and drops those of which not one answer fits into the

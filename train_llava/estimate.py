@@ -118,7 +118,8 @@ def workload_of(config: LlavaConfig, model_args: EstimateModel, args: EstimateDa
         encoder = LlavaCollator(load_processor(folder), args.model_max_length).encoder
     else:
         encoder = ChatEncoder(load_tokenizer(Path(folder)), config.image_seq_length, max_length=args.model_max_length)
-    dataset = LlavaDataset(args.data_path, on_bad_record=args.on_bad_record, caption_fields=args.caption_fields)
+    options = {"caption_fields": args.caption_fields, "streaming": args.streaming}
+    dataset = LlavaDataset(args.data_path, on_bad_record=args.on_bad_record, **options)
     dataset.fit(encoder)
     return Workload.of(dataset, encoder, batch_size)
 
@@ -141,6 +142,9 @@ def report(
     pictures, answer = average["images"] * config.image_seq_length, average["answer_tokens"]
     yield f"a sample has {average['tokens']:.0f} tokens, {pictures:.0f} of pictures, {answer:.0f} to be learned;"
     yield f"the longest has {batch.length}, {'as counted' if workload.records else 'as assumed (--data_path counts)'}"
+    positions = getattr(config.text_config, "max_position_embeddings", None)
+    if positions and batch.length > positions:
+        yield f"more than the model's {positions:,} positions: cut such records with --model_max_length {positions}"
     yield f"{args.num_gpus} GPUs x {batch.samples:g} samples in bf16 under DeepSpeed\n"
     yield from memory_table(step, workload, args.num_gpus, config.text_config.hidden_size)
     last, each = model_bytes(model) / 1e9, checkpoint_bytes(model, deepspeed=True) / 1e9

@@ -126,7 +126,9 @@ def main() -> None:
     # waiting is all that ranks do together: the last may be slower than the first by more than the usual half hour
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=1))
     with state.main_process_first():  # the others then find its Arrow copy
-        dataset = LlavaDataset(args.data_path, caption_fields=args.caption_fields)
+        dataset = LlavaDataset(args.data_path, caption_fields=args.caption_fields, held_out=True)
+    if state.is_main_process:
+        print(dataset.summary(), flush=True)
     model, processor = load(args.model_name_or_path, args.adapter_name_or_path)
     indices = range(state.process_index, len(dataset), state.num_processes)
     options = {"batch_size": args.batch_size, "max_new_tokens": args.max_new_tokens}

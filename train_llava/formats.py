@@ -92,6 +92,8 @@ def parse(record: Any, name: str, fields: Fields) -> Parsed:
     images = [{"bytes": None, "path": i} if isinstance(i, str) else i for i in images]
     if not any(message["role"] == "assistant" and message["content"].strip() for message in messages):
         raise InputError("no answer to learn from")
+    if first_answer(messages) is None:
+        raise InputError("no answer to a question")
     if any(message["role"] == "system" for message in messages[1:]):
         raise InputError("a system message that is not the first")
     if any(message["role"] == "assistant" and IMAGE_TOKEN in message["content"] for message in messages):
@@ -106,6 +108,16 @@ def parse(record: Any, name: str, fields: Fields) -> Parsed:
     for message in messages:
         message["content"].encode()  # a lone half of a surrogate pair, which JSON can hold, is no text
     return messages, images
+
+
+def first_answer(messages: list[Message]) -> int | None:
+    """Where the first answer to a question stands; a conversation may begin with words of the assistant."""
+    asked = False
+    for i, message in enumerate(messages):
+        if asked and message["role"] == "assistant" and message["content"].strip():
+            return i
+        asked |= message["role"] == "user"
+    return None
 
 
 def text_of_parts(parts: list[Any], images: list[Any]) -> str:

@@ -5,7 +5,8 @@ layer of the language model of which only the answers' positions are read, and a
 come. docs/performance.md tells what is left, and why.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from typing import Any
 
@@ -18,6 +19,7 @@ from transformers.models.llava.modeling_llava import LlavaCausalLMOutputWithPast
 from train_llava.chat import IGNORE_INDEX
 from train_llava.train_type import unread_layers
 
+ROWS = "answer_rows"  # the name under which layers are told them
 CHUNK = 512  # rows of logits at a time: 0.3 GB of them in fp32 with Qwen's vocabulary
 
 
@@ -76,11 +78,7 @@ def trim_forward(llava: LlavaForConditionalGeneration, smoothing: float = 0.0) -
     tokens, and `logits` holds what a mean over many batches is made of: (batch, 2), see `record_losses`. Without
     labels, as in `generate`, the model answers as before. What is saved does not change.
     """
-    for layer in unread_layers(llava):
-        layer.forward = lambda hidden, *args, **kwargs: hidden
-    places: dict[str, torch.Tensor | None] = {"rows": None}  # of the batch at hand; checkpointing asks once more
-    for module in after_last_attention(llava):
-        only_there(module, places)
+    work_at_rows(llava.model.language_model.layers[-1], after_last_attention(llava))
     plain: Callable[..., Any] = llava.forward
 
     @wraps(plain)  # transformers reads from the signature what a model takes
@@ -88,13 +86,12 @@ def trim_forward(llava: LlavaForConditionalGeneration, smoothing: float = 0.0) -
         *args, labels: torch.Tensor | None = None, num_items_in_batch: torch.Tensor | int | None = None, **inputs
     ) -> Any:
         if labels is None:
-            places["rows"] = None
             return plain(*args, **inputs)
         # counted before the layers: a GPU must be waited for, and here it has nothing to do yet
         rows, targets = predicting(labels)
-        places["rows"] = rows
-        hidden = llava.model(*args, **inputs | {"use_cache": False}).last_hidden_state  # (batch, length, width)
-        hidden = hidden.flatten(0, 1)[rows]
+        with passed_by(unread_layers(llava)):
+            outputs = llava.model(*args, **inputs | {"use_cache": False, ROWS: rows})
+        hidden = outputs.last_hidden_state.flatten(0, 1)[rows]  # (answers, width)
         if not llava.training:
             table = record_losses(llava.lm_head, hidden, targets, rows // labels.shape[1], len(labels))
             return LlavaCausalLMOutputWithPast(loss=table[:, 0].sum() / table[:, 1].sum(), logits=table)
@@ -105,16 +102,49 @@ def trim_forward(llava: LlavaForConditionalGeneration, smoothing: float = 0.0) -
     llava.forward = forward
 
 
-def only_there(module: nn.Module, places: dict[str, torch.Tensor | None]) -> None:
-    """Lets a module that works on each position alone do so at `rows` of the flattened batch; zeros stand elsewhere."""
-    plain = module.forward
+@contextmanager
+def passed_by(layers: Iterable[nn.Module]) -> Iterator[None]:
+    """Within this, layers give back what they are given. Nobody reads that, so it is never worked out again."""
+    plain = {layer: layer.forward for layer in layers}
+    for layer in plain:
+        layer.forward = lambda hidden, *args, **kwargs: hidden
+    try:
+        yield
+    finally:
+        for layer, forward in plain.items():
+            layer.forward = forward
 
-    def forward(hidden: torch.Tensor) -> torch.Tensor:
-        rows = places["rows"]
-        if rows is None:
-            return plain(hidden)
-        flat = hidden.flatten(0, 1)
-        chosen = plain(flat[rows])
-        return chosen.new_zeros(len(flat), chosen.shape[-1]).index_copy(0, rows, chosen).unflatten(0, hidden.shape[:2])
 
-    module.forward = forward
+def work_at_rows(layer: nn.Module, modules: list[nn.Module]) -> None:
+    """Lets modules of a layer that work on each position alone, and after its attention, do so at some rows of the
+    flattened batch; zeros stand elsewhere.
+
+    Which rows, the attention is told with its other inputs. So checkpointing, which runs the layer once more, tells it
+    the same, whatever passes there were meanwhile; and a layer that is not told works as always. (The layer's own hooks
+    would not do: transformers runs them outside of the checkpoint.)
+    """
+    now: dict[str, Any] = {"rows": None}
+
+    def begin(attention: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        now["rows"], now["shape"] = kwargs.pop(ROWS, None), hidden.shape[:2]
+        return args, kwargs
+
+    def end(*args) -> None:
+        now["rows"] = None
+
+    def choose(module: nn.Module, args: tuple) -> tuple | None:
+        return None if now["rows"] is None else (args[0].flatten(0, 1)[now["rows"]],)
+
+    def spread(module: nn.Module, args: tuple, chosen: torch.Tensor) -> torch.Tensor:
+        if now["rows"] is None:
+            return chosen
+        every = chosen.new_zeros(now["shape"].numel(), chosen.shape[-1])
+        return every.index_copy(0, now["rows"], chosen).unflatten(0, now["shape"])
+
+    layer.self_attn.register_forward_pre_hook(begin, with_kwargs=True)
+    for module in modules:
+        module.register_forward_pre_hook(choose)
+        module.register_forward_hook(spread)
+    modules[-1].register_forward_hook(end)
+    layer.register_forward_hook(end, always_call=True)

@@ -23,7 +23,7 @@ from PIL import Image, ImageOps
 from transformers.image_processing_utils import BaseImageProcessor
 
 from train_llava.command import InputError
-from train_llava.parquet_images import IN_PARQUET, image_bytes
+from train_llava.parquet_images import IN_PARQUET, image_bytes, open_parquet, open_row_group
 
 MEMBER = re.compile(r"(?P<archive>.+?)::(?P<name>.+)::(?P<offset>\d+):(?P<size>\d+):(?P<method>\d+)$")
 STORED, DEFLATED = 0, 8  # methods of the ZIP format (APPNOTE 4.4.5); a tar stores
@@ -94,6 +94,13 @@ def read_bytes(picture: dict[str, Any]) -> bytes:
 def open_archive(path: str) -> BinaryIO:
     """An archive, kept open until so many others were; then nobody holds it any more, and Python closes it."""
     return open(path, "rb", buffering=0)
+
+
+def forget_files() -> None:
+    """Before data is opened: files may have been made anew since others of the same names were read."""
+    open_archive.cache_clear()
+    open_row_group.cache_clear()
+    open_parquet.cache_clear()
 
 
 def in_a_file(picture: dict[str, Any]) -> bool:

@@ -9,6 +9,7 @@ adds one explicitly). A second run with the same --output_file asks only about w
 """
 
 import argparse
+import hashlib
 import json
 import os
 import sys
@@ -21,6 +22,7 @@ from threading import Event, Thread
 from typing import Any
 
 import torch
+from peft import PeftModel, get_peft_model_state_dict
 from PIL import Image
 from tqdm import tqdm
 from transformers import LlavaProcessor, TextIteratorStreamer
@@ -30,9 +32,10 @@ from train_llava.command import InputError, command
 from train_llava.data import LlavaCollator
 from train_llava.images import open_image
 from train_llava.load import Model, load
+from train_llava.weight_files import fingerprint
 
 Example = dict[str, Any]  # {"messages": ending with a user's turn, "images": [RGB pictures]}
-Question = dict[str, Any]  # {"image": file or list of files, "prompt": text}
+Question = dict[str, Any]  # {"image": file or list of files, "prompt": text}, then what else tells it from others
 SORTED = 4  # so many batches are read ahead, to put prompts of like length together
 HELP = "/image FILE shows a picture with the next question, /new starts over, /quit ends"
 
@@ -193,18 +196,26 @@ def questions(source: Path, prompt: str) -> list[Question]:
     return found
 
 
+def weights_of(model: Model) -> str:
+    """What tells a model, and its adapter, from another one of the same name."""
+    adapter = fingerprint(get_peft_model_state_dict(model).items()) if isinstance(model, PeftModel) else ""
+    return hashlib.sha256(f"{model.fingerprint}{adapter}".encode()).hexdigest()[:16]
+
+
 def unanswered(asked: list[Question], output_file: Path) -> list[Question]:
-    """Those that the file has no answer to yet. A last line that was cut off is taken away from it."""
+    """Those that the file has no answer to yet: from the same folder, by the same model, with the same options. A last
+    line that was cut off is taken away from it."""
     text = output_file.read_bytes() if output_file.is_file() else b""
     if text and not text.startswith(b'{"image": '):
         raise InputError(f"{output_file}: holds something else than answers. Give another --output_file.")
     whole = text[: text.rfind(b"\n") + 1]
     if whole != text:
         os.truncate(output_file, len(whole))
-    done = [{key: json.loads(line)[key] for key in ("image", "prompt")} for line in whole.splitlines()]
-    done = {json.dumps(question) for question in done}
-    print(f"{len(done)} of {len(asked)} questions are answered in {output_file}", file=sys.stderr)
-    return [question for question in asked if json.dumps(question) not in done]
+    lines = map(json.loads, whole.splitlines())
+    done = {json.dumps({key: value for key, value in line.items() if key != "answer"}) for line in lines}
+    left = [question for question in asked if json.dumps(question) not in done]
+    print(f"{len(asked) - len(left)} of {len(asked)} questions are answered in {output_file}", file=sys.stderr)
+    return left
 
 
 def answer_all(
@@ -261,7 +272,7 @@ def main() -> None:
 
     images = [open_image(path) for path in args.image]
     example = ask(args.prompt, images) if not (args.interactive or args.images) else None
-    left = unanswered(questions(args.images, args.prompt), args.output_file) if args.images else []
+    asked = questions(args.images, args.prompt) if args.images else []
     model, processor = load(args.model_name_or_path, args.adapter_name_or_path)
     torch.manual_seed(args.seed)
     options: dict[str, Any] = {"max_new_tokens": args.max_new_tokens}
@@ -269,6 +280,9 @@ def main() -> None:
         options |= {"do_sample": True, "temperature": args.temperature, "top_p": args.top_p, "top_k": 0}
     if args.images:
         folder = args.images if args.images.is_dir() else args.images.parent
+        names = {"model": args.model_name_or_path, "adapter": args.adapter_name_or_path, "weights": weights_of(model)}
+        about = {"folder": str(folder.resolve()), **names, "options": options | {"seed": args.seed}}
+        left = unanswered([question | about for question in asked], args.output_file)
         answer_all(model, processor, left, folder, args.output_file, batch_size=args.batch_size, **options)
     elif args.interactive:
         with suppress(EOFError):

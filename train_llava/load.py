@@ -160,6 +160,7 @@ def load_processor(model_name_or_path: Name, model_folder: Path | None = None) -
         processor.patch_size = config.vision_config.patch_size
         processor.vision_feature_select_strategy = config.vision_feature_select_strategy
         processor.num_additional_image_tokens = int(config.vision_config.model_type == "clip_vision_model")  # its CLS
+    processor.tokenizer.padding_side = "left"  # of what is asked: generation goes on at the right end of a batch
     template = processor.chat_template or processor.tokenizer.chat_template
     if not template:
         raise InputError(f"{folder}: no chat template, so how it was asked in training is unknown.")

@@ -1,7 +1,8 @@
 """Sample captions while a model trains: picture, prompt, answer and reference, printed, drawn, in TensorBoard."""
 
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from transformers import LlavaProcessor, TrainerCallback, TrainerControl, Traine
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from train_llava.chat import IMAGE_TOKEN
+from train_llava.formats import first_answer
 from train_llava.infer import Example, answers
 from train_llava.load import Model
 
@@ -23,10 +25,19 @@ INK, RIGHT, WRONG = (90, 90, 90), (20, 110, 50), (190, 30, 30)
 
 
 class SampleCaptions(TrainerCallback):
-    """Asks about the same few records every `steps` steps; greedily, so the run's random state is left alone."""
+    """Asks about the same few records every `steps` steps; greedily, so the run's random state is left alone.
 
-    def __init__(self, dataset: Iterable[dict[str, Any]], processor: LlavaProcessor, steps: int) -> None:
-        self.processor, self.steps = processor, steps
+    `pause` is entered meanwhile, as this is not training.
+    """
+
+    def __init__(
+        self,
+        dataset: Iterable[dict[str, Any]],
+        processor: LlavaProcessor,
+        steps: int,
+        pause: Callable[[], AbstractContextManager] = nullcontext,
+    ) -> None:
+        self.processor, self.steps, self.pause = processor, steps, pause
         looked_at: list[dict[str, Any]] = []
         for example in islice(dataset, LOOKED_AT):
             looked_at.append(example)
@@ -39,9 +50,10 @@ class SampleCaptions(TrainerCallback):
         # under ZeRO-3 every rank holds a part of the weights and must take part
         if state.global_step % self.steps or not (state.is_world_process_zero or is_deepspeed_zero3_enabled()):
             return
-        rows = caption_rows(kwargs["model"], self.processor, self.examples)
-        if state.is_world_process_zero:
-            self._show(rows, state.global_step, Path(args.output_dir), "tensorboard" in args.report_to)
+        with self.pause():
+            rows = caption_rows(kwargs["model"], self.processor, self.examples)
+            if state.is_world_process_zero:
+                self._show(rows, state.global_step, Path(args.output_dir), "tensorboard" in args.report_to)
 
     def _show(self, rows: list[dict[str, Any]], step: int, folder: Path, tensorboard: bool) -> None:
         for row in rows:
@@ -59,8 +71,9 @@ class SampleCaptions(TrainerCallback):
 
 
 def first_question(example: dict[str, Any]) -> tuple[Example, dict[str, Any]]:
-    """The example up to its first answer, and of a row: id, image (the first, or None), prompt, reference."""
-    first = next(i for i, message in enumerate(example["messages"]) if message["role"] == "assistant")
+    """The example up to its first answer to a question, and of a row: id, image (the first, or None), prompt,
+    reference."""
+    first = first_answer(example["messages"])
     prompt, reference = example["messages"][:first], example["messages"][first]["content"]
     shown = sum(message["content"].count(IMAGE_TOKEN) for message in prompt)
     row = {"id": example["id"], "image": next(iter(example["images"]), None), "prompt": prompt[-1]["content"]}

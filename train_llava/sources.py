@@ -38,7 +38,7 @@ from datasets.exceptions import DatasetGenerationError
 from train_llava.command import InputError
 from train_llava.data_files import choose, data_files, hub_files, local_folder, reader, stamp
 from train_llava.formats import CAPTION_FIELDS, FORMATS, Fields, parse, recognise
-from train_llava.images import MEMBER
+from train_llava.images import MEMBER, forget_files
 from train_llava.parquet_images import IN_PARQUET, PLACE
 from train_llava.picture_folder import PictureFolder, archives_in
 from train_llava.readers import BadLine
@@ -126,6 +126,7 @@ class Source:
 
         A copy that is not true any more stays for the processes that read it; the next one gets another number.
         """
+        forget_files()
         stamps = [stamp(file) for file in [*self.files, *archives_in(self.folder)]]
         names = (VERSION, self.folder, self.format, self.fields, self.in_place, stamps)
         key = hashlib.sha256(repr(names).encode()).hexdigest()[:32]

@@ -85,10 +85,11 @@ def main() -> None:
     data = {"train_dataset": train_dataset, "eval_dataset": eval_dataset, "data_collator": collator}
     stop = StopSignal()
     callbacks = [ObeyStepFlags(), ProgressLine(), EnoughDisk(), Watchdog(), stop]
-    if data_args.sample_steps:
-        callbacks.append(SampleCaptions(eval_dataset or train_dataset, processor, data_args.sample_steps))
     trainer = LlavaTrainer(model, args, processing_class=processor, callbacks=callbacks, **data)
     trainer.run = run
+    if data_args.sample_steps:
+        asked = (eval_dataset or train_dataset, processor, data_args.sample_steps)
+        trainer.add_callback(SampleCaptions(*asked, pause=trainer.meter.paused))
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(PrinterCallback)
     with last_words(args):

@@ -76,14 +76,14 @@ class LlavaTrainer(Trainer):
     def compute_loss(self, model: nn.Module, inputs: dict[str, torch.Tensor], *args, **kwargs) -> Any:
         """Trainer's own, over the supervised tokens of the whole global batch; remembers what the log is to say."""
         inputs = {**inputs}
-        ids, counts = inputs.pop("ids", []), inputs.pop("counts", {})
+        ids, counts = inputs.pop("ids", None), inputs.pop("counts", {})
         if inputs["pixel_values"].dtype == torch.uint8:  # travelled as bytes, see images.Pixels
             inputs["pixel_values"] = self.data_collator.pixels.normalise(inputs["pixel_values"])
         result = super().compute_loss(model, inputs, *args, **kwargs)
         if model.training:
             loss = result[0] if isinstance(result, tuple) else result
-            self.finite.add_loss(self.state.global_step + 1, ids, loss)
-            self.meter.counts.update(counts)
+            self.finite.add_loss(self.state.global_step + 1, ids or [], loss)
+            self.meter.add(len(inputs["input_ids"] if ids is None else ids), counts)
         return result
 
     def prediction_step(self, model: nn.Module, inputs: dict[str, torch.Tensor], *args, **kwargs) -> tuple:
@@ -106,6 +106,16 @@ class LlavaTrainer(Trainer):
             worker_init_fn=partial(deaf_worker, then=None),
         )
         return self.accelerator.prepare(loader)
+
+    def evaluate(self, *args, **kwargs) -> dict[str, float]:
+        """Trainer's own; its time is not training."""
+        with self.meter.paused():
+            return super().evaluate(*args, **kwargs)
+
+    def get_batch_samples(self, *args, **kwargs) -> tuple[list, Any]:
+        """Trainer's own: the batches of the next step."""
+        with self.meter.waiting():
+            return super().get_batch_samples(*args, **kwargs)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> float:
         """Operations of a batch, for the sum in trainer_state.json (see flops.py). Trainer's own count walks through

@@ -1,6 +1,5 @@
 """How long the conversations of a training are: its first batch, which is the largest, and the average."""
 
-from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,11 +30,17 @@ class Workload:
 
     @classmethod
     def of(cls, dataset: LlavaDataset, encoder: ChatEncoder, batch_size: int) -> "Workload":
-        """Of data whose tokens are counted (`LlavaDataset.fit`); some records spread over it stand for the average."""
-        some = np.unique(np.linspace(0, len(dataset) - 1, SAMPLE).astype(int))
-        average = {name: count / len(some) for name, count in counted(dataset.records, some, encoder).items()}
-        lengths = dataset.lengths.astype(float)
-        average |= {"tokens": lengths.mean(), "token_pairs": (lengths**2).mean()}
+        """Of data whose tokens are counted (`LlavaDataset.fit`), each record as often as it is seen; some that lie all
+        over an epoch stand for the average."""
+        weights, lengths = dataset.weights, dataset.lengths.astype(float)
+        some = np.arange(len(dataset))
+        if len(dataset) > SAMPLE:
+            seen = np.cumsum(weights)
+            some, weights = np.searchsorted(seen, (np.arange(SAMPLE) + 0.5) / SAMPLE * seen[-1]), np.ones(SAMPLE)
+        images, answers = np.average(counted(dataset.records, some, encoder), axis=0, weights=weights)
+        average = {"images": images, "answer_tokens": answers}
+        average["tokens"] = np.average(lengths, weights=dataset.weights)
+        average["token_pairs"] = np.average(lengths**2, weights=dataset.weights)
         records = sum(round(n * source.weight) for n, source in zip(dataset.sizes, dataset.sources, strict=True))
         return cls(longest_batch(dataset, encoder, batch_size), average, records)
 
@@ -43,16 +48,16 @@ class Workload:
 def longest_batch(dataset: LlavaDataset, encoder: ChatEncoder, batch_size: int) -> Batch:
     """The longest conversations, which the sampler puts into a run's first batch."""
     longest = np.argsort(-dataset.lengths, kind="stable")[:batch_size]
-    counts = counted(dataset.records, longest, encoder)
-    batch = Batch(len(longest), int(dataset.lengths.max()), counts["images"], counts["answer_tokens"])
+    images, answers = counted(dataset.records, longest, encoder).sum(axis=0).tolist()
+    batch = Batch(len(longest), int(dataset.lengths.max()), images, answers)
     return batch.times(batch_size / len(longest))  # where there are fewer records than a batch holds
 
 
-def counted(records: Dataset, rows: np.ndarray, encoder: ChatEncoder) -> Counter[str]:
-    """Pictures and supervised tokens in some records together."""
-    counts = Counter(images=0, answer_tokens=0)
+def counted(records: Dataset, rows: np.ndarray, encoder: ChatEncoder) -> np.ndarray:
+    """(rows, 2): how many images and supervised tokens each of some records has."""
+    counts = []
     for messages in records.select(rows)["messages"]:
         ids, labels = encoder.encode(messages)
-        counts["images"] += ids.count(encoder.image_ids[0]) // len(encoder.image_ids)
-        counts["answer_tokens"] += len(labels) - labels.count(IGNORE_INDEX)
-    return counts
+        images = ids.count(encoder.image_ids[0]) // len(encoder.image_ids)
+        counts.append((images, len(labels) - labels.count(IGNORE_INDEX)))
+    return np.array(counts)
