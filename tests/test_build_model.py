@@ -15,11 +15,15 @@ from transformers import (
     Qwen2ForCausalLM,
     SiglipVisionConfig,
     SiglipVisionModel,
+    pipeline,
 )
 
 from train_llava.build_model import build_llava, save_llava
 from train_llava.check_build import check_answers, check_weights
 from train_llava.command import InputError
+from train_llava.images import open_image
+from train_llava.infer import ask, generate
+from train_llava.load import load
 
 
 @pytest.fixture(scope="module")
@@ -196,3 +200,27 @@ def test_the_command_fails_with_2(old_clip, tmp_path):
     )
     assert done.returncode == 2 and done.stderr.strip().splitlines()[-1].startswith("error: ")
     assert "Traceback" not in done.stderr and ROOT.exists()
+
+
+def test_a_batch_of_prompts_in_plain_transformers(llava, loaded, data, tmp_path):
+    """Four prompts of different lengths at once answer as one by one: of a model as it is built, and of an old one,
+    whose tokenizer pads on the right, once it is loaded and saved again."""
+    shutil.copytree(llava, tmp_path / "old")
+    config = json.loads((tmp_path / "old" / "tokenizer_config.json").read_text())
+    (tmp_path / "old" / "tokenizer_config.json").write_text(json.dumps(config | {"padding_side": "right"}))
+    model, processor = load(tmp_path / "old")
+    save_llava(model, processor, tmp_path / "again")
+    files = sorted((data / "images").iterdir())
+    prompts = ["What?", "What is in this picture, and of which colour is it?", "Where?", "Say all that you see."]
+    chats = []
+    for file, prompt in zip(files, prompts, strict=False):
+        content = [{"type": "image", "image": str(file)}, {"type": "text", "text": prompt}]
+        chats.append([{"role": "user", "content": content}])
+    alone = [
+        generate(*loaded, [ask(p, [open_image(f)])], max_new_tokens=12)[0] for f, p in zip(files, prompts, strict=False)
+    ]
+    assert len(set(alone)) > 1
+    for folder in (llava, tmp_path / "again"):
+        pipe = pipeline("image-text-to-text", model=str(folder))
+        said = pipe(text=chats, batch_size=4, return_full_text=False, max_new_tokens=12, do_sample=False)
+        assert [row[0]["generated_text"].strip() for row in said] == alone

@@ -120,6 +120,20 @@ def test_a_template_that_strips_is_followed(tokenizer):
     assert encoder.encode(TURNS)[0] == tokenizer(encoder.render(TURNS)).input_ids
 
 
+def test_a_template_that_strips_answers_alone_is_followed(tokenizer):
+    template = (
+        "{%- for message in messages %}{{- '<|im_start|>' + message['role'] + '\n' + (message['content'] | trim if "
+        "message['role'] == 'assistant' else message['content']) + '<|im_end|>' }}{%- endfor %}"
+        "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"
+    )
+    encoder = ChatEncoder(tokenizer, 1, template)
+    turns = [{"role": "user", "content": " What? "}, {"role": "assistant", "content": " A cat.\n"}]
+    ids, labels = encoder.encode(turns)
+    assert ids == tokenizer(encoder.render(turns)).input_ids
+    assert tokenizer.decode([i for i in labels if i != -100]) == "A cat.<|im_end|>"
+    assert " What? " in tokenizer.decode(ids)
+
+
 def test_a_template_without_end_of_turn_is_refused(tokenizer):
     template = "{%- for message in messages %}{{- message['role'] + ': ' + message['content'] + '\n' }}{%- endfor %}"
     with pytest.raises(InputError, match="cannot be told apart exactly"):

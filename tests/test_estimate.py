@@ -14,12 +14,14 @@ from transformers import CLIPVisionConfig, LlamaConfig, Qwen2Config, SiglipVisio
 import train_llava.estimate
 import train_llava.train
 from benchmarks.simulate import peak_of_step
+from train_llava import check_data, train
 from train_llava.activations import Batch
 from train_llava.arguments import ModelArguments
 from train_llava.command import InputError
 from train_llava.data import LlavaCollator, LlavaDataset
 from train_llava.load import load_processor
 from train_llava.memory import Sharing, Step
+from train_llava.sampling import LlavaSampler
 from train_llava.skeleton import join, skeleton
 from train_llava.workload import Workload
 
@@ -97,6 +99,42 @@ def test_the_workload_is_that_of_the_data(llava, data):
     longest = sorted(counts, key=lambda count: -count["tokens"])[:4]
     assert workload.batch.length == longest[0]["tokens"] and workload.batch.images == 4
     assert workload.batch.answers <= sum(sorted(count["answer_tokens"] for count in counts)[-4:])
+
+
+def test_the_workload_counts_records_as_often_as_they_are_seen(llava, tmp_path):
+    """`short long:0.01`: what an epoch of the sampler holds, on average."""
+    for name, words, count in (("short", 5, 600), ("long", 400, 400)):
+        turns = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "word " * words}]
+        (tmp_path / f"{name}.jsonl").write_text(f"{json.dumps({'messages': turns})}\n" * count)
+    collator = LlavaCollator(load_processor(llava), for_trainer=True)
+    dataset = LlavaDataset([tmp_path / "short.jsonl", f"{tmp_path}/long.jsonl:0.01"])
+    dataset.fit(collator.encoder)
+    order = LlavaSampler(dataset.sizes, [1, 0.01], dataset.lengths, 8, False, 0)
+    seen = dataset.lengths[list(order)]
+    average = Workload.of(dataset, collator.encoder, 4).average
+    assert average["tokens"] == pytest.approx(seen.mean()) and average["token_pairs"] == pytest.approx((seen**2).mean())
+    assert average["answer_tokens"] == pytest.approx(seen.mean() - (seen.min() - 27), rel=0.5)
+    assert f"{seen.mean():.0f} tokens on average" in dataset.summary()
+
+
+def test_conversations_beyond_the_positions_are_named(llava, tmp_path):
+    """By the estimate, by check_data and in the training's summary, with the flag that cuts them."""
+    for i, words in enumerate((5, 700)):
+        turns = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "a " * words}]
+        turns += [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "a " * words}]
+        with (tmp_path / "talk.jsonl").open("a") as file:
+            file.write(json.dumps({"id": i, "messages": turns}) + "\n")
+    where = ("--model_name_or_path", llava, "--data_path", tmp_path / "talk.jsonl")
+    done = estimate(*where)
+    assert "more than the model's 512 positions: cut such records with --model_max_length 512" in done.stdout
+    done = call(check_data.main, *where, "--output_dir", tmp_path / "report", "--workers", 0)
+    assert "1 records have more tokens than the model's 512 positions" in done.stdout
+    flags = ("--output_dir", tmp_path / "run", "--use_cpu", "true", "--max_steps", 1, "--report_to", "none")
+    done = call(train.main, *where, *flags)
+    assert done.returncode == 0, done.stderr
+    assert "1 records have more tokens than the model's 512 positions" in done.stdout
+    for command in (estimate, lambda *f: call(train.main, *f, *flags, "--overwrite_output_dir", "true")):
+        assert "positions" not in command(*where, "--model_max_length", 512).stdout
 
 
 def estimate(*flags):

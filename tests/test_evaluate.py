@@ -16,7 +16,9 @@ from pycocoevalcap.rouge.rouge import Rouge
 from test_merge_lora import make_adapter
 from transformers import LlavaForConditionalGeneration, pipeline
 
+from train_llava import train
 from train_llava.caption_metrics import caption_metrics, words
+from train_llava.command import InputError
 from train_llava.data import LlavaCollator, LlavaDataset
 from train_llava.evaluate import answer_losses, main, metrics_of, report_page
 from train_llava.load import load
@@ -143,6 +145,10 @@ def test_words():
     assert words(" A red, red_dog's 2nd\nball! ") == "a red red dog s 2nd ball"
     assert words("一只红色的猫 cat") == "一 只 红 色 的 猫 cat"
     assert words("Größe...") == "größe"
+    assert words("यह एक हिंदी वाक्य है।") == "यह एक हिंदी वाक्य है"  # vowel signs are marks, no letters
+    assert words("ไม่มีแมว ที่นี่") == "ไม่มีแมว ที่นี่" and words("দুটি বিড়াল,") == "দুটি বিড়াল"
+    assert words("cafe\u0301 Cafe\u0301!") == "café café" == words("Café café")
+    assert words("猫がいる") == "猫 が い る" and words("שָׁלוֹם") == "שָׁלוֹם"
 
 
 def test_the_page_shows_the_worst_and_the_best(folder):
@@ -167,3 +173,27 @@ def test_wrong_usage(llava, folder, tmp_path):
     (tmp_path / "bad" / "images" / name).write_bytes(b"no picture")
     done = call(main, "--model_name_or_path", llava, "--data_path", tmp_path / "bad")
     assert done.returncode == 2 and "record 'train_000005'" in done.stderr
+
+
+def test_a_conversation_that_the_assistant_begins(llava, data, tmp_path):
+    """Greetings, as ShareGPT's have them: trained on and scored, and asked where somebody asks."""
+    turns = [("gpt", "Welcome!"), ("human", "<image>\nWhat is it?"), ("gpt", "A digit.")]
+    record = {"id": "greeting", "image": "x.jpg", "conversations": [{"from": a, "value": b} for a, b in turns]}
+    (tmp_path / "d" / "images").mkdir(parents=True)
+    shutil.copy(next((data / "images").iterdir()), tmp_path / "d" / "images" / "x.jpg")
+    (tmp_path / "d" / "chat.json").write_text(json.dumps([record]))
+    metrics = evaluate(llava, tmp_path / "d", tmp_path / "out")
+    (row,) = read_lines(tmp_path / "out" / "samples.jsonl")
+    assert row["prompt"] == "<image>\nWhat is it?" and row["reference"] == "A digit."
+    (example,) = LlavaDataset(tmp_path / "d")
+    model, processor = load(llava)
+    assert metrics["loss"] == pytest.approx(plain_loss(model, processor, [example]), rel=1e-5)
+    flags = ("--model_name_or_path", llava, "--data_path", tmp_path / "d", "--output_dir", tmp_path / "run")
+    flags += ("--use_cpu", "true", "--report_to", "none", "--max_steps", 1, "--sample_steps", 1)
+    done = call(train.main, *flags)
+    assert done.returncode == 0 and "(reference: A digit.)" in done.stdout, done.stderr
+    record["conversations"] = record["conversations"][:1]
+    del record["image"]
+    (tmp_path / "d" / "chat.json").write_text(json.dumps([record]))
+    with pytest.raises(InputError, match="no answer to a question"):
+        LlavaDataset(tmp_path / "d")

@@ -1,10 +1,12 @@
 """The counted operations of a step against torch's own counter, and in the log."""
 
+import time
+
 import pytest
 import torch
 from test_loss import TRAIN_TYPES, trainer_of
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import TrainerCallback
+from transformers import IntervalStrategy, TrainerCallback
 
 from benchmarks import flops_limit
 from train_llava.arguments import ModelArguments
@@ -54,6 +56,46 @@ def test_speed_and_utilisation_in_the_log(llava, data, tmp_path):
     per_second = StepFlops.count(trainer.model).per_token * logged["tokens_per_second"]
     assert per_second / peak < logged["mfu"] < 2 * per_second / peak
     assert 0 <= logged["data_wait"] < 1
+
+
+def test_what_is_no_training_is_not_timed(llava, data, tmp_path):
+    """Evaluations, captions and saves of 50 ms each, waits for data of 5 ms a batch; with text-only batches, whose grey
+    image is no work that was asked for."""
+    flags = {"logging_steps": 4, "eval_steps": 2, "save_strategy": "steps", "save_steps": 2}
+    flags |= {"max_steps": 8, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+    trainer = trainer_of(LlavaTrainer, llava, data, tmp_path, "projector", **flags)
+    collator = LlavaCollator(load_processor(llava), for_trainer=True)
+
+    def slow(examples):
+        time.sleep(0.005)
+        return collator([example | text_only for example in examples])
+
+    messages = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
+    text_only = {"messages": messages, "images": []}
+    slow.pixels, slow.packing = collator.pixels, False
+    trainer.data_collator, trainer.eval_dataset = slow, [trainer.train_dataset[i] for i in range(4)]
+
+    class Slow(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            with trainer.meter.paused():  # as SampleCaptions
+                time.sleep(0.05)
+
+        def on_prediction_step(self, args, state, control, **kwargs):
+            time.sleep(0.05)
+
+    trainer.add_callback(Slow())
+    trainer.args.eval_strategy = IntervalStrategy.STEPS
+    plain = trainer.save_model
+    trainer.save_model = lambda *args, **kwargs: (time.sleep(0.05), plain(*args, **kwargs))
+    trainer.train()
+    for log in [log for log in trainer.state.log_history if "samples_per_second" in log]:
+        seconds = 32 / log["samples_per_second"]
+        assert log["steps_per_second"] == pytest.approx(4 / seconds) and seconds < 0.05 * 8
+        assert 0.04 / seconds < log["data_wait"] < 1
+    tokens = len(collator.encoder.encode(text_only["messages"])[0])
+    assert log["tokens_per_second"] / log["samples_per_second"] == pytest.approx(tokens)
+    flops = StepFlops.count(trainer.model).of(images=0, tokens=tokens, token_pairs=tokens**2, answer_tokens=4)
+    assert trainer.state.total_flos == pytest.approx(64 * flops, rel=0.05)
 
 
 @pytest.mark.parametrize("train_type", TRAIN_TYPES)

@@ -2,7 +2,9 @@
 
 import io
 import json
+import re
 import resource
+import shutil
 from pathlib import Path
 from threading import Event
 
@@ -13,6 +15,7 @@ from PIL import Image
 from transformers import AutoProcessor, LlavaForConditionalGeneration, pipeline
 
 from train_llava import infer
+from train_llava.build_model import build_llava, save_llava
 from train_llava.chat import IGNORE_INDEX
 from train_llava.command import InputError
 from train_llava.data import LlavaCollator, LlavaDataset
@@ -287,3 +290,32 @@ def test_every_kind_of_picture_becomes_rgb(tmp_path, mode):
     picture.save(tmp_path / ("p.tif" if mode == "CMYK" else "p.png"))
     opened = open_image(next(tmp_path.glob("p.*")))
     assert (opened.mode, opened.size) == ("RGB", (20, 10))
+
+
+def test_answers_of_others_are_not_taken_for_its_own(llava, old_clip, old_qwen, data, tmp_path):
+    """Into one file: equal names in another folder, another model, and another one at the same path since; other
+    options of generation. Each is asked once and kept beside the others."""
+    files = sorted((data / "images").iterdir())
+    for name, file in (("a", files[0]), ("b", files[1])):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.jpg").write_bytes(file.read_bytes())
+    shutil.copytree(llava, tmp_path / "model")
+    output = tmp_path / "answers.jsonl"
+
+    def ask_about(folder, model, *flags):
+        where = ["--model_name_or_path", model, "--images", tmp_path / folder, "--output_file", output]
+        done = call(infer.main, *where, "--max_new_tokens", 8, *flags)
+        assert done.returncode == 0, done.stderr
+        return int(re.search(r"(\d) of 1 questions are answered", done.stderr)[1])
+
+    assert ask_about("a", llava) == 0 and ask_about("a", llava) == 1
+    assert ask_about("b", llava) == 0 and ask_about("b", llava) == 1
+    assert ask_about("a", llava, "--prompt", "Where?") == 0
+    assert ask_about("a", llava, "--max_new_tokens", 9) == 0
+    assert ask_about("a", llava, "--temperature", 1) == 0 == ask_about("a", llava, "--temperature", 1, "--seed", 1)
+    torch.manual_seed(17)
+    save_llava(*build_llava(old_clip, old_qwen, dtype=torch.float32), tmp_path / "model", overwrite=True)
+    assert ask_about("a", tmp_path / "model") == 0 and ask_about("a", tmp_path / "model") == 1
+    lines = [json.loads(line) for line in output.read_text().splitlines()]
+    assert len(lines) == 7 and {line["folder"] for line in lines} == {str(tmp_path / "a"), str(tmp_path / "b")}
+    assert {line["model"] for line in lines} == {str(llava), str(tmp_path / "model")}

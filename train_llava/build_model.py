@@ -33,7 +33,7 @@ from train_llava.chat import IMAGE_TOKEN, ChatEncoder
 from train_llava.chat_template import CONTENT_PARTS
 from train_llava.check_build import check_answers, check_logits, check_weights, text_logits
 from train_llava.command import InputError, command
-from train_llava.load import fetch
+from train_llava.load import fetch, pad_left
 from train_llava.new_folder import check_output_dir, new_folder
 from train_llava.parts import parts_table
 
@@ -150,7 +150,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         raise InputError(f"{folder}: no chat template. Use the chat (instruct) version of the language model.")
     if IMAGE_TOKEN not in tokenizer.get_vocab():
         tokenizer.add_special_tokens({"extra_special_tokens": [IMAGE_TOKEN]}, replace_extra_special_tokens=False)
-    tokenizer.padding_side = "left"  # for batches of prompts in plain transformers; training pads as it likes
+    pad_left(tokenizer)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token  # harmless: masks come from lengths, never from comparing ids
     if tokenizer("a").input_ids != tokenizer("a", add_special_tokens=False).input_ids:

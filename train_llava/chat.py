@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from train_llava.chat_template import THOUGHT, ChatTemplate, Message
+from train_llava.chat_template import THOUGHT, ChatTemplate, Message, is_answer
 from train_llava.command import InputError
 
 IGNORE_INDEX = -100  # what the loss skips, as everywhere in transformers
@@ -63,9 +63,10 @@ class ChatEncoder:
     def encode(self, messages: list[Message], add_generation_prompt: bool = False) -> tuple[list[int], list[int]]:
         """Ids and labels of a conversation, two lists of one length.
 
-        Labels are the ids at each answer and its end-of-turn token, IGNORE_INDEX everywhere else. Text that looks like
-        a special token inside a message stays text; `<image>` alone is a placeholder for the ids of a picture. What is
-        longer than `max_length` ends behind the last answer that fits; if not even one does, both lists are empty.
+        Labels are the ids at each answer to a question and its end-of-turn token, IGNORE_INDEX everywhere else. Text
+        that looks like a special token inside a message stays text; `<image>` alone is a placeholder for the ids of a
+        picture. What is longer than `max_length` ends behind the last answer that fits; if not even one does, both
+        lists are empty.
         """
         ids: list[int] = []
         labels: list[int] = []
@@ -122,7 +123,7 @@ class ChatEncoder:
         if key not in self.plans:
             plan: list[tuple[str, Any]] = []
             for i, text in enumerate(self.template.outline(roles, add_generation_prompt)):
-                lead, answers = "", i < len(roles) and roles[i] == "assistant"
+                lead, answers = "", i < len(roles) and is_answer(roles, i)
                 if answers:  # as it was asked for, also in what a later question looks back on
                     asked = self.template.asked(roles[:i])
                     text, lead = asked, text.removeprefix(asked)

@@ -46,6 +46,11 @@ PROBES = (
 )
 
 
+def is_answer(roles: Sequence[str], i: int) -> bool:
+    """Whether a message is the answer to something; what the assistant says before that is only read."""
+    return roles[i] == "assistant" and "user" in roles[:i]
+
+
 class ChatTemplate:
     """A template's text, proven for its tokenizer.
 
@@ -108,7 +113,7 @@ class ChatTemplate:
                 the answer is asked for. Blanks between the two are taken for the beginning of the answer.
         """
         texts = self._texts(roles, add_generation_prompt)
-        for i in (i for i, role in enumerate(roles) if role == "assistant"):
+        for i in (i for i in range(len(roles)) if is_answer(roles, i)):
             *before, asked = self._texts(roles[:i], True)
             if before != texts[:i] or not texts[i].startswith(asked) or texts[i].removeprefix(asked).strip():
                 hint = f"asks for an answer behind {asked[-60:]!r}, and teaches it behind {texts[i][-60:]!r}"

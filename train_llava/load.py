@@ -12,7 +12,14 @@ import torch
 from huggingface_hub import snapshot_download
 from peft import PeftModel
 from safetensors import SafetensorError
-from transformers import AutoProcessor, BitsAndBytesConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
+from transformers import (
+    AutoProcessor,
+    BitsAndBytesConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerBase,
+)
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import is_bitsandbytes_available
 
@@ -160,7 +167,7 @@ def load_processor(model_name_or_path: Name, model_folder: Path | None = None) -
         processor.patch_size = config.vision_config.patch_size
         processor.vision_feature_select_strategy = config.vision_feature_select_strategy
         processor.num_additional_image_tokens = int(config.vision_config.model_type == "clip_vision_model")  # its CLS
-    processor.tokenizer.padding_side = "left"  # of what is asked: generation goes on at the right end of a batch
+    pad_left(processor.tokenizer)
     template = processor.chat_template or processor.tokenizer.chat_template
     if not template:
         raise InputError(f"{folder}: no chat template, so how it was asked in training is unknown.")
@@ -170,6 +177,12 @@ def load_processor(model_name_or_path: Name, model_folder: Path | None = None) -
     except InputError as error:
         raise InputError(f"{folder}: its chat template cannot be used, {error}.") from error
     return processor
+
+
+def pad_left(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Lets prompts be padded where generation does not go on, also in plain transformers once the tokenizer is saved.
+    Training pads as it likes."""
+    tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"  # what is saved are those of init_kwargs
 
 
 def base_of(adapter: Path) -> str:
