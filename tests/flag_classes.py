@@ -84,7 +84,7 @@ OURS = {
     "model_max_length": "test_what_is_too_long_is_cut_or_left_out",
     "packing": "test_packing_and_bytes_give_the_plain_gradients",
     "sample_steps": "test_sample_captions_do_not_change_the_run",
-    "streaming": "test_a_stream_trains_and_resumes_exactly",
+    "streaming": "test_the_same_with_a_kill_in_the_middle",
     "projector_learning_rate": "test_parts_have_learning_rates_of_their_own",
     "vision_learning_rate": "test_parts_have_learning_rates_of_their_own",
     "check_resources": "test_what_does_not_fit_into_memory_is_refused_before_the_weights_are_loaded",

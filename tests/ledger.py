@@ -1,9 +1,10 @@
 """Trainings that write down every sample that reached the model: `python tests/ledger.py RUNS.json`.
 
-RUNS.json holds a list of {"flags", "ranks", "ledger", "kill"}. Each run has as many processes as ranks, forked from
-this one, which has all libraries imported already; they find each other as under torchrun. Each rank adds a JSON line
-per micro-batch to `<ledger>.<rank>`: step, ids, a digest of each image's pixels and the text of all labels. `kill` is
-the step in whose middle the last rank dies by SIGKILL, null for none. Exit codes are written to `<ledger>.codes`.
+RUNS.json holds lists of {"flags", "ranks", "ledger", "kill"}; the runs of a list follow each other, two lists work at
+a time. Each run has as many processes as ranks, forked from this one, which has all libraries imported already; they
+find each other as under torchrun. Each rank adds a JSON line per micro-batch to `<ledger>.<rank>`: step, ids, a digest
+of each image's pixels and the text of all labels. `kill` is the step in whose middle the last rank dies by SIGKILL,
+null for none. Exit codes are written to `<ledger>.codes`.
 """
 
 import hashlib
@@ -77,5 +78,17 @@ def start(run):
 
 
 if __name__ == "__main__":
-    for one in json.loads(Path(sys.argv[1]).read_text()):
-        start(one)
+    working = 0
+    for runs in json.loads(Path(sys.argv[1]).read_text()):
+        working += 1
+        if working > 2:
+            os.wait()
+        if not os.fork():
+            for one in runs:
+                start(one)
+            os._exit(0)
+    while working:
+        try:
+            os.wait()
+        except ChildProcessError:
+            working = 0

@@ -95,17 +95,11 @@ def spec(llava, data, output, ranks=1, workers=0, size=2, accumulation=1, kill=N
     words = ["--model_name_or_path", llava, *data, "--output_dir", output, "--use_cpu", "true", "--seed", 5]
     words += ["--per_device_train_batch_size", size, "--gradient_accumulation_steps", accumulation]
     words += ["--dataloader_num_workers", workers, "--num_train_epochs", EPOCHS, "--logging_steps", 1]
-    words += ["--train_type", "projector", "--save_strategy", "steps", "--save_steps", 2, "--report_to", "none"]
+    words += ["--save_strategy", "steps", "--save_steps", 2, "--report_to", "none"]
+    words += [] if "--train_type" in data else ["--train_type", "projector"]
     words += [word for name, value in flags.items() for word in (f"--{name}", value)]
     ledger = f"{output}.ledger{'-killed' * bool(kill)}"
     return {"flags": [*map(str, words)], "ranks": ranks, "ledger": ledger, "kill": kill}
-
-
-def start(folder, *specs):
-    """Runs them all; returns of each what its ranks wrote down, by rank, and the messages of all."""
-    (folder / "runs.json").write_text(json.dumps(specs))
-    done = run(sys.executable, ROOT / "tests" / "ledger.py", folder / "runs.json", OMP_NUM_THREADS="1")
-    return [read(one) for one in specs], done.stderr
 
 
 def read(one):
@@ -147,40 +141,59 @@ def as_promised(steps, sources, batch):
     return epochs
 
 
-KINDS = ["map", "mixture", "packing", "streaming"]
+KINDS = {"map": "none", "mixture": "use_lora", "packing": "freeze_vision", "streaming": "projector"}
+# ranks, workers, samples per micro-batch, micro-batches
+WAYS = [(1, 0, 4, 1), (1, 1, 2, 2), (1, 3, 4, 1), (2, 0, 2, 1), (2, 2, 1, 2), (2, 3, 3, 2)]
+RESUMED = [((2, 1, 2, 1), (2, 0, 2, 1)), ((1, 2, 4, 1), (2, 3, 1, 2))]  # before and after
+
+
+@pytest.fixture(scope="module")
+def runs(llava, kinds, tmp_path_factory):
+    """All of them, by kind: without and with a kill; and what was said."""
+    made, chains = {}, []
+    for kind, train_type in KINDS.items():
+        folder, data = tmp_path_factory.mktemp(kind), kinds[kind][0]
+        often = [spec(llava, data, folder / str(i), *way, save_steps=100) for i, way in enumerate(WAYS)]
+        chains += [[one] for one in often]
+        # with captions and evaluations on the way
+        data = [*data, "--train_type", train_type, "--sample_steps", 3, "--eval_data_path", kinds["map"][0][1]]
+        data += ["--eval_strategy", "steps", "--eval_steps", 3]
+        killed = [
+            [
+                spec(llava, data, folder / f"killed{i}", *before, kill=9),
+                spec(llava, data, folder / f"killed{i}", *after, resume_from_checkpoint="true"),
+            ]
+            for i, (before, after) in enumerate(RESUMED)
+        ]
+        chains += killed
+        made[kind] = (often, killed)
+    (tmp_path_factory.getbasetemp() / "runs.json").write_text(json.dumps(chains))
+    command = (sys.executable, ROOT / "tests" / "ledger.py", tmp_path_factory.getbasetemp() / "runs.json")
+    return made, run(*command, OMP_NUM_THREADS="1").stderr
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_record_as_often_as_promised(llava, kinds, pixels, tmp_path, kind):
+def test_each_record_as_often_as_promised(runs, kinds, pixels, kind):
     """One and two ranks, none to three workers, with and without accumulation; one order for all with as many samples
     in a step."""
-    data, sources = kinds[kind]
-    ways = [(1, 0, 4, 1), (1, 1, 2, 2), (1, 3, 4, 1), (2, 0, 2, 1), (2, 2, 1, 2), (1, 2, 3, 1), (2, 3, 3, 2)]
-    specs = [spec(llava, data, tmp_path / str(i), *way, save_steps=100) for i, way in enumerate(ways)]
-    made, log = start(tmp_path, *specs)
+    made, log = runs
     orders = []
-    for (ranks, _, size, accumulation), (codes, lines) in zip(ways, made, strict=True):
+    for one, (ranks, _, size, accumulation) in zip(made[kind][0], WAYS, strict=True):
+        codes, lines = read(one)
         assert codes == [0] * ranks, log[-3000:]
         orders.append(samples(lines, pixels))
-        as_promised(orders[-1], sources, ranks * size * accumulation)
-    assert orders[0] == orders[1] == orders[2] == orders[3] == orders[4]
+        as_promised(orders[-1], kinds[kind][1], ranks * size * accumulation)
+    assert all(order == orders[0] for order in orders[:-1])
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_same_with_a_kill_in_the_middle(llava, kinds, pixels, tmp_path, kind):
+def test_the_same_with_a_kill_in_the_middle(runs, pixels, kind):
     """Killed in the second epoch, then resumed with other workers, other micro-batches and another number of ranks."""
-    data, sources = kinds[kind]
-    whole = spec(llava, data, tmp_path / "whole", 1, 0, 4, 1)
-    killed, resumed, others = [], [], []
-    for i, (before, after) in enumerate([((2, 1, 2, 1), (2, 0, 2, 1)), ((1, 2, 4, 1), (2, 3, 1, 2))]):
-        killed.append(spec(llava, data, tmp_path / str(i), *before, kill=9))
-        resumed.append(spec(llava, data, tmp_path / str(i), *after, resume_from_checkpoint="true"))
-        others += [killed[-1], resumed[-1]]
-    (first, *made), log = start(tmp_path, whole, *others)
-    expected = samples(first[1], pixels)
-    as_promised(expected, sources, 4)
-    for before, after in zip(made[::2], made[1::2], strict=True):
-        assert before[0][-1] == -signal.SIGKILL and set(after[0]) == {0}, log[-3000:]
-        seen = samples(before[1], pixels)
+    made, log = runs
+    expected = samples(read(made[kind][0][0])[1], pixels)
+    for before, after in made[kind][1]:
+        (codes, lines), (codes_after, lines_after) = read(before), read(after)
+        assert codes[-1] == -signal.SIGKILL and set(codes_after) == {0}, log[-3000:]
+        seen = samples(lines, pixels)
         assert {step: seen[step] for step in range(1, 9)} == {step: expected[step] for step in range(1, 9)}
-        assert samples(after[1], pixels) == {step: ids for step, ids in expected.items() if step > 8}
+        assert samples(lines_after, pixels) == {step: ids for step, ids in expected.items() if step > 8}

@@ -211,6 +211,12 @@ class BadPictures:
         self.records = records
         return int(self.most if self.most >= 1 else self.most * records)
 
+    def summary(self) -> str:
+        """How many there were in the whole run, empty without any."""
+        count = len(self.report.read_text(encoding="utf-8").splitlines()) if self.report.is_file() else 0
+        names = f"{self.report} names them, and the records seen in their place"
+        return f"{count:,} records have pictures that cannot be read; {names}" if count else ""
+
     def add(self, record_id: str, reason: str, replaced_by: str) -> None:
         """Writes one down, and which record is seen in its place.
 

@@ -5,7 +5,8 @@
     python -m train_llava.infer --model_name_or_path output/first --interactive
 
 The model may be a folder or a hub id, of a whole model or of an adapter that knows its base (--adapter_name_or_path
-adds one explicitly). A second run with the same --output_file asks only about what is not in it yet.
+adds one explicitly). A second run with the same --output_file asks only about what this model, with these options, has
+not answered in it about this folder's pictures.
 """
 
 import argparse

@@ -25,8 +25,8 @@ RUN = "run.json"
 FLAGS = (
     *("train_type", "train_projector", "lora_r", "lora_alpha", "lora_target_modules", "vision_lora", "load_in_4bit"),
     *("learning_rate", "projector_learning_rate", "vision_learning_rate", "weight_decay", "optim", "optim_args"),
-    *("adam_beta1", "adam_beta2", "adam_epsilon", "bf16", "fp16", "seed", "data_seed", "train_sampling_strategy"),
-    "dataloader_drop_last",
+    *("adam_beta1", "adam_beta2", "adam_epsilon", "lr_scheduler_type", "lr_scheduler_kwargs", "bf16", "fp16", "seed"),
+    *("data_seed", "train_sampling_strategy", "dataloader_drop_last"),
 )
 LORA = ("train_projector", "lora_r", "lora_alpha", "lora_target_modules", "vision_lora", "load_in_4bit")
 

@@ -100,6 +100,8 @@ def main() -> None:
             trainer.save_model()
             trainer.save_state()
             if trainer.is_world_process_zero():
+                if bad_pictures := train_dataset.bad_pictures.summary():
+                    print(bad_pictures, flush=True)
                 write_card(model, trainer.state, args, model_args, data_args)
     if dist.is_initialized():
         dist.barrier()  # meanwhile Gloo's threads let go of their last tensors; with these held, the next line can hang
@@ -150,16 +152,21 @@ def open_data(
     with args.main_process_first():  # the others then find its Arrow copies
         if data_args.eval_data_path:
             held_out = LlavaDataset(data_args.eval_data_path, held_out=True, **options)
-            held_out.fit(encoder, args.dataloader_num_workers or 1)
+            held_out_dropped = held_out.fit(encoder, args.dataloader_num_workers or 1)
         dataset = LlavaDataset(data_args.data_path, **options)
         dropped = dataset.fit(encoder, args.dataloader_num_workers or 1)
         if args.train_sampling_strategy == "sequential" and {source.weight for source in dataset.sources} != {1}:
             raise InputError("--train_sampling_strategy sequential reads every record once: leave out the weights.")
         if args.process_index == 0:
-            print(dataset.summary(positions) + f", {dropped:,} too long and left out" * bool(dropped), flush=True)
+            print(dataset.summary(positions) + left_out(dropped), flush=True)
             if held_out is not None:
-                print(f"held out:\n{held_out.summary(positions)}", flush=True)
+                print(f"held out:\n{held_out.summary(positions)}{left_out(held_out_dropped)}", flush=True)
     return dataset, held_out
+
+
+def left_out(count: int) -> str:
+    """How many records `fit` has dropped, to end a summary; empty without any."""
+    return f", {count:,} too long and left out" * bool(count)
 
 
 def compile_layers(model: nn.Module, args: LlavaTrainingArguments) -> None:

@@ -19,6 +19,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from train_llava.adapter import check_resumable_adapter, record_base
 from train_llava.callbacks import Meter
 from train_llava.command import InputError
+from train_llava.data import LlavaDataset
 from train_llava.finite import FiniteNumbers
 from train_llava.forward import trim_forward
 from train_llava.parts import llava_in, part_of
@@ -178,6 +179,8 @@ class LlavaTrainer(Trainer):
         at its end, so that all ranks get equally many."""
         fork_in_quiet()
         dataset, args = self.train_dataset, self.args
+        if not isinstance(dataset, LlavaDataset):
+            return super().get_train_dataloader()
         batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         if args.train_sampling_strategy == "sequential":
             order = SequentialSampler(dataset)
