@@ -11,10 +11,11 @@ import time
 import layouts
 import numpy as np
 import pytest
-from conftest import ROOT, run_module
+from conftest import ROOT, call
 from PIL import Image
 from transformers import AutoProcessor
 
+from train_llava import check_data, show_batch
 from train_llava.command import InputError
 from train_llava.data import LlavaCollator, LlavaDataset
 from train_llava.formats import FORMATS
@@ -36,7 +37,7 @@ def faulty(folder, good=40):
 def test_check_data(llava, tmp_path):
     faulty(tmp_path / "d")
     flags = ["--data_path", tmp_path / "d", "--output_dir", tmp_path / "report", "--workers", 2]
-    done = run_module("train_llava.check_data", *flags, "--model_name_or_path", llava)
+    done = call(check_data.main, *flags, "--model_name_or_path", llava)
     assert done.returncode == 2 and "2 records cannot be trained on" in done.stderr, done.stderr
     for line in ("44 of 44 records read", "2 records to learn nothing from", "1 pictures that cannot be read"):
         assert line in done.stdout
@@ -49,7 +50,7 @@ def test_check_data(llava, tmp_path):
 
 def test_check_data_calls_good_data_good(tmp_path):
     layouts.messages_jsonl(tmp_path / "d")
-    done = run_module("train_llava.check_data", "--data_path", tmp_path / "d", "--output_dir", tmp_path / "report")
+    done = call(check_data.main, "--data_path", tmp_path / "d", "--output_dir", tmp_path / "report")
     assert done.returncode == 0 and "verdict: good to train on" in done.stdout, done.stderr
     assert re.search(r"pictures in a record: none, text only +3\n", done.stdout)
 
@@ -71,8 +72,8 @@ def test_ctrl_c_tells_what_was_found(tmp_path):
 
 def test_show_batch(llava, tmp_path):
     layouts.mix665k(tmp_path / "d")
-    done = run_module(
-        *("train_llava.show_batch", "--model_name_or_path", llava, "--data_path", tmp_path / "d"),
+    done = call(
+        *(show_batch.main, "--model_name_or_path", llava, "--data_path", tmp_path / "d"),
         *("--output", tmp_path / "batch.html", "--samples", 8),
     )
     assert done.returncode == 0, done.stderr

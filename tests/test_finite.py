@@ -45,7 +45,10 @@ def test_losses_are_looked_at_without_a_log(llava, data, tmp_path):
     assert max(kept) <= MOST_BATCHES + 1
 
 
-@pytest.mark.parametrize("count, flags", [(2, []), (MOST_SKIPPED, ["--logging_strategy", "no"])])
+@pytest.mark.parametrize(
+    "count, flags",
+    [pytest.param(2, [], marks=pytest.mark.slow), (MOST_SKIPPED, ["--logging_strategy", "no"])],
+)
 def test_deepspeed_counts_the_steps_that_it_skips(llava, data, tmp_path, count, flags):
     """Under ZeRO-2 and bf16, whose overflow check passes over a step without a word; here from the third on."""
     (tmp_path / "sitecustomize.py").write_text(

@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from conftest import ROOT, call, run_module
+from conftest import ROOT, call
 from flag_classes import EQUAL, NO_EFFECT, OURS, table
 from test_loss import trainer_of
 from transformers import Trainer
@@ -160,7 +160,7 @@ def test_a_text_stream_shows_samples(llava, tmp_path):
     (tmp_path / "talk.jsonl").write_text("\n".join(lines))
     flags = ("--model_name_or_path", llava, "--data_path", tmp_path / "talk.jsonl", "--output_dir", tmp_path / "run")
     flags += ("--streaming", "true", "--max_steps", 2, "--sample_steps", 1, "--use_cpu", "true", "--report_to", "none")
-    done = run_module("train_llava.train", *flags)
+    done = call(train.main, *flags)
     assert done.returncode == 0, done.stderr[-2000:]
     assert (
         len(list((tmp_path / "run" / "samples").glob("*.png"))) == 2 and "(reference: Fine, thank you.)" in done.stdout

@@ -14,6 +14,8 @@ from train_llava.train_type import apply_train_type
 from train_llava.trainer import LlavaTrainer
 
 TRAIN_TYPES = ["use_lora", "freeze_vision", "none", "projector"]
+SLOW = [pytest.param(train_type, marks=pytest.mark.slow) for train_type in ("freeze_vision", "projector")]
+SOME_TYPES = ["use_lora", "none", *SLOW]  # where each takes a launch
 
 
 def trainer_of(cls, llava, data, tmp_path, train_type, **flags):

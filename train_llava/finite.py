@@ -97,5 +97,5 @@ class FiniteNumbers(TrainerCallback):
         if self.accelerator.gather(bad.reshape(1)).any():
             raise RuntimeError(
                 "the trained weights hold values that are NaN or infinite, so that nothing is saved. Continue from the "
-                "last checkpoint with another --learning_rate or --max_grad_norm."
+                "last checkpoint with a lower --max_grad_norm, or train its model anew at a lower --learning_rate."
             )

@@ -21,6 +21,7 @@ from train_llava.command import InputError
 from train_llava.data import LlavaDataset
 
 RUN = "run.json"
+NEW_RUN = "start a new run from its model (an adapter merged, see train_llava.merge_lora) with another --output_dir"
 # What a resumed run takes from its checkpoint whatever it is given, or could not go on with
 FLAGS = (
     *("train_type", "train_projector", "lora_r", "lora_alpha", "lora_target_modules", "vision_lora", "load_in_4bit"),
@@ -107,7 +108,7 @@ def check_resumable(checkpoint: Path, args: LlavaTrainingArguments, flags: dict[
         dropped = ", ".join(f"no --{name}" for name, value in other.items() if value is None)
         raise InputError(
             f"{checkpoint} was written with other flags, which a resumed run cannot change. Give "
-            f"{', '.join(filter(None, [kept, dropped]))}, or start a new run from the model with another --output_dir."
+            f"{', '.join(filter(None, [kept, dropped]))}, or {NEW_RUN}."
         )
     before, now = (samples(batch) for batch in (run["batch"], run_batch(args)))
     if before != now:
@@ -135,8 +136,7 @@ def check_data(checkpoint: Path, data: dict[str, Any]) -> None:
         what = "with another tokenizer, chat template or --model_max_length"
     raise InputError(
         f"{checkpoint} was trained {what}, so that records would be left out or seen twice. Give the data and flags of "
-        "that run (--data_path, --on_bad_record, --caption_fields, --model_max_length), or start a new run from the "
-        "model with another --output_dir."
+        f"that run (--data_path, --on_bad_record, --caption_fields, --model_max_length), or {NEW_RUN}."
     )
 
 

@@ -30,7 +30,8 @@ def whole_config(name: str | Path) -> LlavaConfig:
         InputError: there is none, or not that of a whole LLaVA.
     """
     if (Path(name) / "adapter_config.json").is_file():
-        raise InputError(f"{name}: an adapter; give --model_name_or_path a whole model.")
+        hint = "Give --model_name_or_path a whole model; train_llava.merge_lora makes one of it"
+        raise InputError(f"{name}: an adapter. {hint}.")
     if Path(name).is_dir():
         read_json(Path(name), "config.json")  # whose error knows more about folders
     config = read_config(name, "--model_name_or_path")
