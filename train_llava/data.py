@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from datasets import Dataset, concatenate_datasets
@@ -72,6 +73,7 @@ class LlavaDataset(torch.utils.data.Dataset):
             self.blocks = np.concatenate([blocks_of(records, i) for i, records in enumerate(opened)], axis=1)
         self.bad_pictures, self.seed = bad_pictures, seed
         self._check_missing()
+        self.records = self.records.select_columns(["id", "messages", "images"])  # the others cost time at each record
 
     def __len__(self) -> int:
         return len(self.records)
@@ -148,7 +150,7 @@ class LlavaDataset(torch.utils.data.Dataset):
         return digest.hexdigest()
 
     def _check_missing(self) -> None:
-        missing = np.flatnonzero(self.records.with_format("numpy")["missing"][:])
+        missing = np.flatnonzero(column(self.records, "missing").to_numpy())
         limit = self.bad_pictures.limit(len(self)) if self.bad_pictures else 0
         if len(missing) > limit:
             record = self.records[int(missing[0])]
@@ -166,9 +168,14 @@ def too_long(lengths: Sequence[int] | np.ndarray, positions: int | None) -> str:
 
 def blocks_of(records: Dataset, source: int) -> np.ndarray:
     """(2, records): row group, numbered over all sources, and window in it of each record's images; -1: of none."""
-    places = records.select_columns("place").with_format("arrow")[:]["place"].fill_null(-1).to_numpy()
+    places = column(records, "place").fill_null(-1).to_numpy()
     blocks = np.where(places < 0, -1, (places >> 32) + source * 10**12)
     return np.stack([blocks, (places & (2**32 - 1)) // WINDOW])
+
+
+def column(records: Dataset, name: str) -> pa.ChunkedArray:
+    """One column, without reading the others."""
+    return records.select_columns(name).with_format("arrow")[:][name]
 
 
 def as_paths(data_path: DataPath) -> Sequence[str | Path]:

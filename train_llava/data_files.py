@@ -16,7 +16,7 @@ from train_llava.readers import IN_PLACE, READERS
 
 HELD_OUT = re.compile(r"(^|[-_.])(test|validation|valid|val|dev|eval)([-_.]|$)")
 HUB = "hf://datasets/"
-LOOKED_AT = 20_000  # files
+LOOKED_AT = 200  # entries of each folder below one that has files with records itself
 
 
 def local_folder(path: str) -> Path:
@@ -64,16 +64,16 @@ def data_files(path: Path) -> list[str]:
             raise InputError(f"{path}: not a {', '.join(READERS)} file.")
         return [str(path)]
     top = [entry.path for entry in os.scandir(path) if entry.is_file() and Path(entry.name).suffix in READERS]
-    found = islice(files_below(path), LOOKED_AT if top else None)
+    found = islice(files_below(path, LOOKED_AT if top else None), 10 * LOOKED_AT if top else None)
     return sorted({*top, *(file for file in found if Path(file).suffix in READERS)})
 
 
-def files_below(path: Path) -> Iterator[str]:
-    """All files, folder by folder."""
+def files_below(path: Path, most: int | None = None) -> Iterator[str]:
+    """All files, folder by folder; of each no more than `most` entries."""
     folders = [str(path)]
     while folders:
         with os.scandir(folders.pop(0)) as entries:
-            for entry in entries:
+            for entry in islice(entries, most):
                 if entry.is_file():
                     yield entry.path
                 elif entry.is_dir(follow_symlinks=False):

@@ -69,14 +69,15 @@ class PictureFolder:
         names = with_endings(name)
         for place in PLACES:
             for path in (os.path.join(place, name) for name in names):
-                if found := only_one(name, self._by_path.get(path, [])):
-                    return self._member(found)
-        found = only_one(name, [path for name in names for path in below(self._members, name)])
-        return self._member(found) if found else None
+                if path in self._members:
+                    return self._member(name, [path])
+        paths = [path for name in names for path in below(self._paths, name)]
+        return self._member(name, paths) if paths else None
 
-    def _member(self, found: str) -> str:
-        """A member of an archive as `images.py` reads it."""
-        archive, member = self._infos[found]
+    def _member(self, name: str, paths: list[str]) -> str:
+        """The only member of the archives with one of these paths, as `images.py` reads it."""
+        found = {f"{archive}/{path}": (archive, info) for path in paths for archive, info in self._members[path]}
+        archive, member = found[only_one(name, [*found])]
         if isinstance(member, tarfile.TarInfo):
             return f"{archive}::{member.name}::{member.offset_data}:{member.size}:{STORED}"
         if member.flag_bits & 1 or member.compress_type not in (STORED, DEFLATED):
@@ -87,31 +88,24 @@ class PictureFolder:
         return f"{archive}::{member.filename}::{start}:{member.compress_size}:{member.compress_type}"
 
     @cached_property
-    def _infos(self) -> dict[str, tuple[str, zipfile.ZipInfo | tarfile.TarInfo]]:
-        """Archive and entry of every member, by `<archive>/<member>`."""
-        members: dict[str, tuple[str, zipfile.ZipInfo | tarfile.TarInfo]] = {}
+    def _members(self) -> dict[str, list[tuple[str, zipfile.ZipInfo | tarfile.TarInfo]]]:
+        """Archive and entry of every member, by its path inside the archive."""
+        members = defaultdict(list)
         for archive in archives_in(self.folder):
             try:
-                members |= {f"{archive}/{name}": (archive, info) for name, info in entries(archive)}
+                for name, info in entries(archive):
+                    members[os.path.normpath(name)].append((archive, info))
             except (zipfile.BadZipFile, tarfile.TarError, OSError) as error:
                 raise InputError(f"{archive}: not a readable archive ({error})") from error
-        return members
+        return dict(members)
 
     @cached_property
-    def _members(self) -> dict[str, list[str]]:
-        """All members of the archives, by their last name."""
-        members = defaultdict(list)
-        for path in self._infos:
-            members[os.path.basename(path)].append(path)
-        return members
-
-    @cached_property
-    def _by_path(self) -> dict[str, list[str]]:
-        """All members, by their path inside the archive."""
-        members = defaultdict(list)
-        for path, (archive, _) in self._infos.items():
-            members[os.path.normpath(path[len(archive) + 1 :])].append(path)
-        return members
+    def _paths(self) -> dict[str, list[str]]:
+        """The paths inside the archives, by their last name."""
+        paths = defaultdict(list)
+        for path in self._members:
+            paths[os.path.basename(path)].append(path)
+        return paths
 
 
 def archives_in(folder: str) -> list[str]:
@@ -136,7 +130,7 @@ def with_endings(name: str) -> list[str]:
 
 def below(files: dict[str, list[str]], name: str) -> list[str]:
     """The paths that end in a name, which may have folders in it."""
-    return [path for path in files.get(os.path.basename(name), []) if path.endswith(f"/{os.path.normpath(name)}")]
+    return [path for path in files.get(os.path.basename(name), []) if f"/{path}".endswith(f"/{os.path.normpath(name)}")]
 
 
 def only_one(name: str, paths: list[str]) -> str | None:

@@ -15,6 +15,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
@@ -130,12 +131,14 @@ class Source:
         stamps = [stamp(file) for file in [*self.files, *archives_in(self.folder)]]
         names = (VERSION, self.folder, self.format, self.fields, self.in_place, stamps)
         key = hashlib.sha256(repr(names).encode()).hexdigest()[:32]
-        number = 0
-        while os.path.isdir(self._copy(f"{key}-{number + 1}").cache_dir):
+        # every batch of rows takes memory in every process; for pictures, datasets would write 100 rows each
+        copy = partial(NormalRecords, source=self, writer_batch_size=ROWS)
+        builder, number = copy(config_id=f"{key}-0"), 0
+        while os.path.isdir(builder.cache_dir.replace(f"{key}-0", f"{key}-{number + 1}")):
             number += 1
-        records = self._made(f"{key}-{number}")
+        records = made(copy(config_id=f"{key}-{number}") if number else builder)
         if self._is_stale(records):  # pictures came, went or moved
-            records = self._made(f"{key}-{number + 1}")
+            records = made(copy(config_id=f"{key}-{number + 1}"))
         return records
 
     def read(self) -> Iterator[dict[str, Any]]:
@@ -157,18 +160,6 @@ class Source:
         lines = lines if len(lines) > 1 or self.passed_over else []
         over = [f"   passed over: {file.removeprefix(base)}: {why}" for file, why in self.passed_over.items()]
         return "\n".join([*shortened(lines), *shortened(over)])
-
-    def _copy(self, name: str) -> "NormalRecords":
-        # every batch of rows takes memory in every process; for pictures, datasets would write 100 rows each
-        return NormalRecords(config_id=name, source=self, writer_batch_size=ROWS)
-
-    def _made(self, name: str) -> Dataset:
-        builder = self._copy(name)
-        try:
-            builder.download_and_prepare(verification_mode="no_checks")
-        except DatasetGenerationError as error:
-            raise error.__cause__ if isinstance(error.__cause__, InputError) else error from None
-        return builder.as_dataset(split="train")
 
     def _is_stale(self, records: Dataset) -> bool:
         missing = records.data["missing"].to_numpy()
@@ -208,6 +199,15 @@ class NormalRecords(ArrowBasedBuilder):
             if not (part := list(islice(rows, ROWS))):
                 return
             yield Key(0, number), pa.Table.from_pylist(part, schema=RECORD.arrow_schema)
+
+
+def made(builder: NormalRecords) -> Dataset:
+    """Its records, once they are an Arrow file."""
+    try:
+        builder.download_and_prepare(verification_mode="no_checks")
+    except DatasetGenerationError as error:
+        raise error.__cause__ if isinstance(error.__cause__, InputError) else error from None
+    return builder.as_dataset(split="train")
 
 
 def normal(record: Any, number: int, file: str, format: str, fields: Fields, finder: "PictureFolder") -> dict[str, Any]:
