@@ -259,7 +259,7 @@ def test_it_answers_as_a_pipeline(llava, loaded):
     assert generate(*loaded, [ask("What is this?", [PICTURE])], max_new_tokens=12) == [said.strip()]
 
 
-def test_bad_pictures_and_flags(llava, data, tmp_path):
+def test_bad_images_and_flags(llava, data, tmp_path):
     with pytest.raises(InputError, match="no such picture"):
         open_image(tmp_path / "none.png")
     (tmp_path / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n")

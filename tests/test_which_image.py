@@ -13,9 +13,10 @@ import pytest
 from conftest import call
 from transformers import AutoProcessor
 
+from train_llava.bad_images import BadImages
 from train_llava.check_data import main as check_data
 from train_llava.command import InputError
-from train_llava.data import BadPictures, LlavaDataset
+from train_llava.data import LlavaDataset
 from train_llava.images import open_image
 from train_llava.infer import collator_of
 from train_llava.picture_folder import PictureFolder
@@ -33,8 +34,7 @@ def same(image, seed):
 
 @pytest.mark.parametrize("packed", ["loose", "zip", "tar", "several zips"])
 def test_a_missing_image_changes_nothing_for_the_others(tmp_path, packed):
-    """Another folder holds files of the same names; only the missing one could come from there, and then is refused
-    or, where it is the only one of its name, taken."""
+    """Another folder holds files of the same names; none of them is ever shown."""
     names, data = [f"{i:03}.png" for i in range(30)], tmp_path / "d"
     for i, name in enumerate(names):
         layouts.write(data / "images" / name, layouts.picture(i))
@@ -46,10 +46,12 @@ def test_a_missing_image_changes_nothing_for_the_others(tmp_path, packed):
         for number, some in enumerate(folders):
             pack(data, some, data / f"{number}.{'tar' if packed == 'tar' else 'zip'}")
         shutil.rmtree(data / "images"), shutil.rmtree(data / "masks")
-    dataset = LlavaDataset(data)
-    for i, example in enumerate(dataset):
-        assert same(example["images"][0], 510 if i == 10 else i), i
-    assert all(same(LlavaDataset(data)[i]["images"][0], i) for i in (0, 11, 29))  # from the cache
+    with pytest.raises(InputError, match=r"1 of 30 records name pictures that are not there.*images/010\.png"):
+        LlavaDataset(data)
+    for _ in range(2):  # the second time from the cache
+        for i, example in enumerate(LlavaDataset(data, bad_images=BadImages(tmp_path / "bad.jsonl", 1))):
+            own = int(example["id"][:3])
+            assert same(example["images"][0], own) and (own == i or i == 10)
 
 
 def pack(data, folders, archive):
@@ -93,6 +95,8 @@ def test_the_three_places_come_first(tmp_path):
         for _ in range(2):
             assert same(open_image(finder.find("a.jpg")), seed)
             assert same(open_image(finder.find("b.jpg")), 5)
+        settled = PictureFolder(str(tmp_path), ["a.jpg", "b.jpg"])
+        assert same(open_image(settled.find("a.jpg")), seed) and settled.find("b.jpg") is None
         (tmp_path / place / "a.jpg").unlink()
 
 
@@ -119,20 +123,21 @@ def test_an_archive_that_is_made_anew_is_read_anew(tmp_path, kind):
 
 
 def test_a_true_copy_stays(tmp_path):
-    """With a missing image, and with one that is there under a deeper folder alone; a copy is neither made anew nor
-    taken away from those who read it."""
+    """With two missing images, one of which is under a deeper folder; a copy is neither made anew nor taken away from
+    those who read it."""
     names = [f"{i}.jpg" for i in range(5)]
     for i, name in enumerate(names[1:], 1):
         layouts.write(tmp_path / "d" / ("deep" if i == 4 else "images") / name, layouts.picture(i))
     records(tmp_path / "d", names)
-    bad = BadPictures(tmp_path / "bad.jsonl", 1)
-    first = LlavaDataset(tmp_path / "d", bad_pictures=bad)
+    bad = BadImages(tmp_path / "bad.jsonl", 2)
+    first = LlavaDataset(tmp_path / "d", bad_images=bad)
     files = [file["filename"] for file in first.records.cache_files]
     made = [os.stat(file).st_ino for file in files]
     for _ in range(3):
-        again = LlavaDataset(tmp_path / "d", bad_pictures=bad)
+        again = LlavaDataset(tmp_path / "d", bad_images=bad)
         assert [os.stat(file["filename"]).st_ino for file in again.records.cache_files] == made
-    layouts.write(tmp_path / "d" / "images" / "0.jpg", layouts.picture(0))  # it came
+    layouts.write(tmp_path / "d" / "images" / "0.jpg", layouts.picture(0))  # they came
+    layouts.write(tmp_path / "d" / "images" / "4.jpg", layouts.picture(4))
     now = LlavaDataset(tmp_path / "d")
     assert all(same(now[i]["images"][0], i) for i in range(5))
     assert [os.stat(file).st_ino for file in files] == made and len(list(first.records)) == 5
@@ -148,7 +153,7 @@ def test_the_example_of_another_name_is_drawn_not_the_next(tmp_path):
     records(tmp_path / "d", names)
     seen = []
     for seed in (0, 0, 1):
-        dataset = LlavaDataset(tmp_path / "d", bad_pictures=BadPictures(tmp_path / f"{seed}.jsonl", 10), seed=seed)
+        dataset = LlavaDataset(tmp_path / "d", bad_images=BadImages(tmp_path / f"{seed}.jsonl", 10), seed=seed)
         seen.append([example["id"] for example in dataset])
     assert seen[0] == seen[1] != seen[2]
     counts = Counter(seen[0])
@@ -165,8 +170,8 @@ def test_a_substitute_is_of_the_same_source(tmp_path):
             layouts.write(tmp_path / source / "images" / f"{source}{i}.jpg", layouts.picture(i))
         records(tmp_path / source, [f"{source}{i}.jpg" for i in range(count)])
     for seed in range(5):
-        bad = BadPictures(tmp_path / "bad.jsonl", 5)
-        dataset = LlavaDataset([f"{tmp_path}/a:3", tmp_path / "b"], bad_pictures=bad, seed=seed)
+        bad = BadImages(tmp_path / "bad.jsonl", 5)
+        dataset = LlavaDataset([f"{tmp_path}/a:3", tmp_path / "b"], bad_images=bad, seed=seed)
         assert dataset[0]["id"] in ("a1.jpg", "a2.jpg")
 
 

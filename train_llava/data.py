@@ -4,9 +4,7 @@
 ids and labels. Here they come together.
 """
 
-import fcntl
 import hashlib
-import json
 from collections.abc import Sequence
 from contextlib import suppress
 from itertools import accumulate
@@ -14,19 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from datasets import Dataset, concatenate_datasets
 from PIL import Image
 from transformers import LlavaProcessor
 
+from train_llava.bad_images import BadImages
 from train_llava.chat import IGNORE_INDEX, ChatEncoder
 from train_llava.command import InputError
 from train_llava.images import Pixels, name_of, open_image
-from train_llava.parquet_images import WINDOW
 from train_llava.sampling import token_lengths
-from train_llava.sources import Source
+from train_llava.sources import Source, blocks_of, column
 
 MOST_TRIED = 1000  # substitutes for one record
 DataPath = str | Path | Sequence[str | Path]
@@ -38,7 +35,7 @@ class LlavaDataset(torch.utils.data.Dataset):
     Args:
         data_path: one or more `[format=]path[:weight]`, see docs/data.md.
         on_bad_record: whether records that cannot be trained on are an `error` or a reason to `skip` them.
-        bad_pictures: where pictures that cannot be read are written down. A record with such a picture is replaced by
+        bad_images: where pictures that cannot be read are written down. A record with such a picture is replaced by
             another of its source, drawn by seed and index, so batches keep their size and a run its order. None: such a
             picture is an error.
         caption_fields: `answer=..., image=..., instruction=...` of caption records.
@@ -55,7 +52,7 @@ class LlavaDataset(torch.utils.data.Dataset):
         self,
         data_path: DataPath,
         on_bad_record: str = "error",
-        bad_pictures: "BadPictures | None" = None,
+        bad_images: BadImages | None = None,
         caption_fields: list[str] | None = None,
         streaming: bool = False,
         held_out: bool = False,
@@ -71,7 +68,7 @@ class LlavaDataset(torch.utils.data.Dataset):
         self.blocks = None  # see LlavaSampler
         if streaming:
             self.blocks = np.concatenate([blocks_of(records, i) for i, records in enumerate(opened)], axis=1)
-        self.bad_pictures, self.seed = bad_pictures, seed
+        self.bad_images, self.seed = bad_images, seed
         self._check_missing()
         self.records = self.records.select_columns(["id", "messages", "images"])  # the others cost time at each record
 
@@ -84,10 +81,10 @@ class LlavaDataset(torch.utils.data.Dataset):
         try:
             return example_of(record)
         except InputError as error:
-            if self.bad_pictures is None:
+            if self.bad_images is None:
                 raise InputError(f"record {record['id']!r}: {error}") from error
             substitute = self._substitute(index)
-            self.bad_pictures.add(record["id"], str(error), substitute["id"])
+            self.bad_images.add(record["id"], str(error), substitute["id"])
             return substitute
 
     def _substitute(self, index: int) -> dict[str, Any]:
@@ -143,15 +140,15 @@ class LlavaDataset(torch.utils.data.Dataset):
             turns = pc.list_flatten(part["messages"].combine_chunks())
             counts = pc.list_value_length(part["messages"]).to_numpy().tobytes()
             words = [part["id"].combine_chunks(), turns.field("role"), turns.field("content")]
-            for column in words:
-                digest.update(pc.binary_length(column).to_numpy(zero_copy_only=False).tobytes())
-                digest.update("".join(column.to_pylist()).encode())
+            for words_of in words:
+                digest.update(pc.binary_length(words_of).to_numpy(zero_copy_only=False).tobytes())
+                digest.update("".join(words_of.to_pylist()).encode())
             digest.update(counts)
         return digest.hexdigest()
 
     def _check_missing(self) -> None:
         missing = np.flatnonzero(column(self.records, "missing").to_numpy())
-        limit = self.bad_pictures.limit(len(self)) if self.bad_pictures else 0
+        limit = self.bad_images.limit(len(self)) if self.bad_images else 0
         if len(missing) > limit:
             record = self.records[int(missing[0])]
             where = ", ".join(name_of(image) for image in record["images"])
@@ -164,18 +161,6 @@ def too_long(lengths: Sequence[int] | np.ndarray, positions: int | None) -> str:
     count = int((np.asarray(lengths) > positions).sum()) if positions else 0
     hint = f"what lies beyond was never learned to be read; cut them with --model_max_length {positions}"
     return f"{count:>10,} records have more tokens than the model's {positions:,} positions: {hint}" if count else ""
-
-
-def blocks_of(records: Dataset, source: int) -> np.ndarray:
-    """(2, records): row group, numbered over all sources, and window in it of each record's images; -1: of none."""
-    places = column(records, "place").fill_null(-1).to_numpy()
-    blocks = np.where(places < 0, -1, (places >> 32) + source * 10**12)
-    return np.stack([blocks, (places & (2**32 - 1)) // WINDOW])
-
-
-def column(records: Dataset, name: str) -> pa.ChunkedArray:
-    """One column, without reading the others."""
-    return records.select_columns(name).with_format("arrow")[:][name]
 
 
 def as_paths(data_path: DataPath) -> Sequence[str | Path]:
@@ -200,49 +185,6 @@ def usable(records: Dataset, on_bad_record: str) -> Dataset:
         hint = "Mend them or leave them out with --on_bad_record skip"
         raise InputError(f"{count}. The first: {problems[int(bad[0])].as_py()}. {hint}.")
     return records.select(np.setdiff1d(np.arange(len(records)), bad))
-
-
-class BadPictures:
-    """Pictures that could not be read: each is written once to a JSON Lines report; too many of them are an error.
-
-    Args:
-        report: the file; shared by all workers and ranks that see it, and kept when a run is resumed.
-        most: how many there may be, as a number (1 or more) or as a share of the records (below 1).
-    """
-
-    def __init__(self, report: Path, most: float) -> None:
-        self.report, self.most, self.records = report, most, 0
-
-    def limit(self, records: int) -> int:
-        """The number that `most` allows; remembers how many records there are."""
-        self.records = records
-        return int(self.most if self.most >= 1 else self.most * records)
-
-    def summary(self) -> str:
-        """How many there were in the whole run, empty without any."""
-        count = len(self.report.read_text(encoding="utf-8").splitlines()) if self.report.is_file() else 0
-        names = f"{self.report} names them, and the records seen in their place"
-        return f"{count:,} records have pictures that cannot be read; {names}" if count else ""
-
-    def add(self, record_id: str, reason: str, replaced_by: str) -> None:
-        """Writes one down, and which record is seen in its place.
-
-        Raises:
-            InputError: there are more than allowed by now.
-        """
-        name = {"id": record_id, "reason": reason}
-        line = json.dumps(name | {"replaced_by": replaced_by}, ensure_ascii=False) + "\n"
-        self.report.parent.mkdir(parents=True, exist_ok=True)
-        with self.report.open("a+", encoding="utf-8") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # workers and ranks write to the same file
-            file.seek(0)
-            lines = file.readlines()
-            if not any(name.items() <= json.loads(known).items() for known in lines):
-                file.write(line)
-                lines.append(line)
-        if len(lines) > self.limit(self.records):
-            count = f"{len(lines)} pictures cannot be read, more than --max_bad_images {self.most:g} allows"
-            raise InputError(f"{count}. The last: record {record_id!r}: {reason} All are listed in {self.report}.")
 
 
 class LlavaCollator:

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import TrainerState
 
 from train_llava.arguments import DataArguments, LlavaTrainingArguments, ModelArguments
-from train_llava.data import BadPictures
+from train_llava.bad_images import BadImages
 from train_llava.parts import parts_table
 
 HOW_TO_USE = """```python
@@ -65,7 +65,7 @@ def write_card(
         "strategy": f"`--train_type {model_args.train_type}`",
         "data": ", ".join(f"`{path}`" for path in data_args.data_path),
         "held-out data": ", ".join(f"`{path}`" for path in data_args.eval_data_path or []),
-        "pictures": BadPictures(folder / "bad_images.jsonl", 0).summary(),
+        "pictures": BadImages(folder / "bad_images.jsonl", 0).summary(),
         "steps": f"{state.global_step:,} of {batch} samples each on {args.world_size} ranks",
         "epochs": f"{state.epoch or 0:.3g}",
         "learning rate": f"{args.learning_rate:g}, {args.lr_scheduler_type.value}",

@@ -5,7 +5,7 @@ import struct
 import tarfile
 import zipfile
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -19,14 +19,20 @@ ENDINGS = ("", ".jpg", ".png")  # of a name that has none
 class PictureFolder:
     """The pictures of one data folder.
 
-    A name is looked up in `images/`, in `images_dl/` and in the folder itself; if none of these has it, anywhere below
-    the folder; then in the same way inside the archives. The order is one for all names, whatever was found before.
+    A name is looked up in `images/`, in `images_dl/` and in the folder itself, then in the same places inside the
+    archives. Only where these hold none of the first names of the data, names are looked up anywhere below: otherwise a
+    missing picture would be taken from another folder that has one of its name, such as a mask.
+
+    Args:
+        folder: of the data.
+        first: some names of the data, which decide on this.
     """
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, first: Sequence[str] = ()) -> None:
         self.folder = folder
         self.roots = [os.path.join(folder, name) for name in PLACES]
         self.there = [root for root in self.roots if os.path.isdir(root)]
+        self.first = first
 
     def find(self, name: str) -> str | None:
         """The path of a picture as `images.py` reads it; None if there is no such file.
@@ -42,11 +48,16 @@ class PictureFolder:
             raise InputError(f"the picture {name!r} must be a file inside the data folder {self.folder}")
         if member:
             return name
-        return self._loose(name) or self._packed(name)
+        return self._loose(name) or self._packed(name) or (None if self._settled else self._anywhere(name))
 
     def wanted(self, name: str) -> str:
         """Where a picture that is not there would be looked up first."""
         return os.path.join(self.roots[0], name)
+
+    @cached_property
+    def _settled(self) -> bool:
+        """Whether the three places hold the pictures of this data."""
+        return any(self._loose(name) or self._packed(name) for name in self.first)
 
     def _loose(self, name: str) -> str | None:
         names = with_endings(name)
@@ -54,7 +65,14 @@ class PictureFolder:
             for path in (os.path.join(root, name) for name in names):
                 if os.path.isfile(path):
                     return path
-        return only_one(name, [path for name in names for path in below(self._files, name)])
+        return None
+
+    def _anywhere(self, name: str) -> str | None:
+        names = with_endings(name)
+        if path := only_one(name, [path for name in names for path in below(self._files, name)]):
+            return path
+        paths = [path for name in names for path in below(self._paths, name)]
+        return self._member(name, paths) if paths else None
 
     @cached_property
     def _files(self) -> dict[str, list[str]]:
@@ -71,8 +89,7 @@ class PictureFolder:
             for path in (os.path.join(place, name) for name in names):
                 if path in self._members:
                     return self._member(name, [path])
-        paths = [path for name in names for path in below(self._paths, name)]
-        return self._member(name, paths) if paths else None
+        return None
 
     def _member(self, name: str, paths: list[str]) -> str:
         """The only member of the archives with one of these paths, as `images.py` reads it."""

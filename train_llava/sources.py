@@ -40,7 +40,7 @@ from train_llava.command import InputError
 from train_llava.data_files import choose, data_files, hub_files, local_folder, reader, stamp
 from train_llava.formats import CAPTION_FIELDS, FORMATS, Fields, parse, recognise
 from train_llava.images import MEMBER, forget_files
-from train_llava.parquet_images import IN_PARQUET, PLACE
+from train_llava.parquet_images import IN_PARQUET, PLACE, WINDOW
 from train_llava.picture_folder import PictureFolder, archives_in
 from train_llava.readers import BadLine
 
@@ -79,6 +79,7 @@ class Source:
     fields: Fields
     in_place: bool = False
     passed_over: dict[str, str] = field(default_factory=dict)
+    first: list[str] = field(default_factory=list)  # names of pictures in the first records
 
     @classmethod
     def find(
@@ -106,10 +107,8 @@ class Source:
             place = local_folder(path)
             folder = str(place if place.is_dir() else place.parent)
             chosen, passed_over = choose(folder, data_files(place), held_out)
-        formats = {}
-        for file in chosen:
-            found = list(islice(reader(file, streaming)(file, fields), 20))
-            formats[file] = recognise(found, fields, [name] * bool(name))
+        beginnings = {file: list(islice(reader(file, streaming)(file, fields), 20)) for file in chosen}
+        formats = {file: recognise(records, fields, [name] * bool(name)) for file, records in beginnings.items()}
         ranked = [format for format in FORMATS if format in formats.values()]
         if not ranked:
             known = ", ".join(f"{key} (field {fields.get(field, field)!r})" for key, (field, _) in FORMATS.items())
@@ -120,7 +119,8 @@ class Source:
             elif format != ranked[0]:
                 passed_over[file] = f"records of another format; to train on them, too, add {format}={path}"
         files = [file for file, format in formats.items() if format == ranked[0]]
-        return cls(path, ranked[0], float(weight or 1), folder, files, fields, streaming, passed_over)
+        first = [name for file in files for record in beginnings[file] for name in names_in(record, ranked[0], fields)]
+        return cls(path, ranked[0], float(weight or 1), folder, files, fields, streaming, passed_over, first)
 
     def open(self) -> Dataset:
         """The records as a memory-mapped Arrow file, made by the first process that asks while others wait.
@@ -143,7 +143,7 @@ class Source:
 
     def read(self) -> Iterator[dict[str, Any]]:
         """The records one after the other."""
-        finder = PictureFolder(self.folder)
+        finder = PictureFolder(self.folder, self.first)
         for at, file in enumerate(self.files):
             for number, record in enumerate(reader(file, self.in_place)(file, self.fields)):
                 where: dict[str, int | None] = {"file": at, "place": None}
@@ -163,7 +163,7 @@ class Source:
 
     def _is_stale(self, records: Dataset) -> bool:
         missing = records.data["missing"].to_numpy()
-        finder = PictureFolder(self.folder)
+        finder = PictureFolder(self.folder, self.first)
         for index in missing.nonzero()[0][:SAMPLE].tolist():
             names = [os.path.relpath(i["path"], finder.roots[0]) for i in records[index]["images"] if not i["bytes"]]
             if all(in_some_place(finder, name) for name in names):
@@ -208,6 +208,15 @@ def made(builder: NormalRecords) -> Dataset:
     except DatasetGenerationError as error:
         raise error.__cause__ if isinstance(error.__cause__, InputError) else error from None
     return builder.as_dataset(split="train")
+
+
+def names_in(record: Any, format: str, fields: Fields) -> list[str]:
+    """The names of a raw record's picture files, none of one that is malformed."""
+    try:
+        names = [image["path"] for image in parse(record, format, fields)[1] if not image.get("bytes")]
+        return [name for name in names if "::" not in name and "://" not in name]
+    except Exception:  # as in `normal`, where it is said
+        return []
 
 
 def normal(record: Any, number: int, file: str, format: str, fields: Fields, finder: "PictureFolder") -> dict[str, Any]:
@@ -265,3 +274,15 @@ def shortened(lines: list[str]) -> list[str]:
     """The first lines, and how many more there are."""
     rest = len(lines) - LISTED
     return lines if rest <= 0 else [*lines[:LISTED], f"{'':>15}and {rest:,} more"]
+
+
+def column(records: Dataset, name: str) -> pa.ChunkedArray:
+    """One column, without reading the others."""
+    return records.select_columns(name).with_format("arrow")[:][name]
+
+
+def blocks_of(records: Dataset, source: int) -> np.ndarray:
+    """(2, records): row group, numbered over all sources, and window in it of each record's images; -1: of none."""
+    places = column(records, "place").fill_null(-1).to_numpy()
+    blocks = np.where(places < 0, -1, (places >> 32) + source * 10**12)
+    return np.stack([blocks, (places & (2**32 - 1)) // WINDOW])

@@ -18,10 +18,11 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.trainer_callback import ProgressCallback
 
 from train_llava.arguments import DataArguments, LlavaTrainingArguments, ModelArguments, check_flags, parse_flags
+from train_llava.bad_images import BadImages
 from train_llava.callbacks import ProgressLine
 from train_llava.chat import ChatEncoder
 from train_llava.command import InputError, command
-from train_llava.data import BadPictures, LlavaCollator, LlavaDataset
+from train_llava.data import LlavaCollator, LlavaDataset
 from train_llava.load import fetch, load, load_processor
 from train_llava.memory import Sharing, Step
 from train_llava.model_card import write_card
@@ -100,8 +101,8 @@ def main() -> None:
             trainer.save_model()
             trainer.save_state()
             if trainer.is_world_process_zero():
-                if bad_pictures := train_dataset.bad_pictures.summary():
-                    print(bad_pictures, flush=True)
+                if bad_images := train_dataset.bad_images.summary():
+                    print(bad_images, flush=True)
                 write_card(model, trainer.state, args, model_args, data_args)
     if dist.is_initialized():
         dist.barrier()  # meanwhile Gloo's threads let go of their last tensors; with these held, the next line can hang
@@ -144,9 +145,9 @@ def open_data(
     Raises:
         InputError: see LlavaDataset; or weights in an order that takes each record once.
     """
-    bad_pictures = BadPictures(Path(args.output_dir) / "bad_images.jsonl", data_args.max_bad_images)
+    bad_images = BadImages(Path(args.output_dir) / "bad_images.jsonl", data_args.max_bad_images)
     options = {"on_bad_record": data_args.on_bad_record, "caption_fields": data_args.caption_fields}
-    options |= {"bad_pictures": bad_pictures, "streaming": data_args.streaming}
+    options |= {"bad_images": bad_images, "streaming": data_args.streaming}
     options["seed"] = args.seed if args.data_seed is None else args.data_seed
     held_out = None
     with args.main_process_first():  # the others then find its Arrow copies
