@@ -94,6 +94,17 @@ def test_refused_parallelism():
         check_flags(ModelArguments(""), DataArguments([]), args)
 
 
+def test_several_gpus_in_one_process_are_refused(llava, data):
+    """By the command, and by the trainer itself before it wraps the model."""
+    args = LlavaTrainingArguments(output_dir="x", use_cpu=True, report_to="none")
+    args._n_gpu = 2  # as torch counts them; there is no other way to say it here
+    with pytest.raises(InputError, match="2 GPUs in one process: start a process for each"):
+        check_flags(ModelArguments(""), DataArguments([]), args)
+    for given in ((None, args), (None,)):
+        with pytest.raises(InputError, match="2 GPUs in one process"):
+            LlavaTrainer(*given, **({} if len(given) == 2 else {"args": args}))
+
+
 def test_what_is_the_case_anyway_may_be_said():
     refused(metric_for_best_model="eval_loss", greater_is_better=False, include_for_metrics=[])
 

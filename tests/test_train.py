@@ -204,6 +204,23 @@ def test_broken_pictures_are_passed_over_and_listed(llava, data, tmp_path):
     assert "Traceback" not in done.stderr.split("error: ")[-1]
 
 
+@pytest.mark.slow
+def test_a_stream_resumes_exactly_under_zero2(llava, tmp_path):
+    """Images in parquet, and others in folders; packed, with workers."""
+    layouts.messages_parquet(tmp_path / "inside", 24)
+    layouts.mix665k(tmp_path / "mix")
+    data = f"{tmp_path / 'inside'} {tmp_path / 'mix'}:0.5"
+    flags = ["--streaming", "true", "--dataloader_num_workers", 2, "--packing", "true"]
+    done = zero2(llava, data, tmp_path / "out", "use_lora", *flags)
+    assert done.returncode == 0, done.stderr[-3000:]
+    shutil.copytree(tmp_path / "out" / "checkpoint-3", tmp_path / "again" / "checkpoint-3")
+    done = zero2(llava, data, tmp_path / "again", "use_lora", *flags, "--resume_from_checkpoint", "true")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert losses(tmp_path / "again") == losses(tmp_path / "out") and len(losses(tmp_path / "out")) == STEPS
+    for name, value in weights(tmp_path / "out").items():
+        assert torch.equal(value, weights(tmp_path / "again")[name]), name
+
+
 def test_what_is_too_long_is_cut_or_left_out(llava, data, tmp_path):
     flags = ["--model_name_or_path", llava, "--data_path", data, "--use_cpu", "true", *FLAGS, "--model_max_length"]
     done = call(main, *flags, 40, "--max_steps", 2, "--output_dir", tmp_path / "a")

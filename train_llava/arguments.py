@@ -160,10 +160,7 @@ def check_flags(model_args: ModelArguments, data_args: DataArguments, args: Llav
     check_lora(model_args)
     if args.fsdp and (args.use_cpu or not torch.cuda.is_available()):
         raise InputError("--fsdp: on a CPU accelerate trains with DDP instead. Try --deepspeed ds_configs/zero3.json.")
-    if args.n_gpu > 1:
-        raise InputError(
-            f"{args.n_gpu} GPUs in one process: start a process for each with bash run_zero2.sh or torchrun."
-        )
+    check_one_gpu(args)
     if args.deepspeed and {"optimizer", "scheduler"} & {*args.hf_deepspeed_config.config}:
         raise InputError(f"--deepspeed {args.deepspeed}: leave optimizer and scheduler out of it, they are flags here.")
     if data_args.streaming and args.train_sampling_strategy == "group_by_length":
@@ -178,6 +175,18 @@ def check_flags(model_args: ModelArguments, data_args: DataArguments, args: Llav
         raise InputError("--save_strategy best: add --metric_for_best_model eval_loss.")
     check_services(args)
     check_kernels(model_args, args)
+
+
+def check_one_gpu(args: LlavaTrainingArguments) -> None:
+    """Refuses torch's DataParallel, whose copies of the model would all use the first one's forward pass.
+
+    Raises:
+        InputError: there are several GPUs in this process.
+    """
+    if args.n_gpu > 1:
+        raise InputError(
+            f"{args.n_gpu} GPUs in one process: start a process for each with bash run_zero2.sh or torchrun."
+        )
 
 
 def best_by_loss(name: str, args: LlavaTrainingArguments) -> bool:

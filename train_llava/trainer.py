@@ -17,6 +17,7 @@ from transformers import EvalPrediction, Trainer
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from train_llava.adapter import check_resumable_adapter, record_base
+from train_llava.arguments import check_one_gpu
 from train_llava.callbacks import Meter
 from train_llava.command import InputError
 from train_llava.data import LlavaDataset
@@ -39,6 +40,7 @@ class LlavaTrainer(Trainer):
 
     def __init__(self, *args, **kwargs) -> None:
         self.meter = Meter()
+        check_one_gpu(kwargs["args"] if "args" in kwargs else args[1])
         super().__init__(*args, compute_metrics=mean_loss, **kwargs)
         self.finite = FiniteNumbers(self.accelerator)
         self.add_callback(self.meter)
