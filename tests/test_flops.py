@@ -83,16 +83,27 @@ def test_what_is_no_training_is_not_timed(llava, data, tmp_path):
         def on_prediction_step(self, args, state, control, **kwargs):
             time.sleep(0.05)
 
-    trainer.add_callback(Slow())
+        def on_train_begin(self, args, state, control, **kwargs):
+            self.logged = [time.perf_counter()]
+
+        def on_log(self, args, state, control, logs, **kwargs):
+            self.logged += [time.perf_counter()] * ("loss" in logs)
+
+    slowly = Slow()
+    trainer.add_callback(slowly)
     trainer.args.eval_strategy = IntervalStrategy.STEPS
     plain = trainer.save_model
     trainer.save_model = lambda *args, **kwargs: (time.sleep(0.05), plain(*args, **kwargs))
     trainer.train()
-    for log in [log for log in trainer.state.log_history if "samples_per_second" in log]:
+    logs = [log for log in trainer.state.log_history if "samples_per_second" in log]
+    # four captions in each interval, evaluations and saves at steps 2 and then 4 and 6, the latter behind the log
+    for log, since, at, away in zip(logs, slowly.logged[:-1], slowly.logged[1:], (0.3, 0.4), strict=True):
         seconds = 32 / log["samples_per_second"]
-        assert log["steps_per_second"] == pytest.approx(4 / seconds) and seconds < 0.05 * 8
+        assert log["steps_per_second"] == pytest.approx(4 / seconds) and seconds < at - since - 0.98 * away
         assert 0.04 / seconds < log["data_wait"] < 1
     tokens = len(collator.encoder.encode(text_only["messages"])[0])
+    counts = collator([text_only])["counts"]
+    assert (counts["images"], counts["tokens"], counts["token_pairs"]) == (0, tokens, tokens**2)
     assert log["tokens_per_second"] / log["samples_per_second"] == pytest.approx(tokens)
     flops = StepFlops.count(trainer.model).of(images=0, tokens=tokens, token_pairs=tokens**2, answer_tokens=4)
     assert trainer.state.total_flos == pytest.approx(64 * flops, rel=0.05)

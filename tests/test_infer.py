@@ -313,9 +313,10 @@ def test_answers_of_others_are_not_taken_for_its_own(llava, old_clip, old_qwen, 
     assert ask_about("a", llava, "--prompt", "Where?") == 0
     assert ask_about("a", llava, "--max_new_tokens", 9) == 0
     assert ask_about("a", llava, "--temperature", 1) == 0 == ask_about("a", llava, "--temperature", 1, "--seed", 1)
+    assert ask_about("a", tmp_path / "model") == 0 and ask_about("a", tmp_path / "model") == 1
     torch.manual_seed(17)
     save_llava(*build_llava(old_clip, old_qwen, dtype=torch.float32), tmp_path / "model", overwrite=True)
     assert ask_about("a", tmp_path / "model") == 0 and ask_about("a", tmp_path / "model") == 1
     lines = [json.loads(line) for line in output.read_text().splitlines()]
-    assert len(lines) == 7 and {line["folder"] for line in lines} == {str(tmp_path / "a"), str(tmp_path / "b")}
+    assert len(lines) == 8 and {line["folder"] for line in lines} == {str(tmp_path / "a"), str(tmp_path / "b")}
     assert {line["model"] for line in lines} == {str(llava), str(tmp_path / "model")}

@@ -183,6 +183,7 @@ def test_the_fingerprint_of_data(data, tmp_path):
     for record in records:
         del record["image"]
         record["conversations"][0]["value"] = "Say something."
+    records[3]["conversations"] *= 2
 
     def print_of(name, records):
         (tmp_path / name).mkdir()
@@ -202,6 +203,7 @@ def test_the_fingerprint_of_data(data, tmp_path):
         lambda r: r[3]["conversations"].insert(0, {"from": "system", "value": ""}),
         lambda r: (r[3]["conversations"][0].update(value="Say somethin"), r[3]["conversations"][1].update(
             value="g." + r[3]["conversations"][1]["value"])),
+        lambda r: r[4].update(conversations=[r[3]["conversations"].pop(i) for i in (-2, -1)] + r[4]["conversations"]),
         lambda r: r.reverse(),
     ]  # fmt: skip
     prints = {plain}
