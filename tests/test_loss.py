@@ -250,17 +250,31 @@ def test_two_passes_before_one_backward(llava, data, tmp_path, reentrant):
 
 
 def test_hidden_states_after_a_labelled_pass(llava, data, tmp_path):
-    """Of both towers, and from the parts of the model, too: nothing of the pass with labels is left."""
+    """Of the whole model and of its parts alone: nothing of the pass with labels is left."""
     plain, ours = plain_and_ours(llava, data, tmp_path, "none")
     batch = ours.data_collator([ours.train_dataset[i] for i in range(3)])
     ours.model(**batch)
-    batch.pop("labels")
-    with torch.no_grad():
-        for find in (lambda model: model, lambda model: model.model, lambda model: model.model.language_model):
-            inputs = batch if find is not None and not hasattr(find(ours.model), "layers") else {
-                "input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}  # fmt: skip
-            theirs, own = (find(t.model)(**inputs, output_hidden_states=True).hidden_states for t in (plain, ours))
-            assert len(own) == len(theirs) and all(map(torch.equal, own, theirs))
-        pixels = {"pixel_values": batch["pixel_values"], "output_hidden_states": True}
-        theirs, own = (t.model.model.vision_tower(**pixels).hidden_states for t in (plain, ours))
-        assert len(own) == len(theirs) and all(map(torch.equal, own, theirs))
+    images, words = {"pixel_values": batch["pixel_values"]}, {"input_ids": batch["input_ids"]}
+    asked = {"": images | words, "model": images | words, "model.language_model": words, "model.vision_tower": images}
+    for part, inputs in asked.items():
+        with torch.no_grad():
+            theirs, own = (
+                trainer.model.get_submodule(part)(**inputs, output_hidden_states=True).hidden_states
+                for trainer in (plain, ours)
+            )
+        assert len(own) == len(theirs) > 1 and all(map(torch.equal, own, theirs)), part
+
+
+@pytest.mark.parametrize("train_type", TRAIN_TYPES)
+def test_a_batch_without_examples_changes_nothing(llava, data, tmp_path, train_type):
+    """As a rank may get at the end of an epoch: every trained weight has a gradient, and it is zero."""
+    trainer = trainer_of(LlavaTrainer, llava, data, tmp_path, train_type)
+    trainer.data_collator = LlavaCollator(load_processor(llava), for_trainer=True)
+    trainer.model.train()
+    batch = trainer.data_collator([])
+    loss = trainer.compute_loss(trainer.model, batch, num_items_in_batch=torch.tensor(0))
+    loss.backward()
+    assert loss.item() == 0
+    expected = {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
+    found = gradients(trainer.model)
+    assert found.keys() == expected and not any(value.any() for value in found.values())

@@ -96,8 +96,10 @@ def trim_forward(llava: LlavaForConditionalGeneration, smoothing: float = 0.0) -
             table = record_losses(llava.lm_head, hidden, targets, rows // labels.shape[1], len(labels))
             return LlavaCausalLMOutputWithPast(loss=table[:, 0].sum() / table[:, 1].sum(), logits=table)
         loss = answer_loss(llava.lm_head, hidden, targets, smoothing)
-        count = len(rows) if num_items_in_batch is None else num_items_in_batch
-        return LlavaCausalLMOutputWithPast(loss=loss / count)
+        count = torch.as_tensor(len(rows) if num_items_in_batch is None else num_items_in_batch)
+        return LlavaCausalLMOutputWithPast(
+            loss=loss / count.clamp(min=1)
+        )  # of no answers at all: 0, with gradients of 0
 
     llava.forward = forward
 
