@@ -132,6 +132,7 @@ def start(llava, data, output, *flags):
         (("--deepspeed", ROOT / "ds_zero2.json", "--save_only_model", "true", "--load_best_model_at_end", "true",
           "--eval_strategy", "steps", "--save_strategy", "steps"), "--save_only_model and --load_best_model_at_end"),
         (("--streaming", "true", "--train_sampling_strategy", "group_by_length"), "--train_sampling_strategy"),
+        (("--train_sampling_strategy", "batch_rebalance"), "there are random, sequential, group_by_length"),
         (("--report_to", "swanlab"), "--report_to swanlab"),
         (("--report_to", "wandb"), "--report_to wandb"),
         (("--report_to", "tensorbord"), "--report_to tensorbord"),

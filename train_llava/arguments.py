@@ -14,6 +14,7 @@ from transformers.utils import is_flash_attn_2_available, is_liger_kernel_availa
 
 from train_llava.command import InputError
 
+SAMPLING = ("random", "sequential", "group_by_length")  # of --train_sampling_strategy
 MAX_BAD_IMAGES = 0.001  # the default of --max_bad_images
 # Flags of TrainingArguments that are refused, the value that is not, and why; tests/flag_classes.py has all flags
 REFUSED: dict[str, tuple[Any, str]] = {
@@ -163,6 +164,8 @@ def check_flags(model_args: ModelArguments, data_args: DataArguments, args: Llav
     check_one_gpu(args)
     if args.deepspeed and {"optimizer", "scheduler"} & {*args.hf_deepspeed_config.config}:
         raise InputError(f"--deepspeed {args.deepspeed}: leave optimizer and scheduler out of it, they are flags here.")
+    if args.train_sampling_strategy not in SAMPLING:
+        raise InputError(f"--train_sampling_strategy {args.train_sampling_strategy}: there are {', '.join(SAMPLING)}.")
     if data_args.streaming and args.train_sampling_strategy == "group_by_length":
         raise InputError("--train_sampling_strategy group_by_length would read row groups all over. Leave it out.")
     if args.deepspeed and args.save_only_model and args.load_best_model_at_end:
