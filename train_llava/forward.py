@@ -97,9 +97,7 @@ def trim_forward(llava: LlavaForConditionalGeneration, smoothing: float = 0.0) -
             return LlavaCausalLMOutputWithPast(loss=table[:, 0].sum() / table[:, 1].sum(), logits=table)
         loss = answer_loss(llava.lm_head, hidden, targets, smoothing)
         count = torch.as_tensor(len(rows) if num_items_in_batch is None else num_items_in_batch)
-        return LlavaCausalLMOutputWithPast(
-            loss=loss / count.clamp(min=1)
-        )  # of no answers at all: 0, with gradients of 0
+        return LlavaCausalLMOutputWithPast(loss=loss / count.clamp(min=1))  # without answers 0, not 0 / 0
 
     llava.forward = forward
 
