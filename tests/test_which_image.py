@@ -192,7 +192,7 @@ def test_what_is_read_and_passed_over_is_said(tmp_path, llava):
     mixed(tmp_path)
     said = LlavaDataset(tmp_path).summary()
     assert "3 records (llava) x 1" in said and "3 a.json" in said
-    assert f"passed over: b.jsonl: records of another format; to train on them, too, add messages={tmp_path}" in said
+    assert f"passed over: b.jsonl: messages records; add messages={tmp_path} to read them, too" in said
     assert "passed over: notes.json: no records of a known format" in said
     assert "passed over: more/vqav2/train-00000-of-00001.parquet: it lies below a folder that holds others" in said
     both = LlavaDataset([tmp_path, f"messages={tmp_path}", tmp_path / "more"])

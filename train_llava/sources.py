@@ -117,7 +117,7 @@ class Source:
             if format is None:
                 passed_over[file] = f"no records of the format {name}" if name else "no records of a known format"
             elif format != ranked[0]:
-                passed_over[file] = f"records of another format; to train on them, too, add {format}={path}"
+                passed_over[file] = f"{format} records; add {format}={path} to read them, too"
         files = [file for file, format in formats.items() if format == ranked[0]]
         first = [name for file in files for record in beginnings[file] for name in names_in(record, ranked[0], fields)]
         return cls(path, ranked[0], float(weight or 1), folder, files, fields, streaming, passed_over, first)
