@@ -13,13 +13,15 @@ import layouts
 import numpy as np
 import pytest
 from conftest import ROOT
+from datasets import Dataset, Features, Value
 
 from train_llava import data_files, formats
 from train_llava.chat import ChatEncoder
 from train_llava.command import InputError
 from train_llava.data import LlavaDataset
 from train_llava.formats import parse, recognise
-from train_llava.sources import Source, caption_mapping
+from train_llava.parquet_images import WINDOW
+from train_llava.sources import GROUPS, ROW_BITS, Source, blocks_of, caption_mapping
 from train_llava.train import main
 
 
@@ -113,6 +115,15 @@ def test_a_dataset_of_the_hub_is_read_there(tmp_path, monkeypatch):
     memory.rm("/hub", recursive=True)
     with pytest.raises(InputError, match="no parquet files"):
         LlavaDataset("someone/cauldron", streaming=True)
+
+
+def test_row_groups_of_many_files_are_told_apart():
+    """As many shards as the largest datasets of the hub have, and more."""
+    place = ((1_000_000 * GROUPS + 99) << ROW_BITS) + 40
+    records = Dataset.from_dict({"place": [place, None, 0]}, features=Features({"place": Value("int64")}))
+    blocks, windows = blocks_of(records, source=2)
+    assert blocks.tolist() == [2 * 10**12 + 1_000_000 * GROUPS + 99, -1, 2 * 10**12]
+    assert windows[0] == 40 // WINDOW and windows[2] == 0
 
 
 def test_weights_and_names(tmp_path):

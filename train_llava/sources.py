@@ -57,7 +57,7 @@ RECORD = Features(
         "place": Value("int64"),
     }
 )
-GROUPS = 1_000_000  # the most row groups in a file
+GROUPS, ROW_BITS = 100_000, 24  # row groups in a file, and bits for a row in one: room for millions of files
 ROWS = 500  # written at a time
 SAMPLE = 200  # pictures looked for at every opening, to see that the Arrow copy is still true
 LISTED = 8  # files named in a summary
@@ -149,7 +149,7 @@ class Source:
                 where: dict[str, int | None] = {"file": at, "place": None}
                 if self.in_place and isinstance(record, dict) and PLACE in record:
                     group, row = record[PLACE]
-                    where["place"] = ((at * GROUPS + group) << 32) + row
+                    where["place"] = ((at * GROUPS + group) << ROW_BITS) + row
                 yield normal(record, number, file, self.format, self.fields, finder) | where
 
     def files_read(self, records: Dataset) -> str:
@@ -284,5 +284,5 @@ def column(records: Dataset, name: str) -> pa.ChunkedArray:
 def blocks_of(records: Dataset, source: int) -> np.ndarray:
     """(2, records): row group, numbered over all sources, and window in it of each record's images; -1: of none."""
     places = column(records, "place").fill_null(-1).to_numpy()
-    blocks = np.where(places < 0, -1, (places >> 32) + source * 10**12)
-    return np.stack([blocks, (places & (2**32 - 1)) // WINDOW])
+    blocks = np.where(places < 0, -1, (places >> ROW_BITS) + source * 10**12)
+    return np.stack([blocks, (places & (2**ROW_BITS - 1)) // WINDOW])
