@@ -14,9 +14,11 @@ from unittest import mock
 import pytest
 import torch
 from transformers import (
+    AutoProcessor,
     CLIPConfig,
     CLIPModel,
     GenerationConfig,
+    LlavaForConditionalGeneration,
     Qwen2Config,
     Qwen2ForCausalLM,
 )
@@ -172,6 +174,24 @@ def alone(loaded):
         return generate(*loaded, [ask(prompt, images)], **{"max_new_tokens": TOKENS, **options})[0]
 
     return answer
+
+
+@pytest.fixture(scope="session")
+def plain(llava):
+    """Greedy answers by transformers alone, from a processor's own tensors, one at a time."""
+    model, processor = LlavaForConditionalGeneration.from_pretrained(llava), AutoProcessor.from_pretrained(llava)
+
+    def answer(messages, images, **options):
+        text = processor.apply_chat_template(messages, add_generation_prompt=True)
+        batch = processor(text=text, images=images or None, return_tensors="pt")
+        ids = model.generate(**batch, do_sample=False, **options)[:, batch.input_ids.shape[1] :]
+        return processor.decode(ids[0], skip_special_tokens=True).strip()
+
+    return answer
+
+
+def user(content):
+    return [{"role": "user", "content": content}]
 
 
 def run(*command, **environment):

@@ -112,6 +112,16 @@ class LlavaTrainingArguments(TrainingArguments):
     check_resources: bool = flag("refuse to start where memory or the disk will not be enough", default=True)
     overwrite_output_dir: bool = flag("replace the run that --output_dir holds instead of refusing", default=False)
 
+    @property
+    def order_seed(self) -> int:
+        """Of the order of records, and of what takes the place of those that cannot be read."""
+        return self.seed if self.data_seed is None else self.data_seed
+
+    @property
+    def step_samples(self) -> int:
+        """Samples in a step of all ranks."""
+        return self.train_batch_size * self.gradient_accumulation_steps * self.world_size
+
 
 class FlagParser(HfArgumentParser):
     """Says what is wrong with a command line in one sentence."""

@@ -20,14 +20,11 @@ class Meter(TrainerCallback):
     """
 
     def __init__(self) -> None:
-        self.samples, self.counts = 0, Counter[str]()
-        self.waited = self.away = 0.0  # seconds since the last log: for data, and on something else than training
-        self.last_step, self.last_time = 0, time.perf_counter()
-        self.mark = self.last_time  # where a save begins, if one follows
+        self._start_anew(0)
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         self.peak, self.flops = peak_flops(), StepFlops.count(kwargs["model"])
-        self._start_anew(state)
+        self._start_anew(state.global_step)  # not 0 after a resume
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         if control.should_save:
@@ -73,15 +70,14 @@ class Meter(TrainerCallback):
         measured |= {"data_wait": self.waited / seconds, "memory_gb": peak_memory_gb()}
         if self.peak:
             measured["mfu"] = self.flops.of(**self.counts) / seconds / self.peak
-        self._start_anew(state)
+        self._start_anew(state.global_step)
         return measured
 
-    def _start_anew(self, state: TrainerState) -> None:
-        self.samples = 0
-        self.counts.clear()
-        self.waited = self.away = 0.0
-        self.last_step, self.last_time = state.global_step, time.perf_counter()  # not 0 after a resume
-        self.mark = self.last_time
+    def _start_anew(self, step: int) -> None:
+        self.samples, self.counts = 0, Counter[str]()
+        self.waited = self.away = 0.0  # seconds since the last log: for data, and on something else than training
+        self.last_step, self.last_time = step, time.perf_counter()
+        self.mark = self.last_time  # where a save begins, if one follows
 
 
 def finish_work() -> None:
@@ -99,7 +95,7 @@ class ProgressLine(TrainerCallback):
             optimizer = getattr(kwargs["optimizer"], "optimizer", kwargs["optimizer"])  # what accelerate wrapped
             stage = getattr(optimizer, "zero_stage_string", "")  # DeepSpeed's own word: ZeRO-1 or ZeRO-2
             sizes = (args.train_batch_size, args.gradient_accumulation_steps, args.world_size)
-            batch = f"{sizes[0] * sizes[1] * sizes[2]} samples a step ({' x '.join(map(str, sizes))})"
+            batch = f"{args.step_samples} samples a step ({' x '.join(map(str, sizes))})"
             name = f"{type(optimizer).__name__} {stage}".strip()
             print(f"{name} on {args.world_size} ranks, {state.max_steps} steps, {batch}", flush=True)
 

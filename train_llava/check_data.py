@@ -28,6 +28,7 @@ from train_llava.command import InputError, command
 from train_llava.data import tokens_per_image, too_long
 from train_llava.images import open_image, read_bytes
 from train_llava.load import fetch, load_processor
+from train_llava.skeleton import positions_of
 from train_llava.sources import LISTED, Source
 
 BARS, WIDTH = 12, 50  # of the histogram in the terminal: rows, and columns of the longest
@@ -187,13 +188,14 @@ def main() -> None:
         encoder = ChatEncoder(processor.tokenizer, tokens_per_image(processor), processor.chat_template)
         folder = fetch(args.model_name_or_path)
         if (folder / "config.json").is_file():  # not that of an adapter
-            positions = LlavaConfig.from_pretrained(folder).text_config.max_position_embeddings
+            positions = positions_of(LlavaConfig.from_pretrained(folder))
     sources = [Source.find(path, args.caption_fields, args.streaming) for path in args.data_path]
     opened = [source.open() for source in sources]
     records = concatenate_datasets(opened)
     for source, part in zip(sources, opened, strict=True):
         print(f"{source.path}: format {source.format}, {', '.join(Path(file).name for file in source.files[:LISTED])}")
-        print(source.files_read(part), end="\n" * bool(source.files_read(part)))
+        if files := source.files_read(part):
+            print(files)
     if args.sample and args.sample < len(records):
         records = records.select(np.sort(np.random.default_rng(0).permutation(len(records))[: args.sample]))
 

@@ -138,12 +138,10 @@ class LlavaDataset(torch.utils.data.Dataset):
         texts = self.records.select_columns(["id", "messages"]).with_format("arrow")
         for part in texts.iter(batch_size=10_000):
             turns = pc.list_flatten(part["messages"].combine_chunks())
-            counts = pc.list_value_length(part["messages"]).to_numpy().tobytes()
-            words = [part["id"].combine_chunks(), turns.field("role"), turns.field("content")]
-            for words_of in words:
-                digest.update(pc.binary_length(words_of).to_numpy(zero_copy_only=False).tobytes())
-                digest.update("".join(words_of.to_pylist()).encode())
-            digest.update(counts)
+            for words in (part["id"].combine_chunks(), turns.field("role"), turns.field("content")):
+                digest.update(pc.binary_length(words).to_numpy(zero_copy_only=False).tobytes())
+                digest.update("".join(words.to_pylist()).encode())
+            digest.update(pc.list_value_length(part["messages"]).to_numpy().tobytes())
         return digest.hexdigest()
 
     def _check_missing(self) -> None:

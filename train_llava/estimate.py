@@ -27,7 +27,7 @@ from train_llava.load import load_processor
 from train_llava.memory import Sharing, Step
 from train_llava.parts import parts_table
 from train_llava.resources import checkpoint_bytes, model_bytes
-from train_llava.skeleton import joined_config, skeleton, whole_config
+from train_llava.skeleton import joined_config, positions_of, skeleton, whole_config
 from train_llava.workload import DEFAULT_TOKENS, Workload
 
 ROOT = Path(__file__).parent.parent
@@ -142,7 +142,7 @@ def report(
     pictures, answer = average["images"] * config.image_seq_length, average["answer_tokens"]
     yield f"a sample has {average['tokens']:.0f} tokens, {pictures:.0f} of pictures, {answer:.0f} to be learned;"
     yield f"the longest has {batch.length}, {'as counted' if workload.records else 'as assumed (--data_path counts)'}"
-    positions = getattr(config.text_config, "max_position_embeddings", None)
+    positions = positions_of(config)
     if positions and batch.length > positions:
         yield f"more than the model's {positions:,} positions: cut such records with --model_max_length {positions}"
     yield f"{args.num_gpus} GPUs x {batch.samples:g} samples in bf16 under DeepSpeed\n"

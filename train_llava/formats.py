@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from train_llava.chat import IMAGE_TOKEN, Message
+from train_llava.chat_template import is_answer
 from train_llava.command import InputError
 
 Record = dict[str, Any]
@@ -112,12 +113,8 @@ def parse(record: Any, name: str, fields: Fields) -> Parsed:
 
 def first_answer(messages: list[Message]) -> int | None:
     """Where the first answer to a question stands; a conversation may begin with words of the assistant."""
-    asked = False
-    for i, message in enumerate(messages):
-        if asked and message["role"] == "assistant" and message["content"].strip():
-            return i
-        asked |= message["role"] == "user"
-    return None
+    roles = [message["role"] for message in messages]
+    return next((i for i, m in enumerate(messages) if is_answer(roles, i) and m["content"].strip()), None)
 
 
 def text_of_parts(parts: list[Any], images: list[Any]) -> str:

@@ -59,14 +59,13 @@ def write_card(
     folder, history = Path(args.output_dir), state.log_history
     draw_curves(history, folder / "curves.png")
     adapter, base = isinstance(model, PeftModel), model_args.model_name_or_path
-    batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     facts = {
         "trained from": f"`{base}`",
         "strategy": f"`--train_type {model_args.train_type}`",
         "data": ", ".join(f"`{path}`" for path in data_args.data_path),
         "held-out data": ", ".join(f"`{path}`" for path in data_args.eval_data_path or []),
         "pictures": BadImages(folder / "bad_images.jsonl", 0).summary(),
-        "steps": f"{state.global_step:,} of {batch} samples each on {args.world_size} ranks",
+        "steps": f"{state.global_step:,} of {args.step_samples} samples each on {args.world_size} ranks",
         "epochs": f"{state.epoch or 0:.3g}",
         "learning rate": f"{args.learning_rate:g}, {args.lr_scheduler_type.value}",
         "loss, at the end": last(history, "loss", ".4f"),

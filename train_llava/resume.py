@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,13 @@ from train_llava.data import LlavaDataset
 RUN = "run.json"
 NEW_RUN = "start a new run from its model (an adapter merged, see train_llava.merge_lora) with another --output_dir"
 # What a resumed run takes from its checkpoint whatever it is given, or could not go on with
+LORA = ("train_projector", "lora_r", "lora_alpha", "lora_target_modules", "vision_lora", "load_in_4bit")
 FLAGS = (
-    *("train_type", "train_projector", "lora_r", "lora_alpha", "lora_target_modules", "vision_lora", "load_in_4bit"),
+    *("train_type", *LORA),
     *("learning_rate", "projector_learning_rate", "vision_learning_rate", "weight_decay", "optim", "optim_args"),
     *("adam_beta1", "adam_beta2", "adam_epsilon", "lr_scheduler_type", "lr_scheduler_kwargs", "bf16", "fp16", "seed"),
     *("data_seed", "train_sampling_strategy", "dataloader_drop_last"),
 )
-LORA = ("train_projector", "lora_r", "lora_alpha", "lora_target_modules", "vision_lora", "load_in_4bit")
 
 
 def newest_first(args: LlavaTrainingArguments) -> list[Path]:
@@ -67,7 +68,7 @@ def run_flags(model_args: ModelArguments, data_args: DataArguments, args: LlavaT
     given = {**vars(model_args), **vars(data_args), **vars(args)}
     unused = LORA if model_args.train_type != "use_lora" else ()
     flags = {name: given[name] for name in FLAGS if name not in unused}
-    flags["data_seed"] = args.seed if args.data_seed is None else args.data_seed
+    flags["data_seed"] = args.order_seed
     return json.loads(json.dumps(flags, default=str))  # as they will be read again
 
 
@@ -77,7 +78,7 @@ def run_data(dataset: LlavaDataset, encoder: ChatEncoder) -> dict[str, Any]:
 
 
 def run_batch(args: LlavaTrainingArguments) -> dict[str, int]:
-    """What makes up the samples of a step."""
+    """What the samples of a step are the product of."""
     return {
         "per_device_train_batch_size": args.train_batch_size,
         "gradient_accumulation_steps": args.gradient_accumulation_steps,
@@ -110,11 +111,12 @@ def check_resumable(checkpoint: Path, args: LlavaTrainingArguments, flags: dict[
             f"{checkpoint} was written with other flags, which a resumed run cannot change. Give "
             f"{', '.join(filter(None, [kept, dropped]))}, or {NEW_RUN}."
         )
-    before, now = (samples(batch) for batch in (run["batch"], run_batch(args)))
-    if before != now:
+    before = prod(run["batch"].values())
+    if before != args.step_samples:
         raise InputError(
-            f"{checkpoint} is of a run with {before} samples in a step ({factors(run['batch'])}), this one has {now} "
-            f"({factors(run_batch(args))}), so that records would be left out or seen twice. {same_batch(before, args)}"
+            f"{checkpoint} is of a run with {before} samples in a step ({factors(run['batch'])}), this one has "
+            f"{args.step_samples} ({factors(run_batch(args))}), so that records would be left out or seen twice. "
+            f"{same_batch(before, args)}"
         )
 
 
@@ -187,25 +189,14 @@ def read_run(checkpoint: Path) -> dict[str, Any] | None:
 
 def as_flag(value: Any) -> str:
     """A value as it is typed."""
-    return (
-        " ".join(map(str, value))
-        if isinstance(value, list)
-        else str(value).lower()
-        if value in (True, False)
-        else str(value)
-    )
-
-
-def samples(batch: dict[str, int]) -> int:
-    """In a step of all ranks."""
-    return batch["per_device_train_batch_size"] * batch["gradient_accumulation_steps"] * batch["ranks"]
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def factors(batch: dict[str, int]) -> str:
     """The product as a person reads it."""
-    return " x ".join(
-        str(batch[name]) for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "ranks")
-    )
+    return " x ".join(map(str, batch.values()))
 
 
 def same_batch(wanted: int, args: LlavaTrainingArguments) -> str:

@@ -52,3 +52,8 @@ def joined_config(vision: str | Path, language: str | Path) -> LlavaConfig:
         text_config(language, "--language_model_name_or_path"),
     )
     return join(tower, text)
+
+
+def positions_of(config: LlavaConfig) -> int | None:
+    """The most tokens that the language model was made for; None where its config does not say."""
+    return getattr(config.text_config, "max_position_embeddings", None)

@@ -4,7 +4,6 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -16,12 +15,10 @@ PATIENCE = 5  # seconds, and three times as long as the last step took
 ECHO = 1.0  # seconds within which a signal is the same one, sent by a scheduler and passed on by a launcher
 
 
-def deaf_worker(worker: int, then: Callable[[int], None] | None) -> None:
+def deaf_worker(worker: int) -> None:
     """First thing in a loader's worker: a signal to the whole group must not end it before its rank has saved."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
-    if then is not None:
-        then(worker)
 
 
 class StopSignal(TrainerCallback):

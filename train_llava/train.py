@@ -40,7 +40,7 @@ from train_llava.resume import (
     run_flags,
 )
 from train_llava.samples import SampleCaptions
-from train_llava.skeleton import skeleton, whole_config
+from train_llava.skeleton import positions_of, skeleton, whole_config
 from train_llava.stop_signal import StopSignal
 from train_llava.train_type import apply_train_type
 from train_llava.trainer import LlavaTrainer
@@ -66,8 +66,7 @@ def main() -> None:
     config = whole_config(fetch(model_args.model_name_or_path))
     processor = load_processor(model_args.model_name_or_path)
     collator = LlavaCollator(processor, data_args.model_max_length, for_trainer=True, packing=data_args.packing)
-    positions = getattr(config.text_config, "max_position_embeddings", None)
-    train_dataset, eval_dataset = open_data(data_args, args, collator.encoder, positions)
+    train_dataset, eval_dataset = open_data(data_args, args, collator.encoder, positions_of(config))
     run = {"flags": flags, "batch": run_batch(args), "data": run_data(train_dataset, collator.encoder)}
     if checkpoint:
         check_data(checkpoint, run["data"])
@@ -148,7 +147,7 @@ def open_data(
     bad_images = BadImages(Path(args.output_dir) / "bad_images.jsonl", data_args.max_bad_images)
     options = {"on_bad_record": data_args.on_bad_record, "caption_fields": data_args.caption_fields}
     options |= {"bad_images": bad_images, "streaming": data_args.streaming}
-    options["seed"] = args.seed if args.data_seed is None else args.data_seed
+    options["seed"] = args.order_seed
     held_out = None
     with args.main_process_first():  # the others then find its Arrow copies
         if data_args.eval_data_path:

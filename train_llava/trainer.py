@@ -106,7 +106,7 @@ class LlavaTrainer(Trainer):
             collate_fn=collator,
             num_workers=args.dataloader_num_workers,
             prefetch_factor=args.dataloader_prefetch_factor,
-            worker_init_fn=partial(deaf_worker, then=None),
+            worker_init_fn=deaf_worker,
         )
         return self.accelerator.prepare(loader)
 
@@ -183,14 +183,13 @@ class LlavaTrainer(Trainer):
         dataset, args = self.train_dataset, self.args
         if not isinstance(dataset, LlavaDataset):
             return super().get_train_dataloader()
-        batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         if args.train_sampling_strategy == "sequential":
             order = SequentialSampler(dataset)
         else:
-            seed = args.seed if args.data_seed is None else args.data_seed
             weights = [source.weight for source in dataset.sources]
             grouped = args.train_sampling_strategy == "group_by_length"
-            order = LlavaSampler(dataset.sizes, weights, dataset.lengths, batch, grouped, seed, dataset.blocks)
+            how = (dataset.lengths, args.step_samples, grouped, args.order_seed)
+            order = LlavaSampler(dataset.sizes, weights, *how, dataset.blocks)
             self.add_callback(TellEpoch(order))
         sizes = (args.train_batch_size, args.gradient_accumulation_steps, args.world_size, args.process_index)
         loader = DataLoader(
@@ -202,7 +201,7 @@ class LlavaTrainer(Trainer):
             persistent_workers=args.dataloader_persistent_workers,
             prefetch_factor=args.dataloader_prefetch_factor,
             multiprocessing_context=args.dataloader_multiprocessing_context,
-            worker_init_fn=partial(deaf_worker, then=None),
+            worker_init_fn=deaf_worker,
         )
         # for one process, as the batches are this rank's already
         return prepare_data_loader(loader, args.device, num_processes=1, process_index=0, put_on_device=True)
