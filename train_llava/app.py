@@ -23,19 +23,19 @@ from PIL import Image
 from transformers import LlavaProcessor
 
 from train_llava.command import InputError, command
-from train_llava.images import open_image
+from train_llava.images import SHOWN, open_image, suffixes_of
 from train_llava.infer import Example, ask, stream
+from train_llava.limits import (
+    MOST_EXAMPLES,
+    MOST_IMAGES,
+    MOST_MEGABYTES,
+    MOST_NEW_TOKENS,
+    MOST_PIXELS_ASKED,
+    MOST_WAITING,
+)
 from train_llava.load import Model, load
 
 PAGE = Path(__file__).with_name("app.html")
-KINDS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # what browsers show, too; another, EPS, would run a program
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"}
-MOST_MEGABYTES = 20  # of a picture's file
-MOST_PIXELS = 50_000_000  # of a picture: 150 MB as RGB
-MOST_PICTURES = 8  # in a conversation
-MOST_TOKENS = 1024  # in an answer
-MOST_EXAMPLES = 12  # on the page
-MOST_WAITING = 50  # questions, each with its pictures in memory
 AUTH = "TRAIN_LLAVA_AUTH"
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -83,7 +83,7 @@ class App:
 
     async def about(self, request: web.Request) -> web.StreamResponse:
         """What the page has to know of this server."""
-        limits = {"pictures": MOST_PICTURES, "megabytes": MOST_MEGABYTES, "tokens": MOST_TOKENS}
+        limits = {"pictures": MOST_IMAGES, "megabytes": MOST_MEGABYTES, "tokens": MOST_NEW_TOKENS}
         return web.json_response({"name": self.name, "examples": [path.name for path in self.examples], **limits})
 
     async def example(self, request: web.Request) -> web.StreamResponse:
@@ -165,11 +165,11 @@ def read_picture(data: bytes, name: str) -> Image.Image:
     """An uploaded file as RGB.
 
     Raises:
-        InputError: too large a file, too many pixels, or not a picture of one of KINDS.
+        InputError: too large a file, too many pixels, or not a picture that is read here.
     """
     if len(data) > MOST_MEGABYTES << 20:
         raise InputError(f"{name}: larger than {MOST_MEGABYTES} MB.")
-    return open_image({"path": name, "bytes": data}, KINDS)
+    return open_image({"path": name, "bytes": data}, SHOWN, MOST_PIXELS_ASKED)
 
 
 def conversation(asked: dict[str, Any]) -> Example:
@@ -180,8 +180,8 @@ def conversation(asked: dict[str, Any]) -> Example:
     """
     messages, images = [], []
     try:
-        if sum(len(message.get("pictures", [])) for message in asked["messages"]) > MOST_PICTURES:
-            raise InputError(f"more than {MOST_PICTURES} pictures. Start a new chat.")
+        if sum(len(message.get("pictures", [])) for message in asked["messages"]) > MOST_IMAGES:
+            raise InputError(f"more than {MOST_IMAGES} pictures. Start a new chat.")
         for message in asked["messages"]:
             role, content = message["role"], str(message["content"])
             if role == "user":
@@ -198,7 +198,7 @@ def conversation(asked: dict[str, Any]) -> Example:
 
 def options_of(asked: dict[str, Any]) -> dict[str, Any]:
     """The page's settings for `generate`, brought into their ranges."""
-    tokens = max(1, min(MOST_TOKENS, int(asked.get("max_new_tokens", 256))))
+    tokens = max(1, min(MOST_NEW_TOKENS, int(asked.get("max_new_tokens", 256))))
     temperature, top_p = float(asked.get("temperature", 0)), float(asked.get("top_p", 1))
     if not temperature > 0:
         return {"max_new_tokens": tokens}
@@ -221,8 +221,7 @@ def main() -> None:
     if args.examples and not args.examples.is_dir():
         raise InputError(f"{args.examples}: no such folder of examples.")
     examples = sorted(args.examples.iterdir()) if args.examples else []
-    examples = [path for path in examples if path.suffix.lower() in SUFFIXES][:MOST_EXAMPLES]
-    Image.MAX_IMAGE_PIXELS = MOST_PIXELS
+    examples = [path for path in examples if path.suffix.lower() in suffixes_of(SHOWN)][:MOST_EXAMPLES]
     name = Path(args.adapter_name_or_path or args.model_name_or_path).name
     app = App(*load(args.model_name_or_path, args.adapter_name_or_path), name, examples, args.auth)
     if args.host not in ("127.0.0.1", "localhost", "::1") and not args.auth:

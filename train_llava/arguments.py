@@ -81,6 +81,7 @@ class DataArguments:
     caption_fields: list[str] | None = flag(
         "of caption records: answer=FIELD image=FIELD instruction=FIELD_OR_WORDS", default=None
     )
+    image_folder: str | None = flag("where the images are that records name, if not beside the data", default=None)
     on_bad_record: Literal["error", "skip"] = flag("what to do about records to learn nothing from", default="error")
     max_bad_images: float = flag(
         "unreadable pictures to pass over: a number, or below 1 a share", default=MAX_BAD_IMAGES

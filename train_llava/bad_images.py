@@ -2,9 +2,16 @@
 
 import fcntl
 import json
+import math
 from pathlib import Path
 
 from train_llava.command import InputError
+
+
+def most_bad_images(most: float, records: int) -> int:
+    """What --max_bad_images allows of so many records: a share is rounded up, so that one image does not end a small
+    run."""
+    return int(most) if most >= 1 else math.ceil(most * records)
 
 
 class BadImages:
@@ -12,7 +19,8 @@ class BadImages:
 
     Args:
         report: the file; shared by all workers and ranks that see it, and kept when a run is resumed.
-        most: how many there may be, as a number (1 or more) or as a share of the records (below 1).
+        most: how many there may be, as a number (1 or more) or as a share of the records (below 1; above 0, one may
+            always be).
     """
 
     def __init__(self, report: Path, most: float) -> None:
@@ -21,7 +29,7 @@ class BadImages:
     def limit(self, records: int) -> int:
         """The number that `most` allows; remembers how many records there are."""
         self.records = records
-        return int(self.most if self.most >= 1 else self.most * records)
+        return most_bad_images(self.most, records)
 
     def summary(self) -> str:
         """How many there were in the whole run, empty without any."""

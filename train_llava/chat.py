@@ -14,10 +14,10 @@ from transformers import PreTrainedTokenizerBase
 
 from train_llava.chat_template import THOUGHT, ChatTemplate, Message, is_answer
 from train_llava.command import InputError
+from train_llava.limits import LONGEST_KNOWN, MOST_CHARACTERS, MOST_KNOWN, MOST_PLANNED, MOST_TURNS
 
 IGNORE_INDEX = -100  # what the loss skips, as everywhere in transformers
 IMAGE_TOKEN = "<image>"
-MOST_KNOWN = 1000  # texts whose ids are remembered
 PROBE = ["What is this?\nSay it in 3 words.", "A small house.", "Where?", "By the sea, I think!"]  # for the self-test
 
 
@@ -47,6 +47,7 @@ class ChatEncoder:
         self.image_ids = [self.special_ids[IMAGE_TOKEN]] * tokens_per_image
         self.known: dict[str, list[int]] = {}  # the template's words and the instructions come again and again
         self.plans: dict[tuple, list[tuple[str, Any]]] = {}
+        self.planned = 0  # turns in these
         try:
             self.template = ChatTemplate(tokenizer, template or tokenizer.chat_template)
             self.chat_template = self.template.text
@@ -67,7 +68,11 @@ class ChatEncoder:
         that looks like a special token inside a message stays text; `<image>` alone is a placeholder for the ids of a
         picture. What is longer than `max_length` ends behind the last answer that fits; if not even one does, both
         lists are empty.
+
+        Raises:
+            InputError: see `check_size`; or an answer to be learned thinks, where no thoughts are asked for.
         """
+        check_size(messages)
         ids: list[int] = []
         labels: list[int] = []
         run = ""  # ordinary text not yet tokenised: it may join template and message, as in "user\n" + "Hello"
@@ -120,8 +125,9 @@ class ChatEncoder:
         the index of the one that stands there), ("answer", its index and the blanks that the template begins it with).
         Worked out once, and proven: see ChatTemplate.outline."""
         key = (roles, add_generation_prompt)
-        if key not in self.plans:
-            plan: list[tuple[str, Any]] = []
+        plan = self.plans.get(key)
+        if plan is None:
+            plan = []
             for i, text in enumerate(self.template.outline(roles, add_generation_prompt)):
                 lead, answers = "", i < len(roles) and is_answer(roles, i)
                 if answers:  # as it was asked for, also in what a later question looks back on
@@ -132,8 +138,11 @@ class ChatEncoder:
                     plan.append(("special", self.special_ids[part]) if special else ("text", part))
                 if i < len(roles):
                     plan.append(("answer", (i, lead)) if answers else ("message", i))
+            self.planned += len(roles)
+            if self.planned > MOST_PLANNED:
+                self.plans, self.planned = {}, len(roles)
             self.plans[key] = plan  # only now that it is whole: other threads ask, too
-        return self.plans[key]
+        return plan
 
     def _content(self, message: Message, asking: bool = False) -> str:
         """A message's text as the template writes it.
@@ -152,9 +161,11 @@ class ChatEncoder:
     def _tokenize(self, text: str) -> list[int]:
         ids = self.known.get(text)
         if ids is None:
-            if len(self.known) >= MOST_KNOWN:
-                self.known.clear()
-            self.known[text] = ids = self._tokenize_anew(text) if text else []
+            ids = self._tokenize_anew(text) if text else []
+            if len(text) <= LONGEST_KNOWN:
+                if len(self.known) >= MOST_KNOWN:
+                    self.known.clear()
+                self.known[text] = ids
         return ids
 
     def _tokenize_anew(self, text: str) -> list[int]:
@@ -181,3 +192,17 @@ class ChatEncoder:
             if self.encode(probe)[0] != whole:
                 raise InputError("its ids differ when prompt and answer are tokenised one by one")
         return ends.pop()
+
+
+def check_size(messages: list[Message]) -> None:
+    """Refuses a conversation beyond the bounds of limits.py, before any work is spent on it.
+
+    Raises:
+        InputError: see there.
+    """
+    characters = sum(len(message["content"]) for message in messages)
+    if len(messages) > MOST_TURNS or characters > MOST_CHARACTERS:
+        raise InputError(
+            f"a conversation of {len(messages):,} turns and {characters:,} characters; {MOST_TURNS} and "
+            f"{MOST_CHARACTERS:,} are the most"
+        )

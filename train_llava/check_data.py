@@ -23,6 +23,7 @@ from tqdm import tqdm
 from transformers import LlavaConfig
 
 from train_llava.arguments import MAX_BAD_IMAGES
+from train_llava.bad_images import most_bad_images
 from train_llava.chat import ChatEncoder
 from train_llava.command import InputError, command
 from train_llava.data import tokens_per_image, too_long
@@ -163,7 +164,7 @@ def verdict(findings: Findings, source_count: int) -> str | None:
     """Why a training would fail; None where it would not."""
     if count := findings.of_kind("record"):
         return f"{count:,} records cannot be trained on. Mend them, or train with --on_bad_record skip."
-    most = int(MAX_BAD_IMAGES * source_count)
+    most = most_bad_images(MAX_BAD_IMAGES, source_count)
     if (count := findings.of_kind("picture")) > most:
         return f"{count:,} pictures cannot be read; --max_bad_images allows {most:,} unless it is raised."
     return "nothing to train on." if not findings.records else None
@@ -174,6 +175,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_path", nargs="+", required=True, help="as for train_llava.train")
     parser.add_argument("--caption_fields", nargs="+", help="as for train_llava.train")
+    parser.add_argument("--image_folder", help="as for train_llava.train")
     parser.add_argument("--streaming", action="store_true", help="as for train_llava.train: copy no images")
     parser.add_argument("--model_name_or_path", help="count tokens as this LLaVA does")
     parser.add_argument("--sample", type=int, help="look at this many records, drawn at random")
@@ -189,7 +191,8 @@ def main() -> None:
         folder = fetch(args.model_name_or_path)
         if (folder / "config.json").is_file():  # not that of an adapter
             positions = positions_of(LlavaConfig.from_pretrained(folder))
-    sources = [Source.find(path, args.caption_fields, args.streaming) for path in args.data_path]
+    where = {"caption_fields": args.caption_fields, "streaming": args.streaming, "image_folder": args.image_folder}
+    sources = [Source.find(path, **where) for path in args.data_path]
     opened = [source.open() for source in sources]
     records = concatenate_datasets(opened)
     for source, part in zip(sources, opened, strict=True):

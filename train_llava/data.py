@@ -5,6 +5,7 @@ ids and labels. Here they come together.
 """
 
 import hashlib
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from itertools import accumulate
@@ -14,16 +15,19 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 import torch
-from datasets import Dataset, concatenate_datasets
+from datasets import concatenate_datasets
 from PIL import Image
 from transformers import LlavaProcessor
 
 from train_llava.bad_images import BadImages
 from train_llava.chat import IGNORE_INDEX, ChatEncoder
 from train_llava.command import InputError
+from train_llava.data_files import files_below
 from train_llava.images import Pixels, name_of, open_image
+from train_llava.picture_folder import is_archive
+from train_llava.record import bad_records, column, usable
 from train_llava.sampling import token_lengths
-from train_llava.sources import Source, blocks_of, column
+from train_llava.sources import Source, blocks_of
 
 MOST_TRIED = 1000  # substitutes for one record
 DataPath = str | Path | Sequence[str | Path]
@@ -42,6 +46,7 @@ class LlavaDataset(torch.utils.data.Dataset):
         streaming: leave the images of parquet files where they are, instead of copying them; a dataset of the hub is
             then not downloaded.
         held_out: of a folder with files for training and held-out ones, take the latter.
+        image_folder: where the pictures are that records name, if not beside the data.
         seed: of the substitutes.
 
     Raises:
@@ -57,10 +62,13 @@ class LlavaDataset(torch.utils.data.Dataset):
         streaming: bool = False,
         held_out: bool = False,
         seed: int = 0,
+        image_folder: str | Path | None = None,
     ) -> None:
-        self.sources = [Source.find(path, caption_fields, streaming, held_out) for path in as_paths(data_path)]
+        where = (caption_fields, streaming, held_out, image_folder)
+        self.sources = [Source.find(path, *where) for path in as_paths(data_path)]
         whole = [source.open() for source in self.sources]
         self.files = [source.files_read(records) for source, records in zip(self.sources, whole, strict=True)]
+        self.bad_records = bad_records(whole)
         opened = [usable(records, on_bad_record) for records in whole]
         self.records = concatenate_datasets(opened)
         self.sizes = [len(records) for records in opened]
@@ -129,7 +137,7 @@ class LlavaDataset(torch.utils.data.Dataset):
         lengths, tokens = self.lengths, "not counted"
         if lengths.any():
             tokens = f"{np.average(lengths, weights=self.weights):.0f} tokens on average, at most {lengths.max():,}"
-        lines += [too_long(lengths, positions), f"{len(self):>10,} records together, {tokens}"]
+        lines += [self.bad_records, too_long(lengths, positions), f"{len(self):>10,} records together, {tokens}"]
         return "\n".join(filter(None, lines))
 
     def fingerprint(self) -> str:
@@ -151,7 +159,8 @@ class LlavaDataset(torch.utils.data.Dataset):
             record = self.records[int(missing[0])]
             where = ", ".join(name_of(image) for image in record["images"])
             count = f"{len(missing)} of {len(self)} records name pictures that are not there, more than {limit}"
-            raise InputError(f"{count}. The first: record {record['id']!r}: no such picture file: {where}")
+            hint = f"If they are elsewhere, give --image_folder{''.join(map(packed_below, self.sources))}"
+            raise InputError(f"{count}. The first: record {record['id']!r}: no such picture file: {where}. {hint}.")
 
 
 def too_long(lengths: Sequence[int] | np.ndarray, positions: int | None) -> str:
@@ -172,17 +181,11 @@ def example_of(record: dict[str, Any]) -> dict[str, Any]:
     return {"id": record["id"], "messages": record["messages"], "images": images}
 
 
-def usable(records: Dataset, on_bad_record: str) -> Dataset:
-    """The records that can be trained on."""
-    problems = records.data["problem"]
-    bad = np.flatnonzero(problems.is_valid().to_numpy())
-    if len(bad) == 0:
-        return records
-    if on_bad_record == "error":
-        count = f"{len(bad)} of {len(records)} records cannot be trained on"
-        hint = "Mend them or leave them out with --on_bad_record skip"
-        raise InputError(f"{count}. The first: {problems[int(bad[0])].as_py()}. {hint}.")
-    return records.select(np.setdiff1d(np.arange(len(records)), bad))
+def packed_below(source: Source) -> str:
+    """An archive that is not looked into because of where it lies, to end a message; empty without one."""
+    archives = (path for path in files_below(Path(source.images)) if is_archive(os.path.basename(path)))
+    below = next((path for path in archives if os.path.dirname(path) != source.images), None)
+    return f"; unpack {below}, or move it into {source.images}" if below else ""
 
 
 class LlavaCollator:

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,22 +11,24 @@ from fsspec.core import url_to_fs
 from huggingface_hub import snapshot_download
 
 from train_llava.command import InputError
-from train_llava.formats import Fields
-from train_llava.readers import IN_PLACE, READERS
+from train_llava.formats import FORMATS, Fields, recognise
+from train_llava.picture_folder import ARCHIVES, is_archive
+from train_llava.readers import READERS, SUFFIXES_READ, NoRecords, Unreadable, records_in
 
 HELD_OUT = re.compile(r"(^|[-_.])(test|validation|valid|val|dev|eval)([-_.]|$)")
 HUB = "hf://datasets/"
+LOOKED_INTO = 20  # records at the beginning of a file, which say what it holds
 LOOKED_AT = 200  # entries of each folder below one that has files with records itself
 
 
 def local_folder(path: str) -> Path:
     """The file or folder itself, or the local copy of a dataset on the Hugging Face hub."""
     if Path(path).exists():
-        return Path(path).resolve()
+        return Path(os.path.abspath(path))  # links are not followed: what lies beside them belongs together
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", path):
         raise InputError(f"{path}: no such file or folder.")
     try:
-        kinds = [f"*{suffix}" for suffix in (*READERS, ".zip")]
+        kinds = [f"*{suffix}" for suffix in {*SUFFIXES_READ, *ARCHIVES}]
         return Path(snapshot_download(path, repo_type="dataset", allow_patterns=kinds))
     except (ValueError, OSError) as error:  # what huggingface_hub's errors derive from
         raise InputError(f"{path}: no such file or folder, nor a dataset to be had from the hub.") from error
@@ -51,29 +53,42 @@ def hub_files(path: str) -> tuple[str, list[str]]:
 
 
 def data_files(path: Path) -> list[str]:
-    """The files that may hold records: the file itself, or all in a folder and below it.
-
-    Where the folder itself has some, those below it are only named as passed over; so they are not looked for among
-    hundreds of thousands of images.
+    """The files that may hold records: the file itself, or those in a folder, without those below it.
 
     Raises:
         InputError: a file of another kind.
     """
     if path.is_file():
-        if path.suffix not in READERS:
-            raise InputError(f"{path}: not a {', '.join(READERS)} file.")
+        if not may_hold_records(path.name):
+            raise InputError(f"{path}: not a {', '.join(SUFFIXES_READ)} file.")
         return [str(path)]
-    top = [entry.path for entry in os.scandir(path) if entry.is_file() and Path(entry.name).suffix in READERS]
-    found = islice(files_below(path, LOOKED_AT if top else None), 10 * LOOKED_AT if top else None)
-    return sorted({*top, *(file for file in found if Path(file).suffix in READERS)})
+    return sorted(entry.path for entry in os.scandir(path) if entry.is_file() and may_hold_records(entry.name))
+
+
+def data_files_below(path: Path, all_of_them: bool) -> list[str]:
+    """The same of the folders below. Where these are only to be named as passed over, not all are looked for, as there
+    may be hundreds of thousands of images."""
+    if not path.is_dir():
+        return []
+    most = None if all_of_them else LOOKED_AT
+    found = islice(files_below(path, most), most and 10 * most)
+    names = (file.rpartition("/")[::2] for file in found)
+    return sorted(f"{folder}/{name}" for folder, name in names if folder != str(path) and may_hold_records(name))
+
+
+def may_hold_records(name: str) -> bool:
+    """By the name of a file; hidden ones, such as macOS leaves beside others, do not."""
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in READERS
 
 
 def files_below(path: Path, most: int | None = None) -> Iterator[str]:
-    """All files, folder by folder; of each no more than `most` entries."""
+    """All files that are not hidden, folder by folder; of each no more than `most` entries."""
     folders = [str(path)]
     while folders:
         with os.scandir(folders.pop(0)) as entries:
             for entry in islice(entries, most):
+                if entry.name.startswith("."):
+                    continue
                 if entry.is_file():
                     yield entry.path
                 elif entry.is_dir(follow_symlinks=False):
@@ -81,29 +96,78 @@ def files_below(path: Path, most: int | None = None) -> Iterator[str]:
 
 
 def choose(folder: str, files: list[str], held_out: bool) -> tuple[list[str], dict[str, str]]:
-    """Which of a folder's files to read, and why not the others.
-
-    Those in the folder itself, or if there are none, those below it. Of these the held-out ones (a file or a folder
-    named test, validation, ...) or the others, as is wanted; all, where there are none of the kind.
-    """
+    """Which of a folder's files to read, and why not the others: the held-out ones (a file or a folder named test,
+    validation, ...) or the others, as is wanted; all, where there are none of the kind."""
 
     def parts(file: str) -> list[str]:
         *folders, name = file.removeprefix(f"{folder}/").split("/")
         return [*folders, name.rpartition(".")[0]]
 
-    top = [file for file in files if len(parts(file)) == 1]
-    passed_over = {file: "it lies below a folder that holds others" for file in files if top and file not in top}
-    level = top or files
-    wanted = [file for file in level if any(map(HELD_OUT.search, parts(file))) == held_out]
+    wanted = [file for file in files if any(map(HELD_OUT.search, parts(file))) == held_out]
     why = "not held out" if held_out else "held out"
-    passed_over |= {file: why for file in level if wanted and file not in wanted}
-    return wanted or level, passed_over
+    return wanted or files, {file: why for file in files if wanted and file not in wanted}
 
 
-def reader(file: str, in_place: bool) -> Callable[[str, Fields], Iterator[Any]]:
-    """What reads a file, given its path or address."""
-    suffix = os.path.splitext(file)[1]
-    return IN_PLACE.get(suffix, READERS[suffix]) if in_place else READERS[suffix]
+class Beginnings:
+    """The first records of files, and what these say: `records` and `formats` by file; in `passed_over` the files that
+    are not read, and why."""
+
+    def __init__(self, fields: Fields, in_place: bool, format: str | None, path: str, held_out: bool) -> None:
+        self.fields, self.in_place, self.format, self.path, self.held_out = fields, in_place, format, path, held_out
+        self.records: dict[str, list[Any]] = {}
+        self.formats: dict[str, str | None] = {}
+        self.passed_over: dict[str, str] = {}
+
+    def at(self, folder: str, files: list[str]) -> bool:
+        """Looks into these files of a folder; whether one holds records."""
+        chosen, over = choose(folder, files, self.held_out)
+        self.passed_over |= over
+        for file in chosen:
+            try:
+                self.records[file] = list(islice(records_in(file, self.fields, self.in_place), LOOKED_INTO))
+            except NoRecords as error:
+                self.passed_over[file] = str(error)
+            else:
+                self.formats[file] = recognise(self.records[file], self.fields, [self.format] * bool(self.format))
+        return any(self.formats.get(file) for file in chosen)
+
+    def result(self) -> tuple[str, list[str]]:
+        """The format, and the files that are in it; among these those that are broken from the start.
+
+        Raises:
+            InputError: none is.
+        """
+        ranked = [format for format in FORMATS if format in self.formats.values()]
+        broken = [file for file, records in self.records.items() if records and isinstance(records[0], Unreadable)]
+        if not ranked:
+            if broken:
+                raise InputError(f"{broken[0]}: {self.records[broken[0]][0]}.")
+            known = ", ".join(f"{key} (field {self.fields.get(field, field)!r})" for key, (field, _) in FORMATS.items())
+            why = "".join(f" {file}: {reason}." for file, reason in islice(self.passed_over.items(), 3))
+            raise InputError(f"{self.path}: no file with records of a known format: {known}. See docs/data.md.{why}")
+        for file, format in self.formats.items():
+            if format is None and file not in broken:
+                self.passed_over[file] = what_else(file, self.format)
+            elif format not in (None, ranked[0]):
+                self.passed_over[file] = f"{format} records; add {format}={self.path} to read them, too"
+        return ranked[0], [file for file in self.formats if file not in self.passed_over]
+
+
+def what_else(file: str, format: str | None) -> str:
+    """What a file holds that is passed over."""
+    if is_archive(file):
+        return "images without texts; records may name them"
+    return f"no records of the format {format}" if format else "no records of a known format"
+
+
+def parts_of(text: str) -> tuple[str | None, str, float]:
+    """Format, path and weight of `[format=]path[:weight]`; what is there by this very name is the path."""
+    if Path(text).exists():
+        return None, text, 1.0
+    name, path, weight = re.fullmatch(r"(?:(\w+)=)?(.+?)(?::(\d+\.?\d*))?", text, re.DOTALL).groups()
+    if weight and Path(f"{path}:{weight}").exists():
+        path, weight = f"{path}:{weight}", None
+    return name, path, float(weight or 1)
 
 
 def stamp(file: str) -> tuple[str, ...]:

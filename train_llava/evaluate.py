@@ -116,6 +116,7 @@ def main() -> None:
     parser.add_argument("--adapter_name_or_path", help="adapter to put on top of the model")
     parser.add_argument("--data_path", nargs="+", required=True, help="as for train_llava.train")
     parser.add_argument("--caption_fields", nargs="+", help="as for train_llava.train")
+    parser.add_argument("--image_folder", help="as for train_llava.train")
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--max_new_tokens", type=int, default=256)
     parser.add_argument("--output_dir", type=Path, default=Path("output/evaluation"))
@@ -126,7 +127,8 @@ def main() -> None:
     # waiting is all that ranks do together: the last may be slower than the first by more than the usual half hour
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=1))
     with state.main_process_first():  # the others then find its Arrow copy
-        dataset = LlavaDataset(args.data_path, caption_fields=args.caption_fields, held_out=True)
+        where = {"caption_fields": args.caption_fields, "image_folder": args.image_folder}
+        dataset = LlavaDataset(args.data_path, held_out=True, **where)
     if state.is_main_process:
         print(dataset.summary(), flush=True)
     model, processor = load(args.model_name_or_path, args.adapter_name_or_path)

@@ -5,12 +5,18 @@ function that takes a record (and the caption fields, which others ignore) and r
 its line to FORMATS.
 """
 
-from collections.abc import Callable, Iterable
+import base64
+import binascii
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
-from train_llava.chat import IMAGE_TOKEN, Message
+from train_llava.chat import IMAGE_TOKEN, Message, check_size
 from train_llava.chat_template import is_answer
 from train_llava.command import InputError
+from train_llava.limits import MOST_IMAGE_BYTES
 
 Record = dict[str, Any]
 Fields = dict[str, str]  # which fields of a caption record hold what, see CAPTION_FIELDS
@@ -18,26 +24,53 @@ Parsed = tuple[list[Message], list[Any]]  # a picture is a name, or {"bytes", "p
 
 ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant"}
 ROLES |= {role: role for role in ("system", "user", "assistant")}
+# fields that change what a record means, in ways that a LLaVA cannot follow
+UNKNOWN = ("video", "videos", "audio", "audios", "tools", "functions")
+UNLEARNED = ("loss", "weight", "train")  # of a turn: false or 0 in the formats of other trainers
+# how the bytes of JPEG, PNG, WEBP, GIF, BMP and TIFF begin in base64
+IMAGE_IN_BASE64 = re.compile(r"(/9j/|iVBORw0KGgo|UklGR|R0lGOD|Qk[0-3]|SUkq|TU0A)[A-Za-z0-9+/\s]{40,}={0,2}\s*")
 # for caption records: the field of the answer, the field of the picture, and the field or the words of the instruction
 CAPTION_FIELDS = {"answer": "caption", "image": "image", "instruction": "Describe this image in detail."}
 
 
 def turns(record: Record, fields: Fields) -> Parsed:
     """LLaVA's `conversations` ({"from", "value"}) and the `messages` of TRL and others ({"role", "content"})."""
-    messages, images = [], as_list(record.get("images") or record.get("image") or None)
-    for turn in as_list(record.get("conversations") or record.get("messages")):
+    messages, images, inside = [], as_list(record.get("images") or record.get("image") or None), []
+    for turn in as_list(from_json(record.get("conversations") or record.get("messages"))):
         turn = turn if isinstance(turn, dict) else {}
+        if any(turn.get(name) in (0, False) for name in UNLEARNED if turn.get(name) is not None):
+            raise InputError("a turn that is not to be learned; here all answers are. Leave the field out")
         role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
         if isinstance(content, list):
-            content = text_of_parts(content, images)
-        if role not in ROLES or not isinstance(content, str):
+            content = text_of_parts(content, inside)
+        known = ROLES.get(role.strip().lower()) if isinstance(role, str) else None
+        if known is None or not isinstance(content, str):
             raise InputError(
                 f"a turn from {role!r} with {type(content).__name__} as text; known are {', '.join(ROLES)}"
             )
-        messages.append({"role": ROLES[role], "content": content})
+        messages.append({"role": known, "content": content})
+    if inside and images and inside != images:
+        raise InputError('pictures both inside the messages and in "images". Leave one of them out')
+    images = images or inside
     if "messages" in record and not any(IMAGE_TOKEN in message["content"] for message in messages):
         put_images_first(messages, len(images))  # as TRL does; LLaVA's records always say where
-    return messages, images
+    return with_system(messages, record.get("system") or record.get("system_prompt")), images
+
+
+def with_system(messages: list[Message], system: Any) -> list[Message]:
+    """A system prompt that a record has beside its turns, in front of them.
+
+    Raises:
+        InputError: it is no text, or the turns begin with another one.
+    """
+    if system is None or (isinstance(system, str) and not system.strip()):
+        return messages
+    first = {"role": "system", "content": system}
+    if messages[:1] == [first]:
+        return messages
+    if not isinstance(system, str) or (messages and messages[0]["role"] == "system"):
+        raise InputError('the field "system" is no text, or not the system prompt that the turns begin with')
+    return [first, *messages]
 
 
 def texts(record: Record, fields: Fields) -> Parsed:
@@ -89,12 +122,18 @@ def parse(record: Any, name: str, fields: Fields) -> Parsed:
     """
     if not isinstance(record, dict) or fields.get(FORMATS[name][0], FORMATS[name][0]) not in record:
         raise InputError(f"not a record of the format {name!r}")
+    if unknown := [field for field in UNKNOWN if record.get(field)]:
+        raise InputError(f'the field "{unknown[0]}"; what it holds would not be seen')
     messages, images = FORMATS[name][1](record, fields)
-    images = [{"bytes": None, "path": i} if isinstance(i, str) else i for i in images]
+    images = [as_picture(image) for image in images]
+    check_size(messages)
     if not any(message["role"] == "assistant" and message["content"].strip() for message in messages):
         raise InputError("no answer to learn from")
     if first_answer(messages) is None:
         raise InputError("no answer to a question")
+    roles = [message["role"] for message in messages]
+    if any(is_answer(roles, i) and not message["content"].strip() for i, message in enumerate(messages)):
+        raise InputError("an answer without words")
     if any(message["role"] == "system" for message in messages[1:]):
         raise InputError("a system message that is not the first")
     if any(message["role"] == "assistant" and IMAGE_TOKEN in message["content"] for message in messages):
@@ -106,9 +145,49 @@ def parse(record: Any, name: str, fields: Fields) -> Parsed:
         raise InputError("a picture that is neither a file name nor the bytes of a file")
     if not all(isinstance(i.get("bytes"), bytes | None) and isinstance(i.get("path"), str | None) for i in images):
         raise InputError("a picture whose bytes are no bytes, or whose path is no text")
-    for message in messages:
-        message["content"].encode()  # a lone half of a surrogate pair, which JSON can hold, is no text
+    if sum(len(i.get("bytes") or b"") for i in images) > MOST_IMAGE_BYTES:
+        raise InputError(f"more than {MOST_IMAGE_BYTES >> 20} MB of pictures")
+    for text in (*(message["content"] for message in messages), *(i.get("path") or "" for i in images)):
+        text.encode()  # a lone half of a surrogate pair, which JSON can hold, is no text
     return messages, images
+
+
+def as_picture(image: Any) -> Any:
+    """A name or the bytes of a file as {"bytes", "path"}; these may be written as base64, also with `data:` in front.
+
+    Raises:
+        InputError: an address of data that are no base64.
+    """
+    if isinstance(image, dict) and isinstance(image.get("bytes"), str):
+        return {**image, "bytes": as_picture(image["bytes"]).get("bytes")}
+    if not isinstance(image, str):
+        return image
+    data = image if IMAGE_IN_BASE64.fullmatch(image) else None
+    try:
+        if image.startswith("data:"):
+            head, _, data = image.partition(",")
+            if not head.endswith(";base64"):
+                return {"bytes": unquote_to_bytes(data), "path": None}
+        return {"bytes": base64.b64decode(data), "path": None} if data is not None else {"bytes": None, "path": image}
+    except (binascii.Error, ValueError) as error:
+        raise InputError(f"a picture as {image[:20]}... that is no base64 ({error})") from error
+
+
+def from_json(value: Any) -> Any:
+    """Turns that are written as a text of JSON, as tables hold them."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        return json.loads(value)
+    return value
+
+
+def unfolded(record: Any, name: str, fields: Fields) -> Iterator[Any]:
+    """A record for each of several captions of one picture; all others as they are."""
+    captions = record.get(fields["answer"]) if name == "caption" and isinstance(record, dict) else None
+    if not (isinstance(captions, list) and captions and all(isinstance(text, str) for text in captions)):
+        yield record
+        return
+    for number, text in enumerate(captions):
+        yield {**record, "id": f"{record.get('id', record.get(fields['image']))}#{number}", fields["answer"]: text}
 
 
 def first_answer(messages: list[Message]) -> int | None:
@@ -143,5 +222,6 @@ def put_images_first(messages: list[Message], count: int) -> None:
 
 
 def as_list(value: Any) -> list[Any]:
-    """None as no element, a single one as a list of one."""
-    return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
+    """None, or nothing but None, as no element; a single one as a list of one."""
+    values = list(value) if isinstance(value, list | tuple) else [value]
+    return [] if all(each is None for each in values) else values

@@ -6,12 +6,14 @@ otherwise `path` names a file, or what is read in place: a member of an archive 
 `train.parquet::<column>::<row group>:<row in it>:<number in the row>`.
 """
 
+import importlib
 import io
 import os
 import re
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,65 +21,156 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 import transformers
-from PIL import Image, ImageOps
+from PIL import Image
 from transformers.image_processing_utils import BaseImageProcessor
 
 from train_llava.command import InputError
+from train_llava.limits import MOST_IMAGE_BYTES, MOST_PIXELS, THINNEST
 from train_llava.parquet_images import IN_PARQUET, image_bytes, open_parquet, open_row_group
 
 MEMBER = re.compile(r"(?P<archive>.+?)::(?P<name>.+)::(?P<offset>\d+):(?P<size>\d+):(?P<method>\d+)$")
 STORED, DEFLATED = 0, 8  # methods of the ZIP format (APPNOTE 4.4.5); a tar stores
-UPRIGHT, ORIENTATION = 1, 0x0112  # EXIF
+LONGEST_NAME = 500  # that is written out in a message
+ORIENTATION = 0x0112  # EXIF's tag, and what brings its values above 1 upright
+TURNS = dict(enumerate(("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE"), 2))
+TURNS |= dict(enumerate(("ROTATE_270", "TRANSVERSE", "ROTATE_90"), 6))
 # Pillow keeps up to 64 freed blocks of 1 MB for its next pictures: fresh memory from the system would cost a third of
 # the time of decoding and resizing a small picture, in page faults
 Image.core.set_block_size(1 << 20)
 Image.core.set_blocks_max(64)
 Image.init()  # here, so that no forked worker has to import Pillow's plugins
+with suppress(ImportError):
+    importlib.import_module("pillow_heif").register_heif_opener()
+# What is read, everywhere: Pillow knows others, of which some, such as EPS, call a program
+KINDS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "JPEG2000", "AVIF", "HEIF", "ICO", "PPM", "TGA")
+KINDS = tuple(kind for kind in KINDS if kind in Image.OPEN)
+SHOWN = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # those of them that browsers show, too
+# What else is found under an image's name: how it begins, and what to do about it
+STRANGERS = {
+    rb"$": "an empty file",
+    rb"....ftyp(hei|hev|mif1|msf1)": "HEIC: pip install pillow-heif",
+    rb"....ftypavi": "AVIF: pip install --upgrade pillow",
+    rb"%!PS|\xc5\xd0\xd3\xc6": "EPS, a program that draws: convert it to PNG",
+    rb"%PDF": "a PDF: convert it to PNG",
+    rb"version https://git-lfs": "a pointer of Git LFS: git lfs pull",
+    rb"\s*<\?xml|\s*<svg": "a drawing in XML: convert it to PNG",
+    rb"(?i)\s*<(!doctype|html)": "a web page, as a failed download leaves it",
+}
+
+TOO_LARGE = f"more than {MOST_IMAGE_BYTES >> 20} MB"
 
 Picture = dict[str, Any] | str | Path
 
 
-def open_image(picture: Picture, kinds: Sequence[str] | None = None) -> Image.Image:
-    """A picture as RGB: first frame, turned upright (EXIF), on white where it is transparent, 16 bits scaled to 8.
+def suffixes_of(kinds: Sequence[str]) -> set[str]:
+    """How names of images of these kinds end."""
+    return {suffix for suffix, kind in Image.registered_extensions().items() if kind in kinds}
 
-    `kinds` are names of Pillow's formats; None allows all, some of which call programs such as Ghostscript.
+
+SUFFIXES = suffixes_of(KINDS)
+
+
+def open_image(picture: Picture, kinds: Sequence[str] = KINDS, most_pixels: int = MOST_PIXELS) -> Image.Image:
+    """A picture as RGB: first frame, turned upright (EXIF), on white where it is transparent, 8 bits per channel.
 
     Raises:
-        InputError: missing, not a picture that Pillow can read to its end, or of more pixels than
-            `PIL.Image.MAX_IMAGE_PIXELS` (89 million), beyond which Pillow suspects a decompression bomb.
+        InputError: missing, not a picture of one of these kinds that Pillow can read to its end, or beyond a bound of
+            limits.py in pixels, bytes or thinness.
     """
     picture = picture if isinstance(picture, dict) else {"path": str(picture), "bytes": None}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Pillow, about odd EXIF blocks and the like
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
             source = picture["path"] if in_a_file(picture) else io.BytesIO(read_bytes(picture))
-            with Image.open(source, formats=kinds) as image:
+            if isinstance(source, str) and os.path.getsize(source) > MOST_IMAGE_BYTES:
+                raise InputError(TOO_LARGE)
+            try:
+                image = Image.open(source, formats=kinds)
+            except Image.UnidentifiedImageError as error:
+                raise InputError(f"not a readable picture ({stranger(picture, kinds)})") from error
+            with image:
+                check_size(image, most_pixels)
                 return to_rgb(image)
     except FileNotFoundError as error:
         raise InputError(f"{name_of(picture)}: no such picture file.") from error
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise InputError(f"{name_of(picture)}: more than {Image.MAX_IMAGE_PIXELS:,} pixels.") from error
+    except InputError as error:
+        raise InputError(f"{name_of(picture)}: {error}.") from error
+    except Image.DecompressionBombError as error:
+        raise InputError(f"{name_of(picture)}: more than {most_pixels:,} pixels.") from error
     except Exception as error:  # decoders raise many kinds on broken bytes: OSError, SyntaxError, struct.error, ...
-        reason = str(error).split(" <_io")[0].replace(picture["path"] or "", "it") or type(error).__name__
+        reason = str(error).split(" <_io")[0] or type(error).__name__
+        reason = reason.replace(picture["path"], "it") if picture["path"] else reason
         raise InputError(f"{name_of(picture)}: not a readable picture ({reason}).") from error
+
+
+def stranger(picture: dict[str, Any], kinds: Sequence[str]) -> str:
+    """What a file is that is of none of these kinds."""
+    if in_a_file(picture):
+        with open(picture["path"], "rb") as file:
+            head = file.read(64)
+    else:
+        head = read_bytes(picture)[:64]
+    known = (what for beginning, what in STRANGERS.items() if re.match(beginning, head, re.DOTALL))
+    return next(known, f"none of {', '.join(kinds)}")
+
+
+def check_size(image: Image.Image, most_pixels: int) -> None:
+    """Refuses, before anything is decoded, what would take much more time and memory than an image should.
+
+    Raises:
+        InputError: see there.
+    """
+    short, long = sorted(image.size)
+    if short * long > most_pixels:
+        raise InputError(f"more than {most_pixels:,} pixels")
+    if long > THINNEST * short:
+        raise InputError(f"{image.width} x {image.height}, more than {THINNEST} times as long as wide")
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """A Pillow picture of any mode as RGB with 8 bits per channel."""
-    if image.getexif().get(ORIENTATION, UPRIGHT) != UPRIGHT:
-        image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16 bits: Pillow's own conversion would clip all above 255 to white
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
+    image.load()
+    turn = None
+    with suppress(Exception):  # a broken EXIF or XMP block says nothing, and the picture is there all the same
+        turn = TURNS.get(image.getexif().get(ORIENTATION))
+    if turn:
+        image = image.transpose(Image.Transpose[turn])
+    if image.mode == "F" or image.mode.startswith("I"):
+        image = to_bytes(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image.load()  # before its file is closed
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
+def to_bytes(image: Image.Image) -> Image.Image:
+    """A picture of floats, or of integers beyond 8 bits, as grey. Its file does not say how much is white, so this is
+    the least of 1 and 255, or of 8, 12 and 16 bits, that its values do not go beyond. (Pillow's own conversion clips
+    at 255.)
+
+    Raises:
+        InputError: values of another range, or that are no numbers.
+    """
+    values = np.asarray(image)
+    low, high = values.min(), values.max()
+    if image.mode == "F":
+        if low >= 0 and high <= 255:
+            return Image.fromarray((values * (255 if high <= 1 else 1)).round().astype(np.uint8))
+        expected = "0 to 1, or to 255"
+    else:
+        if low >= 0 and high < 1 << 16:
+            bits = next(bits for bits in (8, 12, 16) if high < 1 << bits)
+            return Image.fromarray((values >> (bits - 8)).astype(np.uint8))
+        expected = "0 to 65,535"
+    raise InputError(f"values from {low:,} to {high:,}, where {expected} are expected")
+
+
 def read_bytes(picture: dict[str, Any]) -> bytes:
-    """The encoded picture, from the record, an archive or a file."""
+    """The encoded picture, from the record, an archive or a file.
+
+    Raises:
+        InputError: larger than a picture may be, in the archive or unpacked.
+    """
     if picture["bytes"] is not None:
         return picture["bytes"]
     if row := IN_PARQUET.match(picture["path"]):
@@ -85,9 +178,16 @@ def read_bytes(picture: dict[str, Any]) -> bytes:
     member = MEMBER.match(picture["path"])
     if member is None:
         return Path(picture["path"]).read_bytes()
+    if int(member["size"]) > MOST_IMAGE_BYTES:
+        raise InputError(TOO_LARGE)
     # pread moves no file position, so that forked workers may share the open file
     data = os.pread(open_archive(member["archive"]).fileno(), int(member["size"]), int(member["offset"]))
-    return zlib.decompress(data, wbits=-zlib.MAX_WBITS) if int(member["method"]) == DEFLATED else data
+    if int(member["method"]) == DEFLATED:
+        unpacking = zlib.decompressobj(wbits=-zlib.MAX_WBITS)
+        data = unpacking.decompress(data, MOST_IMAGE_BYTES)
+        if unpacking.unconsumed_tail:
+            raise InputError(TOO_LARGE)
+    return data
 
 
 @lru_cache(maxsize=64)
@@ -111,7 +211,8 @@ def in_a_file(picture: dict[str, Any]) -> bool:
 def name_of(picture: dict[str, Any]) -> str:
     """What to call a picture in a message."""
     member = MEMBER.match(picture["path"] or "")
-    return f"{member['archive']}, {member['name']}" if member else picture["path"] or "picture inside the record"
+    name = f"{member['archive']}, {member['name']}" if member else picture["path"] or "picture inside the record"
+    return name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}... ({len(name):,} characters)"
 
 
 class Pixels:
@@ -119,28 +220,48 @@ class Pixels:
 
     Workers only decode, resize and crop; a picture travels as bytes, a quarter of the size of floats. `normalise`,
     on the device, looks each byte up in a table that the image processor itself made, so its result is equal to
-    the processor's bit for bit, whatever mean, deviation or rescaling it asks for.
+    the processor's bit for bit, whatever mean, deviation or rescaling it asks for. That it is, is proven on PROBES;
+    where it is not, the image processor does all the work.
     """
+
+    PROBES = ((61, 90), (90, 61), (53, 53), (700, 333), (40, 600))  # height and width
 
     def __init__(self, image_processor: BaseImageProcessor) -> None:
         # torchvision's backend, which transformers prefers where it is installed, resizes to other pixels
         name = type(image_processor).__name__.removesuffix("Fast").removesuffix("Pil")
-        self.processor = getattr(transformers, f"{name}Pil").from_dict(image_processor.to_dict())
-        every_byte = np.arange(256, dtype=np.uint8)[None, :, None].repeat(3, axis=2)  # a picture of 256 x 1
-        kept = {"do_resize": False, "do_center_crop": False, "return_tensors": "pt"}
-        self.table = self.processor(Image.fromarray(every_byte), **kept)["pixel_values"][0, :, 0].float()  # (3, 256)
-        self.direct = all(self._same_as_processor(size) for size in ((61, 90), (90, 61), (53, 53), (700, 333)))
+        self.processor = getattr(transformers, f"{name}Pil", type(image_processor)).from_dict(image_processor.to_dict())
+        self.table = self._table()
+        ways = (self._resized, self._by_processor) if self.table is not None else ()
+        self.way = next((way for way in ways if self._is_proven(way)), None)
 
     def __call__(self, images: list[Image.Image]) -> torch.Tensor:
-        """RGB pictures as (images, height, width, 3) uint8."""
-        size = self._resized if self.direct else self._by_processor
-        return torch.from_numpy(np.stack([np.asarray(size(image)) for image in images]))
+        """RGB pictures as (images, height, width, 3) uint8, or if only the processor can make them, what it makes:
+        (images, 3, height, width) float32."""
+        if self.way is None:
+            return torch.cat([self._whole(image) for image in images])
+        return torch.from_numpy(np.stack([np.asarray(self.way(image)) for image in images]))
 
     def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(images, height, width, 3) uint8 -> (images, 3, height, width) float32, on the device of the input."""
+        """What `__call__` has made -> (images, 3, height, width) float32, on the device of the input."""
+        if pixels.dtype != torch.uint8:
+            return pixels
         self.table = self.table.to(pixels.device)
         channels = pixels.movedim(-1, 1).int()
         return torch.stack([self.table[c][channels[:, c]] for c in range(3)], dim=1)
+
+    def _whole(self, image: Image.Image) -> torch.Tensor:
+        return self.processor([image], return_tensors="pt")["pixel_values"].float()
+
+    def _table(self) -> torch.Tensor | None:
+        """What the processor makes of each byte, (3, 256); None where it does not look at one byte alone."""
+        every_byte = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, axis=2)  # square: nothing to pad
+        try:
+            pixels = self.processor(
+                [Image.fromarray(every_byte)], do_resize=False, do_center_crop=False, return_tensors="pt"
+            )["pixel_values"]
+        except (TypeError, ValueError):  # a kind of processor that knows no such settings
+            return None
+        return pixels.reshape(3, 256).float() if pixels.shape == (1, 3, 16, 16) else None
 
     def _resized(self, image: Image.Image) -> Image.Image:
         """Resize and centre crop as the processor does, without its conversions between Pillow and NumPy."""
@@ -163,10 +284,14 @@ class Pixels:
         pixels = self.processor([image], do_rescale=False, do_normalize=False, return_tensors="np")["pixel_values"][0]
         return pixels.transpose(1, 2, 0).astype(np.uint8)
 
-    def _same_as_processor(self, size: tuple[int, int]) -> bool:
-        """Whether the short way leads to the processor's own pixels; where it does not, the processor is used."""
-        noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8))
-        try:
-            return np.array_equal(np.asarray(self._resized(noise)), self._by_processor(noise))
-        except (AttributeError, TypeError, ValueError):  # settings of a kind that _resized does not know
-            return False
+    def _is_proven(self, way: Callable[[Image.Image], Any]) -> bool:
+        """Whether bytes made in this way become the processor's own numbers."""
+        for probe in self.PROBES:
+            noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*probe, 3), dtype=np.uint8))
+            try:
+                numbers = self.normalise(torch.from_numpy(np.array(way(noise)))[None])
+            except (AttributeError, TypeError, ValueError):  # settings of a kind that this way does not know
+                return False
+            if not torch.equal(numbers, self._whole(noise)):
+                return False
+        return True

@@ -14,7 +14,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-IN_PARQUET = re.compile(r"(?P<file>.+\.parquet)::(?P<column>.+)::(?P<group>\d+):(?P<row>\d+):(?P<number>\d+)$")
+IN_PARQUET = re.compile(r"(?P<file>.+\.(?i:parquet))::(?P<column>.+)::(?P<group>\d+):(?P<row>\d+):(?P<number>\d+)$")
 WINDOW = 32  # rows that are read, and shuffled, together
 PLACE = "train_llava: row group and row"  # a field that no data set has
 ROWS = 500  # read together where their images are not

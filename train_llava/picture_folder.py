@@ -3,17 +3,20 @@
 import os
 import struct
 import tarfile
+import unicodedata
 import zipfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import cached_property
-from pathlib import Path
 
 from train_llava.command import InputError
 from train_llava.images import DEFLATED, IN_PARQUET, MEMBER, STORED, open_archive
 
 PLACES = ("images", "images_dl", "")  # below a data folder or an archive, in the order in which a name is looked up
 ENDINGS = ("", ".jpg", ".png")  # of a name that has none
+ARCHIVES = (".zip", ".tar")
+UTF_8 = 0x800  # flag of a zip's member (APPNOTE 4.4.4)
 
 
 class PictureFolder:
@@ -24,35 +27,54 @@ class PictureFolder:
     missing picture would be taken from another folder that has one of its name, such as a mask.
 
     Args:
-        folder: of the data.
+        folder: with the pictures.
         first: some names of the data, which decide on this.
+        data: the folder of the data, whose shards and parquet files hold pictures, too.
     """
 
-    def __init__(self, folder: str, first: Sequence[str] = ()) -> None:
-        self.folder = folder
+    def __init__(self, folder: str, first: Sequence[str] = (), data: str | None = None) -> None:
+        self.folder, self.data = folder, data or folder
         self.roots = [os.path.join(folder, name) for name in PLACES]
         self.there = [root for root in self.roots if os.path.isdir(root)]
         self.first = first
+        self.broken: list[str] = []  # archives, and why
 
     def find(self, name: str) -> str | None:
         """The path of a picture as `images.py` reads it; None if there is no such file.
 
         Raises:
-            InputError: the name is an address, leads out of the folder, or fits several files.
+            InputError: the name is an address, leads out of the folder, or fits several files; or an archive where it
+                may be is broken.
         """
-        if (row := IN_PARQUET.match(name)) and row["file"].startswith(os.path.join(self.folder, "")):
-            return name
-        member = MEMBER.match(name)
-        file = os.path.normpath(os.path.join(self.folder, member["archive"] if member else name))
-        if "://" in name or not file.startswith(os.path.join(self.folder, "")):
-            raise InputError(f"the picture {name!r} must be a file inside the data folder {self.folder}")
-        if member:
-            return name
-        return self._loose(name) or self._packed(name) or (None if self._settled else self._anywhere(name))
+        if place := IN_PARQUET.match(name) or MEMBER.match(name):
+            if place[1].startswith(os.path.join(self.data, "")):
+                return name
+            raise self._outside(name)
+        if "://" in name:
+            raise self._outside(name)
+        if name.startswith(("/", "./")) or ".." in name or "//" in name:
+            name = self._relative(name)
+        found = self._loose(name) or self._packed(name) or (None if self._settled else self._anywhere(name))
+        if found is None and self.broken:
+            raise InputError(f"no picture {name!r}, and an archive where it may be is broken: {self.broken[0]}")
+        return found
 
     def wanted(self, name: str) -> str:
         """Where a picture that is not there would be looked up first."""
         return os.path.join(self.roots[0], name)
+
+    def _relative(self, name: str) -> str:
+        """A name from this folder on, also where one of the two is written through a link."""
+        file = os.path.normpath(os.path.join(self.folder, name))
+        real = os.path.realpath(self.folder)
+        for path, root in ((file, self.folder), (file, real), (os.path.realpath(file), real)):
+            if path.startswith(os.path.join(root, "")):
+                return os.path.relpath(path, root)
+        raise self._outside(name)
+
+    def _outside(self, name: str) -> InputError:
+        hint = "must be a file inside the data folder"
+        return InputError(f"the picture {name!r} {hint} {self.folder}, or in a folder given as --image_folder")
 
     @cached_property
     def _settled(self) -> bool:
@@ -78,7 +100,8 @@ class PictureFolder:
     def _files(self) -> dict[str, list[str]]:
         """All files below the folder, by their last name."""
         files = defaultdict(list)
-        for folder, _, names in os.walk(self.folder):
+        for folder, folders, names in os.walk(self.folder):
+            folders[:] = [name for name in folders if not name.startswith(".")]
             for name in names:
                 files[name].append(os.path.join(folder, name))
         return files
@@ -112,8 +135,8 @@ class PictureFolder:
             try:
                 for name, info in entries(archive):
                     members[os.path.normpath(name)].append((archive, info))
-            except (zipfile.BadZipFile, tarfile.TarError, OSError) as error:
-                raise InputError(f"{archive}: not a readable archive ({error})") from error
+            except (zipfile.BadZipFile, tarfile.TarError, OSError, ValueError, NotImplementedError) as error:
+                self.broken.append(f"{archive} ({error})")
         return dict(members)
 
     @cached_property
@@ -127,22 +150,43 @@ class PictureFolder:
 
 def archives_in(folder: str) -> list[str]:
     """The archives that lie in a folder, in one order."""
-    return sorted(str(path) for suffix in (".zip", ".tar") for path in Path(folder).glob(f"*{suffix}"))
+    names = os.listdir(folder) if os.path.isdir(folder) else ()
+    archives = (os.path.join(folder, name) for name in names if is_archive(name))
+    return sorted(filter(os.path.isfile, archives))
+
+
+def is_archive(name: str) -> bool:
+    """By the name of a file that is not hidden."""
+    return name.lower().endswith(ARCHIVES) and not name.startswith(".")
 
 
 def entries(archive: str) -> Iterator[tuple[str, zipfile.ZipInfo | tarfile.TarInfo]]:
-    """Name and entry of every file in an archive."""
-    if archive.endswith(".zip"):
+    """Name and entry of every file in an archive. Chinese Windows writes names into a zip in GBK, and does not say
+    so: such a file has two names."""
+    if archive.lower().endswith(".zip"):
         with zipfile.ZipFile(archive) as zipped:
-            yield from ((info.filename, info) for info in zipped.infolist() if not info.is_dir())
+            for info in zipped.infolist():
+                if not info.is_dir():
+                    yield info.filename, info
+                    if not info.flag_bits & UTF_8 and not info.filename.isascii():
+                        with suppress(UnicodeError):
+                            yield info.filename.encode("cp437").decode("gb18030"), info
     else:
         with tarfile.open(archive, "r:") as tar:
-            yield from ((info.name, info) for info in tar if info.isfile())
+            yield from ((info.name, info) for info in tar if info.isreg() and not info.issparse())
 
 
 def with_endings(name: str) -> list[str]:
-    """The names that a record may mean."""
-    return [name] if os.path.splitext(name)[1] else [name + ending for ending in ENDINGS]
+    """The names that a record may mean: as it is, with the slashes of Unix, with accents in one character or in two
+    (as macOS has them), with the ending that it lacks."""
+    names = [name]
+    if "\\" in name:
+        names.append(name.replace("\\", "/"))
+    if not name.isascii():
+        names += [unicodedata.normalize(form, each) for each in names for form in ("NFC", "NFD")]
+    if not os.path.splitext(name)[1]:
+        names = [each + ending for each in names for ending in ENDINGS]
+    return names if len(names) == 1 else [*dict.fromkeys(names)]
 
 
 def below(files: dict[str, list[str]], name: str) -> list[str]:

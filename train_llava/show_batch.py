@@ -90,6 +90,7 @@ def main() -> None:
     parser.add_argument("--model_name_or_path", required=True, help="a LLaVA folder; only its processor is read")
     parser.add_argument("--data_path", nargs="+", required=True, help="as for train_llava.train")
     parser.add_argument("--caption_fields", nargs="+", help="as for train_llava.train")
+    parser.add_argument("--image_folder", help="as for train_llava.train")
     parser.add_argument("--streaming", action="store_true", help="as for train_llava.train: copy no images")
     parser.add_argument("--held_out", action="store_true", help="of the held-out files, as --eval_data_path takes them")
     parser.add_argument("--model_max_length", type=int, help="as for train_llava.train")
@@ -99,6 +100,7 @@ def main() -> None:
 
     processor = load_processor(args.model_name_or_path)
     options = {"caption_fields": args.caption_fields, "streaming": args.streaming, "held_out": args.held_out}
+    options["image_folder"] = args.image_folder
     dataset = LlavaDataset(args.data_path, on_bad_record="skip", **options)
     print(dataset.summary())
     indices = np.random.default_rng(0).permutation(len(dataset))[: args.samples]

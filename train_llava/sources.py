@@ -1,22 +1,11 @@
-"""Where data lies -> normal records, read one at a time and kept as one Arrow file in the cache of `datasets`.
-
-Reading ends in one normal form, whatever the source looks like:
-
-    {"id": "0001", "messages": [{"role": "user", "content": "<image>\\nWhat?"}, ...],
-     "images": [{"path": "/data/images/a.jpg", "bytes": None}],
-     "problem": None, "missing": False, "file": 0, "place": None}
-
-`problem` says why a record cannot be trained on; `missing`, that a file it names is not there; `file`, from which of
-the source's files it is; `place`, in which row group and row of a parquet file its images were left, if they were.
-"""
+"""Where data lies -> normal records, read one at a time and kept as one Arrow file in the cache of `datasets`."""
 
 import hashlib
 import os
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import count, islice
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -27,38 +16,31 @@ from datasets import (
     BuilderConfig,
     Dataset,
     DatasetInfo,
-    Features,
-    List,
     SplitGenerator,
-    Value,
 )
-from datasets import Image as ImageFeature
 from datasets.builder import Key
 from datasets.exceptions import DatasetGenerationError
 
 from train_llava.command import InputError
-from train_llava.data_files import choose, data_files, hub_files, local_folder, reader, stamp
-from train_llava.formats import CAPTION_FIELDS, FORMATS, Fields, parse, recognise
+from train_llava.data_files import (
+    Beginnings,
+    data_files,
+    data_files_below,
+    hub_files,
+    local_folder,
+    parts_of,
+    stamp,
+)
+from train_llava.formats import CAPTION_FIELDS, FORMATS, Fields, unfolded
 from train_llava.images import MEMBER, forget_files
 from train_llava.parquet_images import IN_PARQUET, PLACE, WINDOW
 from train_llava.picture_folder import PictureFolder, archives_in
-from train_llava.readers import BadLine
+from train_llava.readers import records_in
+from train_llava.record import RECORD, column, names_in, normal
 
-VERSION = 2  # of the normal form: copies made by another version are not read
-STRING = Value("string")
-RECORD = Features(
-    {
-        "id": STRING,
-        "images": List(ImageFeature(decode=False)),
-        "messages": List({"role": STRING, "content": STRING}),
-        "problem": STRING,
-        "missing": Value("bool"),
-        "file": Value("int32"),
-        "place": Value("int64"),
-    }
-)
+VERSION = 3  # of the normal form: copies made by another version are not read
 GROUPS, ROW_BITS = 100_000, 24  # row groups in a file, and bits for a row in one: room for millions of files
-ROWS = 500  # written at a time
+ROWS, BYTES = 500, 256 << 20  # written at a time: rows, or fewer that hold so many bytes of images
 SAMPLE = 200  # pictures looked for at every opening, to see that the Arrow copy is still true
 LISTED = 8  # files named in a summary
 
@@ -75,6 +57,7 @@ class Source:
     format: str
     weight: float
     folder: str
+    images: str  # the folder that they are in
     files: list[str]
     fields: Fields
     in_place: bool = False
@@ -88,39 +71,40 @@ class Source:
         caption_fields: list[str] | None = None,
         streaming: bool = False,
         held_out: bool = False,
+        image_folder: str | Path | None = None,
     ) -> "Source":
         """Finds the files and their format. A dataset of the hub is downloaded first, unless it is to be streamed.
 
-        Of a folder with files for training and held-out ones, `held_out` says which are meant.
+        Of a folder with files for training and held-out ones, `held_out` says which are meant. `image_folder` is where
+        the pictures are that records name, if not beside them.
 
         Raises:
             InputError: nothing there, or nothing of a known format.
         """
-        name, path, weight = re.fullmatch(r"(?:(\w+)=)?(.+?)(?::(\d+\.?\d*))?", str(text)).groups()
+        name, path, weight = parts_of(str(text))
         if name is not None and name not in FORMATS:
             raise InputError(f"{text}: no format {name!r}; known are {', '.join(FORMATS)}.")
-        fields = caption_mapping(caption_fields)
+        if image_folder is not None and not Path(image_folder).is_dir():
+            raise InputError(f"--image_folder {image_folder}: no such folder.")
+        look = Beginnings(caption_mapping(caption_fields), streaming, name, path, held_out)
         if streaming and not Path(path).exists():
             folder, files = hub_files(path)
-            chosen, passed_over = choose(folder, files, held_out)
+            look.at(folder, files)
         else:
             place = local_folder(path)
             folder = str(place if place.is_dir() else place.parent)
-            chosen, passed_over = choose(folder, data_files(place), held_out)
-        beginnings = {file: list(islice(reader(file, streaming)(file, fields), 20)) for file in chosen}
-        formats = {file: recognise(records, fields, [name] * bool(name)) for file, records in beginnings.items()}
-        ranked = [format for format in FORMATS if format in formats.values()]
-        if not ranked:
-            known = ", ".join(f"{key} (field {fields.get(field, field)!r})" for key, (field, _) in FORMATS.items())
-            raise InputError(f"{path}: no file with records of a known format: {known}. See docs/data.md.")
-        for file, format in formats.items():
-            if format is None:
-                passed_over[file] = f"no records of the format {name}" if name else "no records of a known format"
-            elif format != ranked[0]:
-                passed_over[file] = f"{format} records; add {format}={path} to read them, too"
-        files = [file for file, format in formats.items() if format == ranked[0]]
-        first = [name for file in files for record in beginnings[file] for name in names_in(record, ranked[0], fields)]
-        return cls(path, ranked[0], float(weight or 1), folder, files, fields, streaming, passed_over, first)
+            found = look.at(folder, data_files(place))
+            below = data_files_below(place, all_of_them=not found)
+            if found:
+                look.passed_over |= dict.fromkeys(below, "it lies below a folder that holds others")
+            else:
+                look.at(folder, below)
+        format, files = look.result()
+        first = [
+            each for file in files for record in look.records[file] for each in names_in(record, format, look.fields)
+        ]
+        images = os.path.abspath(image_folder) if image_folder else folder
+        return cls(path, format, weight, folder, images, files, look.fields, streaming, look.passed_over, first)
 
     def open(self) -> Dataset:
         """The records as a memory-mapped Arrow file, made by the first process that asks while others wait.
@@ -128,8 +112,8 @@ class Source:
         A copy that is not true any more stays for the processes that read it; the next one gets another number.
         """
         forget_files()
-        stamps = [stamp(file) for file in [*self.files, *archives_in(self.folder)]]
-        names = (VERSION, self.folder, self.format, self.fields, self.in_place, stamps)
+        stamps = [stamp(file) for file in [*self.files, *archives_in(self.images)]]
+        names = (VERSION, self.folder, self.images, self.format, self.fields, self.in_place, stamps)
         key = hashlib.sha256(repr(names).encode()).hexdigest()[:32]
         # every batch of rows takes memory in every process; for pictures, datasets would write 100 rows each
         copy = partial(NormalRecords, source=self, writer_batch_size=ROWS)
@@ -143,14 +127,20 @@ class Source:
 
     def read(self) -> Iterator[dict[str, Any]]:
         """The records one after the other."""
-        finder = PictureFolder(self.folder, self.first)
+        finder = self.finder()
         for at, file in enumerate(self.files):
-            for number, record in enumerate(reader(file, self.in_place)(file, self.fields)):
+            records = records_in(file, self.fields, self.in_place)
+            records = (one for record in records for one in unfolded(record, self.format, self.fields))
+            for number, record in enumerate(records):
                 where: dict[str, int | None] = {"file": at, "place": None}
                 if self.in_place and isinstance(record, dict) and PLACE in record:
                     group, row = record[PLACE]
                     where["place"] = ((at * GROUPS + group) << ROW_BITS) + row
                 yield normal(record, number, file, self.format, self.fields, finder) | where
+
+    def finder(self) -> PictureFolder:
+        """Of the pictures that records name."""
+        return PictureFolder(self.images, self.first, self.folder)
 
     def files_read(self, records: Dataset) -> str:
         """File by file, how many records were read, and what was passed over and why."""
@@ -163,7 +153,7 @@ class Source:
 
     def _is_stale(self, records: Dataset) -> bool:
         missing = records.data["missing"].to_numpy()
-        finder = PictureFolder(self.folder, self.first)
+        finder = self.finder()
         for index in missing.nonzero()[0][:SAMPLE].tolist():
             names = [os.path.relpath(i["path"], finder.roots[0]) for i in records[index]["images"] if not i["bytes"]]
             if all(in_some_place(finder, name) for name in names):
@@ -194,56 +184,29 @@ class NormalRecords(ArrowBasedBuilder):
         return [SplitGenerator(name="train", gen_kwargs={"source": self.config.source})]
 
     def _generate_tables(self, source: Source) -> Iterator[tuple[Key, pa.Table]]:
-        rows = source.read()
-        for number in count():
-            if not (part := list(islice(rows, ROWS))):
-                return
-            yield Key(0, number), pa.Table.from_pylist(part, schema=RECORD.arrow_schema)
+        rows, number, part, size = source.read(), count(), [], 0
+        for row in chain(rows, [None]):
+            if part and (row is None or len(part) == ROWS or size > BYTES):
+                yield Key(0, next(number)), pa.Table.from_pylist(part, schema=RECORD.arrow_schema)
+                part, size = [], 0
+            part.append(row)
+            size += sum(len(image["bytes"] or b"") for image in row["images"]) if row else 0
 
 
 def made(builder: NormalRecords) -> Dataset:
-    """Its records, once they are an Arrow file."""
+    """Its records, once they are an Arrow file.
+
+    Raises:
+        InputError: the cache cannot be written.
+    """
     try:
         builder.download_and_prepare(verification_mode="no_checks")
     except DatasetGenerationError as error:
-        raise error.__cause__ if isinstance(error.__cause__, InputError) else error from None
+        cause = error.__cause__
+        if isinstance(cause, InputError):
+            raise cause from None
+        raise InputError(f"{builder.cache_dir}: the copy of the data cannot be made ({cause}).") from error
     return builder.as_dataset(split="train")
-
-
-def names_in(record: Any, format: str, fields: Fields) -> list[str]:
-    """The names of a raw record's picture files, none of one that is malformed."""
-    try:
-        names = [image["path"] for image in parse(record, format, fields)[1] if not image.get("bytes")]
-        return [name for name in names if "::" not in name and "://" not in name]
-    except Exception:  # as in `normal`, where it is said
-        return []
-
-
-def normal(record: Any, number: int, file: str, format: str, fields: Fields, finder: "PictureFolder") -> dict[str, Any]:
-    """One record in the normal form."""
-    name = record.get("id", number) if isinstance(record, dict) else number
-    row = {
-        "id": str(name).encode(errors="replace").decode(),
-        "images": [],
-        "messages": [],
-        "problem": None,
-        "missing": False,
-    }
-    try:
-        if isinstance(record, BadLine):
-            raise InputError(record)
-        messages, images = parse(record, format, fields)
-        for image in images:
-            data, path = image.get("bytes"), image.get("path")
-            if not data:
-                found = finder.find(path)
-                row["missing"] |= found is None
-                path = found or finder.wanted(path)
-            row["images"].append({"bytes": data, "path": path})
-        return row | {"messages": messages}
-    except Exception as error:  # a record may hold anything at all; whatever it is, it is one bad record
-        reason = str(error) if isinstance(error, InputError) else f"malformed, {type(error).__name__}: {error}"
-        return row | {"images": [], "problem": f"{file}, record {row['id']!r} (number {number}): {reason}"}
 
 
 def caption_mapping(pairs: list[str] | None) -> Fields:
@@ -274,11 +237,6 @@ def shortened(lines: list[str]) -> list[str]:
     """The first lines, and how many more there are."""
     rest = len(lines) - LISTED
     return lines if rest <= 0 else [*lines[:LISTED], f"{'':>15}and {rest:,} more"]
-
-
-def column(records: Dataset, name: str) -> pa.ChunkedArray:
-    """One column, without reading the others."""
-    return records.select_columns(name).with_format("arrow")[:][name]
 
 
 def blocks_of(records: Dataset, source: int) -> np.ndarray:

@@ -146,7 +146,7 @@ def open_data(
     """
     bad_images = BadImages(Path(args.output_dir) / "bad_images.jsonl", data_args.max_bad_images)
     options = {"on_bad_record": data_args.on_bad_record, "caption_fields": data_args.caption_fields}
-    options |= {"bad_images": bad_images, "streaming": data_args.streaming}
+    options |= {"bad_images": bad_images, "streaming": data_args.streaming, "image_folder": data_args.image_folder}
     options["seed"] = args.order_seed
     held_out = None
     with args.main_process_first():  # the others then find its Arrow copies
