@@ -35,6 +35,7 @@ from train_llava.check_build import check_answers, check_logits, check_weights, 
 from train_llava.command import InputError, command
 from train_llava.load import fetch, pad_left
 from train_llava.new_folder import check_output_dir, new_folder
+from train_llava.outputs import output_folder
 from train_llava.parts import parts_table
 
 DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -199,6 +200,12 @@ def main() -> None:
 
     check_output_dir(args.output_dir, args.overwrite)
     vision, language = fetch(args.vision_model_name_or_path), fetch(args.language_model_name_or_path)
+    with output_folder(args.output_dir, vision, language):
+        build(vision, language, args)
+
+
+def build(vision: Path, language: Path, args: argparse.Namespace) -> None:
+    """Builds, saves and checks."""
     torch.manual_seed(0)  # the same projector every time
     model, processor = build_llava(vision, language, DTYPES[args.dtype], args.random_weights)
     print(parts_table(model), flush=True)

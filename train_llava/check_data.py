@@ -2,8 +2,9 @@
 
     python -m train_llava.check_data --data_path data/LLaVA-CC3M-Pretrain-595K --model_name_or_path models/llava
 
-Reads every record and every picture in parallel, prints what is there and what is wrong, and writes `refused.jsonl`
-and `lengths.png` into --output_dir. Exit code 2 where training would fail. Ctrl-C reports what was found so far.
+Reads every record and every picture in parallel, prints what is there and what is wrong, and writes `report.json`,
+`refused.jsonl` and `lengths.png` into --output_dir. Exit code 2 where training would fail. Ctrl-C reports what was
+found so far.
 """
 
 import argparse
@@ -25,14 +26,17 @@ from transformers import LlavaConfig
 from train_llava.arguments import MAX_BAD_IMAGES
 from train_llava.bad_images import most_bad_images
 from train_llava.chat import ChatEncoder
-from train_llava.command import InputError, command
+from train_llava.command import InputError, command, not_negative, positive
 from train_llava.data import tokens_per_image, too_long
+from train_llava.data_files import parts_of
 from train_llava.images import open_image, read_bytes
 from train_llava.load import fetch, load_processor
+from train_llava.outputs import check_same, output_folder, whole_file
 from train_llava.skeleton import positions_of
 from train_llava.sources import LISTED, Source
 
 BARS, WIDTH = 12, 50  # of the histogram in the terminal: rows, and columns of the longest
+WRITTEN = ("report.json", "refused.jsonl", "lengths.png")
 INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it
 
 
@@ -178,11 +182,19 @@ def main() -> None:
     parser.add_argument("--image_folder", help="as for train_llava.train")
     parser.add_argument("--streaming", action="store_true", help="as for train_llava.train: copy no images")
     parser.add_argument("--model_name_or_path", help="count tokens as this LLaVA does")
-    parser.add_argument("--sample", type=int, help="look at this many records, drawn at random")
+    parser.add_argument("--sample", type=positive, help="look at this many records, drawn at random")
     parser.add_argument("--output_dir", type=Path, default=Path("output/check_data"))
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--workers", type=not_negative, default=len(os.sched_getaffinity(0)))
     args = parser.parse_args()
 
+    paths = [parts_of(path)[1] for path in args.data_path]
+    with output_folder(args.output_dir, args.model_name_or_path, args.image_folder, *paths):
+        check_same({"data": args.data_path}, *(args.output_dir / name for name in WRITTEN))
+        look(args)
+
+
+def look(args: argparse.Namespace) -> None:
+    """Checks, prints and writes the findings."""
     disable_progress_bars()
     encoder = positions = None
     if args.model_name_or_path:
@@ -207,20 +219,29 @@ def main() -> None:
         check(records, encoder, args.workers, findings)
     except KeyboardInterrupt:
         interrupted = True
-    args.output_dir.mkdir(parents=True, exist_ok=True)
     print(report(findings, len(records), positions))
-    lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in findings.refused)
-    (args.output_dir / "refused.jsonl").write_text(lines, encoding="utf-8")
-    if findings.lengths:
-        draw(findings.lengths, args.output_dir / "lengths.png")
-    print(f"written to {args.output_dir}: refused.jsonl{' and lengths.png' * bool(findings.lengths)}")
     problem = verdict(findings, len(records))
+    write(findings, problem, args)
     if interrupted:
         print(f"interrupted; so far: {problem or 'good'}", flush=True)
         raise SystemExit(INTERRUPTED)
     if problem:
         raise InputError(problem)
     print("verdict: good to train on")
+
+
+def write(findings: Findings, problem: str | None, args: argparse.Namespace) -> None:
+    """The files of the report."""
+    facts = {"data": args.data_path, "records": findings.records, "problem": problem}
+    lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in findings.refused)
+    report, refused, lengths = (args.output_dir / name for name in WRITTEN)
+    for path, text in ((report, json.dumps(facts, indent=2, ensure_ascii=False) + "\n"), (refused, lines)):
+        with whole_file(path) as new:
+            new.write_text(text, encoding="utf-8")
+    if findings.lengths:
+        with whole_file(lengths) as new:
+            draw(findings.lengths, new)
+    print(f"written to {args.output_dir}: {report.name}, {refused.name}{f', {lengths.name}' * bool(findings.lengths)}")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import argparse
 import json
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,14 +29,17 @@ from transformers import LlavaProcessor
 
 from train_llava.caption_metrics import caption_metrics
 from train_llava.chat import IGNORE_INDEX
-from train_llava.command import InputError, command
+from train_llava.command import InputError, command, positive
 from train_llava.data import LlavaDataset
+from train_llava.data_files import parts_of
 from train_llava.infer import SORTED, collator_of
 from train_llava.load import Model, load
+from train_llava.outputs import check_same, output_folder, whole_file
 from train_llava.samples import caption_rows
 from train_llava.show_batch import png
 
 TEMPLATE = Path(__file__).with_name("evaluate.html.jinja")
+WRITTEN = ("metrics.json", "samples.jsonl", "report.html")
 SHOWN, SIDE = 12, 360  # answers of either kind in the report, and the most pixels of a picture's side there
 
 
@@ -93,7 +97,7 @@ def report_page(title: str, metrics: dict[str, float], rows: list[dict[str, Any]
         name: [{**row, "pictures": [thumbnail(image) for image in dataset[row["index"]]["images"]]} for row in part]
         for name, part in parts.items()
     }
-    template = Environment(autoescape=True).from_string(TEMPLATE.read_text())
+    template = Environment(autoescape=True).from_string(TEMPLATE.read_text(encoding="utf-8"))
     return template.render(title=title, metrics=written(metrics), parts=parts)
 
 
@@ -117,8 +121,8 @@ def main() -> None:
     parser.add_argument("--data_path", nargs="+", required=True, help="as for train_llava.train")
     parser.add_argument("--caption_fields", nargs="+", help="as for train_llava.train")
     parser.add_argument("--image_folder", help="as for train_llava.train")
-    parser.add_argument("--batch_size", type=int, default=16)
-    parser.add_argument("--max_new_tokens", type=int, default=256)
+    parser.add_argument("--batch_size", type=positive, default=16)
+    parser.add_argument("--max_new_tokens", type=positive, default=256)
     parser.add_argument("--output_dir", type=Path, default=Path("output/evaluation"))
     args = parser.parse_args()
 
@@ -126,6 +130,22 @@ def main() -> None:
         raise InputError("scoring needs the metrics of COCO: pip install pycocoevalcap")
     # waiting is all that ranks do together: the last may be slower than the first by more than the usual half hour
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=1))
+    paths = [parts_of(path)[1] for path in args.data_path]
+    read = (args.model_name_or_path, args.adapter_name_or_path, args.image_folder, *paths)
+    with output_folder(args.output_dir, *read) if state.is_main_process else nullcontext():
+        if state.is_main_process:
+            check_same(facts_of(args), *(args.output_dir / name for name in WRITTEN))
+        evaluate(args, state)
+    state.destroy_process_group()
+
+
+def facts_of(args: argparse.Namespace) -> dict[str, Any]:
+    """What is scored, and on what."""
+    return {"model": args.model_name_or_path, "adapter": args.adapter_name_or_path, "data": args.data_path}
+
+
+def evaluate(args: argparse.Namespace, state: PartialState) -> None:
+    """Scores on all ranks; the first writes."""
     with state.main_process_first():  # the others then find its Arrow copy
         where = {"caption_fields": args.caption_fields, "image_folder": args.image_folder}
         dataset = LlavaDataset(args.data_path, held_out=True, **where)
@@ -145,17 +165,15 @@ def main() -> None:
     if state.is_main_process:
         rows.sort(key=lambda row: row["index"])
         metrics = metrics_of(rows)
-        args.output_dir.mkdir(parents=True, exist_ok=True)
-        facts = {"model": args.model_name_or_path, "adapter": args.adapter_name_or_path, "data": args.data_path}
-        (args.output_dir / "metrics.json").write_text(json.dumps(facts | metrics, indent=2) + "\n")
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        (args.output_dir / "samples.jsonl").write_text("".join(lines), encoding="utf-8")
         title = args.adapter_name_or_path or args.model_name_or_path
         page = report_page(f"{title} on {', '.join(args.data_path)}", metrics, rows, dataset)
-        (args.output_dir / "report.html").write_text(page, encoding="utf-8")
+        texts = (json.dumps(facts_of(args) | metrics, indent=2, ensure_ascii=False) + "\n", "".join(lines), page)
+        for name, text in zip(WRITTEN, texts, strict=True):
+            with whole_file(args.output_dir / name) as new:
+                new.write_text(text, encoding="utf-8")
         print("\n".join(f"{name:<15}{value:>12}" for name, value in written(metrics)))
         print(f"every answer: {args.output_dir}/samples.jsonl   the worst and the best: {args.output_dir}/report.html")
-    state.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -10,9 +10,7 @@ not answered in it about this folder's pictures.
 """
 
 import argparse
-import hashlib
 import json
-import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -20,24 +18,25 @@ from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from threading import Event, Thread
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict
 from PIL import Image
 from tqdm import tqdm
 from transformers import LlavaProcessor, TextIteratorStreamer
 
 from train_llava.chat import IMAGE_TOKEN
-from train_llava.command import InputError, command
+from train_llava.command import InputError, command, not_negative, number, positive
 from train_llava.data import LlavaCollator
 from train_llava.images import open_image
 from train_llava.load import Model, load
-from train_llava.weight_files import fingerprint
+from train_llava.outputs import check_apart, open_locked
+from train_llava.questions import Question, answered, questions, weights_of
 
 Example = dict[str, Any]  # {"messages": ending with a user's turn, "images": [RGB pictures]}
-Question = dict[str, Any]  # {"image": file or list of files, "prompt": text}, then what else tells it from others
 SORTED = 4  # so many batches are read ahead, to put prompts of like length together
+temperature = number(float, 0, 100, "a number from 0 to 100")
+share = number(float, 1e-9, 1, "a number above 0, at most 1")
 HELP = "/image FILE shows a picture with the next question, /new starts over, /quit ends"
 
 
@@ -173,54 +172,8 @@ def chat(model: Model, processor: LlavaProcessor, shown: list[Image.Image], **op
             print(f"error: {error}", file=sys.stderr)
 
 
-def questions(source: Path, prompt: str) -> list[Question]:
-    """One per picture file in a folder, or per line of a list: a path, from where the list lies, or a Question's JSON.
-
-    Raises:
-        InputError: no such folder or list, nothing in it, or a line of another kind.
-    """
-    if source.is_dir():
-        known = Image.registered_extensions()
-        names = sorted(path.name for path in source.iterdir() if path.suffix.lower() in known)
-        found = [{"image": name, "prompt": prompt} for name in names]
-    elif source.is_file():
-        lines = filter(None, map(str.strip, source.read_text().splitlines()))
-        try:
-            found = [json.loads(line) if line.startswith("{") else {"image": line} for line in lines]
-            found = [{"image": line["image"], "prompt": line.get("prompt", prompt)} for line in found]
-        except (ValueError, KeyError) as error:
-            raise InputError(f'{source}: a line is neither a path nor {{"image": ..., "prompt": ...}}.') from error
-    else:
-        raise InputError(f"{source}: no such folder or list of pictures.")
-    if not found:
-        raise InputError(f"{source}: no pictures here.")
-    return found
-
-
-def weights_of(model: Model) -> str:
-    """What tells a model, and its adapter, from another one of the same name."""
-    adapter = fingerprint(get_peft_model_state_dict(model).items()) if isinstance(model, PeftModel) else ""
-    return hashlib.sha256(f"{model.fingerprint}{adapter}".encode()).hexdigest()[:16]
-
-
-def unanswered(asked: list[Question], output_file: Path) -> list[Question]:
-    """Those that the file has no answer to yet: from the same folder, by the same model, with the same options. A last
-    line that was cut off is taken away from it."""
-    text = output_file.read_bytes() if output_file.is_file() else b""
-    if text and not text.startswith(b'{"image": '):
-        raise InputError(f"{output_file}: holds something else than answers. Give another --output_file.")
-    whole = text[: text.rfind(b"\n") + 1]
-    if whole != text:
-        os.truncate(output_file, len(whole))
-    lines = map(json.loads, whole.splitlines())
-    done = {json.dumps({key: value for key, value in line.items() if key != "answer"}) for line in lines}
-    left = [question for question in asked if json.dumps(question) not in done]
-    print(f"{len(asked) - len(left)} of {len(asked)} questions are answered in {output_file}", file=sys.stderr)
-    return left
-
-
 def answer_all(
-    model: Model, processor: LlavaProcessor, left: list[Question], folder: Path, output_file: Path, **options
+    model: Model, processor: LlavaProcessor, left: list[Question], folder: Path, file: BinaryIO, **options
 ) -> None:
     """Asks about pictures of a folder, and adds a JSON line per answer to a file.
 
@@ -240,10 +193,10 @@ def answer_all(
             asked.append(question)
             yield example
 
-    output_file.parent.mkdir(parents=True, exist_ok=True)
-    with output_file.open("a", encoding="utf-8") as file, tqdm(total=len(left), unit="answers") as progress:
+    with tqdm(total=len(left), unit="answers") as progress:
         for index, answer in answers(model, processor, examples(), **options):
-            file.write(json.dumps({**asked[index], "answer": answer}, ensure_ascii=False) + "\n")
+            line = json.dumps({**asked[index], "answer": answer}, ensure_ascii=False) + "\n"
+            file.write(line.encode(errors="backslashreplace"))
             file.flush()
             progress.update()
     if bad:
@@ -260,36 +213,53 @@ def main() -> None:
     )
     parser.add_argument("--images", type=Path, help="folder of pictures, or list of them, each asked about")
     parser.add_argument("--output_file", type=Path, help="where the answers about --images go, as JSON lines")
-    parser.add_argument("--batch_size", type=int, default=16, help="how many of --images are asked about together")
+    parser.add_argument("--batch_size", type=positive, default=16, help="how many of --images are asked about together")
     parser.add_argument("--interactive", action="store_true", help="chat; " + HELP)
     parser.add_argument("--prompt", default="Describe this picture in one sentence.")
-    parser.add_argument("--max_new_tokens", type=int, default=256)
-    parser.add_argument("--temperature", type=float, default=0.0, help="above 0: sample; 0: the likeliest word always")
-    parser.add_argument("--top_p", type=float, default=1.0, help="sample from the likeliest words of this total")
-    parser.add_argument("--seed", type=int, default=0, help="of the sampling")
+    parser.add_argument("--max_new_tokens", type=positive, default=256)
+    parser.add_argument("--temperature", type=temperature, default=0.0, help="above 0: sample; 0: the likeliest word")
+    parser.add_argument("--top_p", type=share, default=1.0, help="sample from the likeliest words of this total")
+    parser.add_argument("--seed", type=not_negative, default=0, help="of the sampling")
     args = parser.parse_args()
     if bool(args.images) != bool(args.output_file) or (args.images and (args.image or args.interactive)):
         parser.error("--images goes with --output_file, and not with --image or --interactive")
 
-    images = [open_image(path) for path in args.image]
-    example = ask(args.prompt, images) if not (args.interactive or args.images) else None
-    asked = questions(args.images, args.prompt) if args.images else []
-    model, processor = load(args.model_name_or_path, args.adapter_name_or_path)
-    torch.manual_seed(args.seed)
     options: dict[str, Any] = {"max_new_tokens": args.max_new_tokens}
     if args.temperature > 0:  # top_k: transformers would keep the likeliest 50 on its own account
         options |= {"do_sample": True, "temperature": args.temperature, "top_p": args.top_p, "top_k": 0}
     if args.images:
-        folder = args.images if args.images.is_dir() else args.images.parent
-        names = {"model": args.model_name_or_path, "adapter": args.adapter_name_or_path, "weights": weights_of(model)}
-        about = {"folder": str(folder.resolve()), **names, "options": options | {"seed": args.seed}}
-        left = unanswered([question | about for question in asked], args.output_file)
-        answer_all(model, processor, left, folder, args.output_file, batch_size=args.batch_size, **options)
-    elif args.interactive:
-        with suppress(EOFError):
-            chat(model, processor, images, **options)
-    else:
+        asked = questions(args.images, args.prompt)
+        check_apart(args.output_file, args.images, args.model_name_or_path, args.adapter_name_or_path)
+        with open_locked(args.output_file) as file:
+            done = answered(args.output_file)
+            answer_images(args, asked, done, file, options)
+        return
+    images = [open_image(path) for path in args.image]
+    example = None if args.interactive else ask(args.prompt, images)
+    if example and not images:
+        print("no --image: asked about none", file=sys.stderr)
+    model, processor = load(args.model_name_or_path, args.adapter_name_or_path)
+    torch.manual_seed(args.seed)
+    if example:
         show(stream(model, processor, example, **options))
+        return
+    with suppress(EOFError, KeyboardInterrupt):
+        chat(model, processor, images, **options)
+
+
+def answer_images(
+    args: argparse.Namespace, asked: list[Question], done: set[str], file: BinaryIO, options: dict[str, Any]
+) -> None:
+    """Loads the model, and asks about --images what is not answered yet: about the same folder, by this model, with
+    these options."""
+    model, processor = load(args.model_name_or_path, args.adapter_name_or_path)
+    torch.manual_seed(args.seed)
+    folder = args.images if args.images.is_dir() else args.images.parent
+    names = {"model": args.model_name_or_path, "adapter": args.adapter_name_or_path, "weights": weights_of(model)}
+    about = {"folder": str(folder.resolve()), **names, "options": options | {"seed": args.seed}}
+    left = [question | about for question in asked if json.dumps(question | about) not in done]
+    print(f"{len(asked) - len(left)} of {len(asked)} questions are answered in {args.output_file}", file=sys.stderr)
+    answer_all(model, processor, left, folder, file, batch_size=args.batch_size, **options)
 
 
 if __name__ == "__main__":

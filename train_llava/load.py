@@ -26,6 +26,7 @@ from transformers.utils import is_bitsandbytes_available
 from train_llava.adapter import check_base, with_adapter
 from train_llava.chat_template import CONTENT_PARTS, ChatTemplate
 from train_llava.command import InputError
+from train_llava.new_folder import LEAVING, REPLACED
 from train_llava.weight_files import UNREAD, fingerprint, finite, stored_tensors, weight_files
 
 Model = LlavaForConditionalGeneration | PeftModel
@@ -219,7 +220,7 @@ def fetch(name: Name) -> Path:
 def read_json(folder: Path, name: str) -> dict[str, Any]:
     """A JSON file with an object in it that a folder must have."""
     try:
-        content = json.loads((folder / name).read_text())
+        content = json.loads((folder / name).read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(nothing_in(folder, name)) from error
     except ValueError as error:
@@ -235,4 +236,6 @@ def nothing_in(folder: Path, name: str) -> str:
     if whole:
         newest = max(whole, key=lambda path: int(path.name.split("-")[1]))
         return f"{folder}: the training has not ended. Give its newest whole checkpoint, {newest}."
+    if cut_off := [*folder.glob(f"{LEAVING}*"), *folder.glob(f"{REPLACED}*")]:
+        return f"{folder}: replacing the model here was cut off. It is whole in {cut_off[0]}: move its files back."
     return f"{folder}: no {name} here. Give the folder of a LLaVA or of an adapter."

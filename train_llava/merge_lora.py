@@ -21,6 +21,7 @@ from train_llava.infer import ask, collator_of, generate
 from train_llava.load import base_of, fetch, load
 from train_llava.model_card import merged_card
 from train_llava.new_folder import check_output_dir, new_folder
+from train_llava.outputs import output_folder
 
 
 @command
@@ -41,6 +42,15 @@ def main() -> None:
         page = args.push_to_hub and HfApi().create_repo(args.push_to_hub, exist_ok=True)
     except (OSError, ValueError) as error:
         raise InputError(f"--push_to_hub {args.push_to_hub}: {error}") from error
+    with output_folder(args.output_dir, adapter, fetch(base)):
+        merge(adapter, base, args)
+    if page:
+        HfApi().upload_folder(repo_id=args.push_to_hub, folder_path=args.output_dir)
+        print(f"uploaded to {page}")
+
+
+def merge(adapter: Path, base: str, args: argparse.Namespace) -> None:
+    """Merges, saves and checks."""
     model, processor = load(base, adapter)
     before = generate(model, processor, [ask(QUESTION, [GREY])], max_new_tokens=8)[0]
     try:
@@ -65,9 +75,6 @@ def main() -> None:
     print(f"saved to {args.output_dir}")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9  # Linux counts in KiB
     print(f"at most {peak:.1f} GB of memory were used")
-    if page:
-        HfApi().upload_folder(repo_id=args.push_to_hub, folder_path=args.output_dir)
-        print(f"uploaded to {page}")
 
 
 if __name__ == "__main__":

@@ -2,40 +2,62 @@
 
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
 
 from train_llava.arguments import LlavaTrainingArguments
 from train_llava.command import InputError
+from train_llava.new_folder import CARD, CONFIGS, MODEL_FILES, is_foreign_card, mend
+from train_llava.outputs import output_folder
 from train_llava.resume import is_whole, newest_first
 
-RUN_FILES = (
-    "checkpoint-*",
-    "runs",
-    "adapter_*",
-    "model*.safetensors*",
-    "config.json",
-    "trainer_state.json",
-    "bad_images.jsonl",
-    "samples",
-    "curves.png",
-    "README.md",
-)
+OLD_RUN = ".old-run-"  # folders with a run that is being replaced
+RUN_FILES = ("checkpoint-*", "runs", "samples", "trainer_state.json", "bad_images.jsonl", "curves.png", CARD)
 
 
-def claim_output_dir(args: LlavaTrainingArguments, checkpoint: str | None) -> None:
-    """Sees to it that the folder is this run's alone: refuses another run's, or clears it when told to."""
+@contextmanager
+def own_output_dir(args: LlavaTrainingArguments, checkpoint: Path | None, *read: str | Path | None) -> Iterator[None]:
+    """The run's folder, which nobody else writes into meanwhile; refused where it holds another run, unless that is to
+    be replaced or gone on with.
+
+    Raises:
+        InputError: see there, and `output_folder`.
+    """
     folder = Path(args.output_dir)
-    left = [] if checkpoint else [path for pattern in RUN_FILES for path in folder.glob(pattern)]
-    with args.main_process_first():
-        if left and not args.overwrite_output_dir:
-            hint = "Continue it with --resume_from_checkpoint true, replace it with --overwrite_output_dir true"
-            raise InputError(f"{folder} holds another run. {hint}, or give another --output_dir.")
-        for path in left if args.process_index == 0 else []:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with output_folder(folder, *read) if args.process_index == 0 else nullcontext():
+        if args.process_index == 0:
+            mend(folder)
+            left = [path for pattern in (*RUN_FILES, *MODEL_FILES) for path in folder.glob(pattern)]
+            is_run = any((folder / name).exists() for name in (*CONFIGS, "trainer_state.json")) or newest_first(args)
+            if left and not checkpoint and not args.overwrite_output_dir:
+                hint = "Continue it with --resume_from_checkpoint true, replace it with --overwrite_output_dir true"
+                raise InputError(f"{folder} holds another run. {hint}, or give another --output_dir.")
+            if left and not checkpoint and not is_run:
+                raise InputError(f"{folder} holds no run to replace, but {left[0].name}. Give another --output_dir.")
+        yield
+
+
+def set_aside(args: LlavaTrainingArguments) -> None:
+    """Moves the run that is to be replaced into a folder of its own, where it stays until this one is whole."""
+    folder = Path(args.output_dir)
+    left = {path for pattern in (*RUN_FILES, *MODEL_FILES) for path in folder.glob(pattern)}
+    if is_foreign_card(folder / CARD):
+        left.discard(folder / CARD)
+    if left:
+        aside = Path(tempfile.mkdtemp(prefix=OLD_RUN, dir=folder))
+        for path in sorted(left, key=lambda path: path.name not in CONFIGS):
+            path.replace(aside / path.name)
+        print(f"the run that was in {folder} is in {aside} until this one is whole", flush=True)
+
+
+def drop_old_runs(args: LlavaTrainingArguments) -> None:
+    """Takes away what was set aside."""
+    for aside in Path(args.output_dir).glob(f"{OLD_RUN}*"):
+        shutil.rmtree(aside)
 
 
 @contextmanager

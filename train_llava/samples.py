@@ -1,6 +1,5 @@
 """Sample captions while a model trains: picture, prompt, answer and reference, printed, drawn, in TensorBoard."""
 
-import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
@@ -9,12 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch.utils.tensorboard import SummaryWriter
 from transformers import LlavaProcessor, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from train_llava.chat import IMAGE_TOKEN
+from train_llava.fonts import font_for, wrapped
 from train_llava.formats import first_answer
 from train_llava.infer import Example, answers
 from train_llava.load import Model
@@ -105,8 +105,11 @@ def caption_rows(
 
 
 def draw_sheet(rows: list[dict[str, Any]]) -> Image.Image:
-    """Pictures with the model's caption under each, green if exact, else red with the right one below."""
-    large, small = ImageFont.load_default(18), ImageFont.load_default(14)
+    """Pictures with the model's caption under each: where a row says whether it is `exact`, green if it is, else red
+    with the right one below."""
+    large, small = (
+        font_for("".join(row["caption"] + row.get("reference", "") for row in rows), size) for size in (18, 14)
+    )
     gap, columns = 20, min(4, len(rows))
     lines = -(-len(rows) // columns)
     sheet = Image.new("RGB", (columns * (TILE + gap) + gap, lines * (TILE + CAPTION) + gap), "white")
@@ -117,11 +120,11 @@ def draw_sheet(rows: list[dict[str, Any]]) -> Image.Image:
         enlarge = Image.Resampling.NEAREST if max(image.size) < TILE else Image.Resampling.LANCZOS
         scale = TILE / max(image.size)
         sheet.paste(image.resize([max(1, round(side * scale)) for side in image.size], enlarge), (x, y))
-        caption = textwrap.wrap(textwrap.shorten(row["caption"], 90), 30)
-        draw.text((x, y + TILE + 6), "\n".join(caption), RIGHT if row["exact"] else WRONG, large)
-        if not row["exact"]:
+        exact = row.get("exact")
+        caption = wrapped(row["caption"], large, TILE, 3)
+        draw.text((x, y + TILE + 6), "\n".join(caption), INK if exact is None else RIGHT if exact else WRONG, large)
+        if exact is False:
             below = y + TILE + 12 + 22 * len(caption)
-            draw.text(
-                (x, below), textwrap.fill(textwrap.shorten("should be: " + row["reference"], 100), 38), INK, small
-            )
+            reference = wrapped("should be: " + row["reference"], small, TILE, 3)
+            draw.text((x, below), "\n".join(reference), INK, small)
     return sheet

@@ -18,11 +18,14 @@ from PIL import Image
 from transformers import LlavaProcessor
 
 from train_llava.chat import IGNORE_INDEX
-from train_llava.command import command
+from train_llava.command import InputError, command, positive
 from train_llava.data import LlavaCollator, LlavaDataset
+from train_llava.data_files import parts_of
 from train_llava.load import load_processor
+from train_llava.outputs import check_apart, whole_file
 
 TEMPLATE = Path(__file__).with_name("show_batch.html.jinja")
+MARK = b"<title>What the model sees</title>"  # in it
 
 
 def batch_page(processor: LlavaProcessor, examples: list[dict[str, Any]], max_length: int | None = None) -> str:
@@ -38,7 +41,7 @@ def batch_page(processor: LlavaProcessor, examples: list[dict[str, Any]], max_le
         kinds = [kind_of(*token, k < own, image_id) for k, token in enumerate(zip(ids, labels, strict=True))]
         for kind in kinds:
             totals[kind] += 1
-        shown = [png(next(pictures)) for _ in range(kinds.count("image") // per_image)]
+        shown = [png(as_bytes(next(pictures))) for _ in range(kinds.count("image") // per_image)]
         spans = [span for kind, part in groupby(zip(ids, kinds, strict=True), key=lambda pair: pair[1])
                  for span in spans_of(kind, [token for token, _ in part], collator)]  # fmt: skip
         learned = kinds.count("learned")
@@ -46,8 +49,16 @@ def batch_page(processor: LlavaProcessor, examples: list[dict[str, Any]], max_le
         rows.append(row)
     names = {"learned": "learned", "image": "image tokens", "read": "other text, read only", "padding": "padding"}
     summary = [(names[kind], count) for kind, count in totals.items()]
-    template = Environment(autoescape=True).from_string(TEMPLATE.read_text())
+    template = Environment(autoescape=True).from_string(TEMPLATE.read_text(encoding="utf-8"))
     return template.render(rows=rows, summary=summary, total=sum(totals.values()), length=len(ids))
+
+
+def as_bytes(pixels: np.ndarray) -> np.ndarray:
+    """A picture as people can see it, (height, width, 3); also of numbers that only the image processor can make."""
+    if pixels.dtype == np.uint8:
+        return pixels
+    low, high = pixels.min(), pixels.max()
+    return ((pixels.transpose(1, 2, 0) - low) / max(high - low, 1e-9) * 255).round().astype(np.uint8)
 
 
 def kind_of(token: int, label: int, seen: bool, image_id: int) -> str:
@@ -93,20 +104,24 @@ def main() -> None:
     parser.add_argument("--image_folder", help="as for train_llava.train")
     parser.add_argument("--streaming", action="store_true", help="as for train_llava.train: copy no images")
     parser.add_argument("--held_out", action="store_true", help="of the held-out files, as --eval_data_path takes them")
-    parser.add_argument("--model_max_length", type=int, help="as for train_llava.train")
-    parser.add_argument("--samples", type=int, default=6, help="how many, drawn at random")
+    parser.add_argument("--model_max_length", type=positive, help="as for train_llava.train")
+    parser.add_argument("--samples", type=positive, default=6, help="how many, drawn at random")
     parser.add_argument("--output", type=Path, default=Path("output/batch.html"))
     args = parser.parse_args()
 
-    processor = load_processor(args.model_name_or_path)
-    options = {"caption_fields": args.caption_fields, "streaming": args.streaming, "held_out": args.held_out}
-    options["image_folder"] = args.image_folder
-    dataset = LlavaDataset(args.data_path, on_bad_record="skip", **options)
-    print(dataset.summary())
-    indices = np.random.default_rng(0).permutation(len(dataset))[: args.samples]
-    examples = [dataset[int(index)] for index in indices]
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(batch_page(processor, examples, args.model_max_length), encoding="utf-8")
+    paths = [parts_of(path)[1] for path in args.data_path]
+    check_apart(args.output, args.model_name_or_path, args.image_folder, *paths)
+    if args.output.exists() and not (args.output.is_file() and MARK in args.output.read_bytes()[:1000]):
+        raise InputError(f"{args.output} is no page of this command. Give another --output.")
+    with whole_file(args.output) as new:
+        processor = load_processor(args.model_name_or_path)
+        options = {"caption_fields": args.caption_fields, "streaming": args.streaming, "held_out": args.held_out}
+        options["image_folder"] = args.image_folder
+        dataset = LlavaDataset(args.data_path, on_bad_record="skip", **options)
+        print(dataset.summary())
+        indices = np.random.default_rng(0).permutation(len(dataset))[: args.samples]
+        examples = [dataset[int(index)] for index in indices]
+        new.write_text(batch_page(processor, examples, args.model_max_length), encoding="utf-8")
     print(f"{len(examples)} samples in {args.output}; open it in a browser")
 
 

@@ -6,6 +6,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import deepspeed
 import torch
@@ -23,10 +24,11 @@ from train_llava.callbacks import ProgressLine
 from train_llava.chat import ChatEncoder
 from train_llava.command import InputError, command
 from train_llava.data import LlavaCollator, LlavaDataset
+from train_llava.data_files import parts_of
 from train_llava.load import fetch, load, load_processor
 from train_llava.memory import Sharing, Step
 from train_llava.model_card import write_card
-from train_llava.output_dir import claim_output_dir, last_words
+from train_llava.output_dir import drop_old_runs, last_words, own_output_dir, set_aside
 from train_llava.parts import parts_table
 from train_llava.resources import EnoughDisk, check_memory
 from train_llava.resume import (
@@ -55,8 +57,19 @@ def main() -> None:
     checkpoint, flags = checkpoint_to_resume(args), run_flags(model_args, data_args, args)
     if checkpoint:
         check_resumable(checkpoint, args, flags)
-    claim_output_dir(args, checkpoint)
+    paths = [parts_of(path)[1] for path in (*data_args.data_path, *(data_args.eval_data_path or []))]
+    with own_output_dir(args, checkpoint, model_args.model_name_or_path, data_args.image_folder, *paths):
+        train(model_args, data_args, args, checkpoint, flags)
 
+
+def train(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    args: LlavaTrainingArguments,
+    checkpoint: Path | None,
+    flags: dict[str, Any],
+) -> None:
+    """The run, from a checkpoint if there is one; `flags` are what the next checkpoints hold of them."""
     # at its first start on a CPU, DeepSpeed would compile an op of tensor-parallel inference, which no training calls
     deepspeed.ops.__compatible_ops__ = {}
     if is_deepspeed_zero3_enabled():  # which shares out the weights while the model is built
@@ -81,6 +94,8 @@ def main() -> None:
     if args.process_index == 0:
         print(f"--train_type {model_args.train_type}\n{parts_table(model)}", flush=True)
 
+    if args.process_index == 0 and not checkpoint:
+        set_aside(args)
     # the processor is saved beside the weights in every checkpoint
     data = {"train_dataset": train_dataset, "eval_dataset": eval_dataset, "data_collator": collator}
     stop = StopSignal()
@@ -103,6 +118,7 @@ def main() -> None:
                 if bad_images := train_dataset.bad_images.summary():
                     print(bad_images, flush=True)
                 write_card(model, trainer.state, args, model_args, data_args)
+                drop_old_runs(args)
     if dist.is_initialized():
         dist.barrier()  # meanwhile Gloo's threads let go of their last tensors; with these held, the next line can hang
         dist.destroy_process_group()

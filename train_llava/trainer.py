@@ -23,6 +23,8 @@ from train_llava.command import InputError
 from train_llava.data import LlavaDataset
 from train_llava.finite import FiniteNumbers
 from train_llava.forward import trim_forward
+from train_llava.new_folder import make_readable, put_in_place
+from train_llava.outputs import UNFINISHED
 from train_llava.parts import llava_in, part_of
 from train_llava.resume import write_run
 from train_llava.sampling import LlavaSampler, RankBatches, TellEpoch
@@ -141,18 +143,27 @@ class LlavaTrainer(Trainer):
 
     def save_model(self, output_dir: str | None = None, *args, **kwargs) -> None:
         """Trainer's own, of a checkpoint and at the end, but never of weights that are no numbers; an adapter with what
-        tells its base, a checkpoint with what tells its run.
+        tells its base, a checkpoint with what tells its run. The model at the end is in its place only when it is
+        whole.
 
         Raises:
             RuntimeError: see `FiniteNumbers`.
         """
         self.finite.look()
         self.finite.check_weights(self.model)
-        super().save_model(output_dir, *args, **kwargs)
-        if self.run and output_dir and self.args.should_save:
-            write_run(Path(output_dir), self.run)
-        if isinstance(self.model, PeftModel) and self.args.should_save:
-            record_base(Path(output_dir or self.args.output_dir), self.model)
+        folder = Path(output_dir or Path(self.args.output_dir) / f"{UNFINISHED}model")
+        super().save_model(str(folder), *args, **kwargs)
+        if not self.args.should_save:
+            return
+        if self.run and output_dir:
+            write_run(folder, self.run)
+        if isinstance(self.model, PeftModel):
+            record_base(folder, self.model)
+        if output_dir:
+            make_readable(folder)
+        else:
+            put_in_place(folder, Path(self.args.output_dir))
+            folder.rmdir()
 
     def create_optimizer(self, *args) -> torch.optim.Optimizer:
         """Trainer's own, which spares biases and norms weight decay; parts with a rate of their own are set apart.

@@ -1,0 +1,81 @@
+"""Text in drawn images: a font that has its characters, and lines that fit."""
+
+import re
+import sys
+from functools import cache
+
+from matplotlib.font_manager import findSystemFonts
+from PIL import ImageFont
+
+NO_CHARACTER = "\U0010fffe"  # which no font has
+WIDE = r"\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff"  # Chinese, Japanese, Korean
+# What stays together in a line: a word, blanks, or a character of WIDE and the closing marks behind it
+PIECES = re.compile(rf"[^\s{WIDE}]+|\s+|[{WIDE}][，。、；：！？）】》」』”’]*")
+
+
+def font_for(text: str, size: int) -> ImageFont.FreeTypeFont:
+    """Pillow's own font, or where it lacks characters of a text, the one of this system that lacks fewest. Says once
+    which package brings a font with those of Chinese, if none has."""
+    wanted = frozenset(text) - frozenset(" \n\t")
+    font = ImageFont.load_default(size)
+    lacking = lacks(font, wanted)
+    for path in system_fonts() if lacking else ():
+        try:
+            other = ImageFont.truetype(path, size)
+            lacks_too = lacks(other, lacking)
+        except OSError:
+            continue
+        if len(lacks_too) < len(lacking):
+            # what Pillow's own font has may be missing in one for symbols
+            better = len(lacks(other, wanted)) < len(lacks(font, wanted))
+            font, lacking = (other, lacks_too) if better else (font, lacking)
+        if not lacking:
+            break
+    if lacking:
+        say_once()
+    return font
+
+
+def lacks(font: ImageFont.FreeTypeFont, characters: frozenset[str]) -> frozenset[str]:
+    """The characters that a font draws as its box for missing ones."""
+    box = glyph(font, NO_CHARACTER)
+    return frozenset(each for each in characters if glyph(font, each) == box)
+
+
+def glyph(font: ImageFont.FreeTypeFont, character: str) -> tuple[tuple[int, int], bytes]:
+    """What a character looks like."""
+    mask = font.getmask(character)
+    return mask.size, bytes(mask)
+
+
+@cache
+def system_fonts() -> list[str]:
+    """The fonts of this system, those for Chinese first."""
+    names = re.compile(r"cjk|wqy|wenquan|sourcehan|noto\w*sc|msyh|simhei|simsun|pingfang|heiti|droidsansfallback", re.I)
+    return sorted(findSystemFonts(), key=lambda path: (not names.search(path), path))
+
+
+@cache
+def say_once() -> None:
+    """That a drawn text has boxes in it."""
+    hint = "apt install fonts-noto-cjk (or fonts-wqy-zenhei, which is smaller) brings one for Chinese"
+    print(f"note: no font here has all characters of these captions; {hint}", file=sys.stderr, flush=True)
+
+
+def wrapped(text: str, font: ImageFont.FreeTypeFont, width: int, lines: int) -> list[str]:
+    """A text in at most so many lines of at most `width` pixels; what does not fit ends in an ellipsis."""
+    done, line = [], ""
+    for word in PIECES.findall(" ".join(text.split())):
+        pieces = [word] if font.getlength(word) <= width else [*word]  # a word that is longer than a line
+        for piece in pieces:
+            if font.getlength(line + piece.rstrip()) > width and line:
+                done.append(line.rstrip())
+                line = ""
+            line += piece if line or piece.strip() else ""
+    done.append(line.rstrip())
+    if len(done) > lines:
+        last = done[lines - 1]
+        while last and font.getlength(last + "...") > width:
+            last = last[:-1]
+        done = [*done[: lines - 1], last + "..."]
+    return done

@@ -1,0 +1,157 @@
+"""Where a command writes: apart from what it reads, one process at a time, and in place only when it is whole.
+
+A lock is the system's own (flock) on the folder or file itself, so nothing of it is left behind when a process dies.
+"""
+
+import fcntl
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from train_llava.command import InputError
+
+UNFINISHED = ".unfinished-"  # how names of files and folders begin that are being made
+HELD: set[tuple[int, int]] = set()  # what this process has locked: device and inode
+
+
+def check_apart(output: str | Path, *read: str | Path | None) -> None:
+    """Refuses an output that is, lies in or lies above something that the command reads, links followed.
+
+    Raises:
+        InputError: see there.
+    """
+    target = Path(os.path.realpath(output))
+    for name in read:
+        if name is None or not os.path.exists(name):  # an id of the hub
+            continue
+        place = Path(os.path.realpath(name))
+        if target == place or place in target.parents or target in place.parents:
+            how = "is" if target == place else "lies in" if place in target.parents else "lies above"
+            raise InputError(f"{output} {how} {name}, which is read here. Give another place to write to.")
+
+
+@contextmanager
+def output_folder(folder: Path, *read: str | Path | None) -> Iterator[None]:
+    """A folder that is this process's alone until the block ends; made where it is not there, and taken away again
+    where nothing was written into it.
+
+    Raises:
+        InputError: see `check_apart`; or it is a file, cannot be written to, or another process writes into it.
+    """
+    check_apart(folder, *read)
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            place = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        take_away(made)
+        raise InputError(f"{folder}: cannot be written to ({error.strerror}). Give another place.") from error
+    try:
+        with locked(place, folder):
+            try:
+                yield
+            finally:
+                take_away(made)
+    finally:
+        os.close(place)
+
+
+def take_away(folders: list[Path]) -> None:
+    """Those of these folders that are empty, from the innermost on."""
+    with suppress(OSError):
+        for path in folders:
+            path.rmdir()
+
+
+@contextmanager
+def locked(place: int, path: Path) -> Iterator[None]:
+    """Holds an open file or folder against other processes; what this process holds already, it has.
+
+    Raises:
+        InputError: another process holds it.
+    """
+    inode = (os.fstat(place).st_dev, os.fstat(place).st_ino)
+    if inode in HELD:
+        yield
+        return
+    try:
+        fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not os.path.exists(path) or not os.path.samestat(os.stat(path), os.fstat(place)):
+            raise BlockingIOError  # the other process has finished meanwhile, and replaced it
+    except BlockingIOError as error:
+        raise InputError(f"{path}: another process is writing there. Wait for it, or give another place.") from error
+    except OSError:
+        print(f"warning: no locks on the disk of {path}; let nothing else write there", file=sys.stderr)
+    HELD.add(inode)
+    try:
+        yield
+    finally:
+        HELD.discard(inode)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """The path of a new file beside one, to be written within the block, whose place it takes when the block ends.
+
+    Raises:
+        InputError: nothing can be written there, or another process does.
+    """
+    new = path.with_name(f"{UNFINISHED}{path.name}")
+    with open_locked(new) as file:
+        try:
+            file.truncate(0)
+            yield new
+            os.replace(new, path)
+        except BaseException:
+            new.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def open_locked(path: Path) -> Iterator[BinaryIO]:
+    """A file to append to, with nobody else doing so; made where it is not there, and taken away again if it stays
+    empty.
+
+    Raises:
+        InputError: nothing can be written there, or another process does.
+    """
+    made = not path.exists()
+    if not made and not path.is_file():
+        raise InputError(f"{path} is no file. Give another place.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("ab")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror}). Give another place.") from error
+    with file, locked(file.fileno(), path):
+        try:
+            yield file
+        finally:
+            if made and path.exists() and not path.stat().st_size:
+                path.unlink()
+
+
+def check_same(facts: dict[str, Any], file: Path, *others: Path) -> None:
+    """Refuses to write over what was found out about something else.
+
+    Args:
+        facts: that this is about, and that `file`, if it is there, must hold.
+        others: files that are written beside it.
+
+    Raises:
+        InputError: see there.
+    """
+    if not any(path.exists() for path in (file, *others)):
+        return
+    known = None
+    with suppress(OSError, ValueError):
+        known = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(known, dict) or any(known.get(name) != value for name, value in facts.items()):
+        about = {name: known.get(name) for name in facts} if isinstance(known, dict) else "something else"
+        raise InputError(f"{file.parent} holds results about {about}. Give another place to write to.")
