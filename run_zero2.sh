@@ -139,9 +139,22 @@ trap tidy_up EXIT
 STATUS=0
 wait "$LAUNCHER" || STATUS=$?
 while kill -0 "$LAUNCHER" 2>/dev/null; do STATUS=0; wait "$LAUNCHER" || STATUS=$?; done
-[ "$STATUS" -eq 0 ] || exit "$STATUS"
+if [ "$STATUS" -ne 0 ]; then
+    if compgen -G "$OUTPUT_DIR/checkpoint-*/trainer_state.json" >/dev/null; then
+        AGAIN=("TRAIN_TYPE=$TRAIN_TYPE" "OUTPUT_DIR=$OUTPUT_DIR")
+        [ "$DEMO" = true ] || AGAIN+=("MODEL=$MODEL" "DATA=$DATA")
+        [ "$NNODES" -eq 1 ] || AGAIN+=("NNODES=$NNODES" "NODE_RANK=$NODE_RANK" "MASTER_ADDR=$MASTER_ADDR")
+        [ -z "$NUM_PROCESSES" ] || AGAIN+=("NUM_PROCESSES=$NUM_PROCESSES")
+        echo "To go on from the last whole checkpoint:"
+        printf ' %q' env "${AGAIN[@]}" bash "$HERE/run_zero2.sh" "$@" --resume_from_checkpoint true
+        echo
+    fi
+    exit "$STATUS"
+fi
 
 [ "$DEMO" = true ] && show_demo
 echo
 echo "The trained model is in $OUTPUT_DIR. Ask it something:"
-echo "  $PYTHON -m train_llava.infer --model_name_or_path $OUTPUT_DIR --image ${EXAMPLE_IMAGE:-picture.jpg} --prompt 'What is in this picture?'"
+[ "$DEMO" = true ] && ASK=(--image "$EXAMPLE_IMAGE" --prompt "What is in this picture?") || ASK=(--interactive)
+printf ' %q' env "PYTHONPATH=$HERE" "$PYTHON" -m train_llava.infer --model_name_or_path "$(realpath "$OUTPUT_DIR")" "${ASK[@]}"
+echo

@@ -7,15 +7,21 @@ HELD_OUT=$DEMO_DIR/data/held_out
 
 # One sum over everything that makes the two; when it changes they are made again.
 MAKERS=$(cat "$HERE"/demo/{scenes,make_data}.py "$HERE"/demo/{clip,qwen}/* "$HERE"/train_llava/build_model.py | sha256sum)
+mkdir -p "$HERE/output" || { echo "error: the demo lives in $HERE/output; use a copy that you may write to" >&2; exit 2; }
+exec 9>"$HERE/output/.demo.lock"
+flock 9  # another run may be making them
 if [ "$MAKERS" != "$(cat "$DEMO_DIR/makers" 2>/dev/null)" ]; then
     echo "Making the demo's pictures and its untrained LLaVA (once) ..."
-    rm -rf "$DEMO_DIR"
-    "$PYTHON" -m demo.make_data --output_dir "$DEMO_DIR/data" &
+    rm -rf "$DEMO_DIR.new"
+    "$PYTHON" -m demo.make_data --output_dir "$DEMO_DIR.new/data" &
     "$PYTHON" -m train_llava.build_model --vision_model_name_or_path "$HERE/demo/clip" \
-        --language_model_name_or_path "$HERE/demo/qwen" --output_dir "$MODEL"
+        --language_model_name_or_path "$HERE/demo/qwen" --output_dir "$DEMO_DIR.new/model"
     wait $!
-    echo "$MAKERS" >"$DEMO_DIR/makers"
+    echo "$MAKERS" >"$DEMO_DIR.new/makers"
+    rm -rf "$DEMO_DIR"
+    mv "$DEMO_DIR.new" "$DEMO_DIR"
 fi
+exec 9>&-
 EXAMPLE_IMAGE=$HELD_OUT/images/held_out_000000.jpg
 
 # Settings for a model of two million weights: high rates, many small steps, and no checkpoints on the way.

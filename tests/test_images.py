@@ -2,16 +2,24 @@
 
 import io
 import struct
+import subprocess
+import sys
+import time
+import zipfile
 import zlib
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from transformers import CLIPImageProcessorPil, SiglipImageProcessorPil
+import transformers
+from conftest import ROOT
+from PIL import Image, ImageOps
+from transformers import CLIPImageProcessorPil, LlavaImageProcessorPil, SiglipImageProcessorPil
 
+from train_llava import limits
 from train_llava.command import InputError
-from train_llava.images import Pixels, open_image
+from train_llava.images import KINDS, Pixels, open_image
+from train_llava.show_batch import as_bytes
 
 SIZES = [(50, 80), (333, 500), (224, 224), (57, 56), (400, 31), (336, 336), (30, 30)]
 
@@ -46,6 +54,34 @@ def test_pixels_equal_the_processor_bit_for_bit(processor):
     expected = processor(images, return_tensors="pt")["pixel_values"]
     assert pixels(images).dtype == torch.uint8
     assert torch.equal(pixels.normalise(pixels(images)), expected)
+
+
+IMAGE_PROCESSORS = [
+    LlavaImageProcessorPil(do_pad=True, size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56}),
+    LlavaImageProcessorPil(do_pad=False),
+    transformers.ConvNextImageProcessorPil(),  # a size that depends on its crop
+    transformers.MobileViTImageProcessorPil(),  # blue first
+    transformers.JanusImageProcessorPil(),  # pads with its mean
+    transformers.DonutImageProcessorPil(size={"height": 64, "width": 48}),  # turns and thins
+    transformers.Owlv2ImageProcessorPil(size={"height": 32, "width": 32}),  # blurs before it resizes
+    transformers.SamImageProcessorPil(size={"longest_edge": 64}, pad_size={"height": 64, "width": 64}),
+]
+
+
+@pytest.mark.parametrize("processor", IMAGE_PROCESSORS, ids=lambda each: type(each).__name__)
+def test_any_processor_whose_pictures_have_one_size(processor):
+    """By the table where it is proven to be equal, else by the processor itself."""
+    images = [Image.fromarray(noise(height, width)) for height, width in [*SIZES, (300, 31)]]
+    pixels = Pixels(processor)
+    expected = torch.cat([processor([image], return_tensors="pt")["pixel_values"] for image in images]).float()
+    assert torch.equal(pixels.normalise(pixels(images)), expected)
+
+
+def test_a_page_shows_pictures_that_only_the_processor_can_make():
+    made = Pixels(transformers.Owlv2ImageProcessorPil(size={"height": 32, "width": 32}))([Image.new("RGB", (40, 30))])
+    assert made.dtype == torch.float32
+    shown = as_bytes(made[0].numpy())
+    assert shown.dtype == np.uint8 and shown.shape == (32, 32, 3)
 
 
 def test_torchvision_settings_give_pillow_pixels():
@@ -152,3 +188,137 @@ def test_a_thousand_mutated_files():
         assert image.mode == "RGB" and min(image.size) > 0
         read += 1
     assert 100 < read < 900
+
+
+# ---------------------------------------------------------------- what an image may cost
+
+
+@pytest.mark.parametrize("size", [(20_000, 10), (1, 40_000), (201, 1)])
+def test_thin_images_are_refused_before_they_are_decoded(tmp_path, size):
+    Image.new("RGB", size, "red").save(tmp_path / "thin.png")
+    with pytest.raises(InputError, match=rf"thin\.png: {size[0]} x {size[1]}, more than 200 times as long as wide"):
+        open_image(tmp_path / "thin.png")
+    Image.new("RGB", (200, 1), "red").save(tmp_path / "fits.png")
+    began = time.perf_counter()
+    pixels = Pixels(CLIPImageProcessorPil())([open_image(tmp_path / "fits.png")])
+    assert pixels.shape == (1, 224, 224, 3) and time.perf_counter() - began < 5
+
+
+PROGRAM = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(ran) print quit\n%%EOF\n"
+STRANGERS = {
+    "EPS": PROGRAM,
+    "an empty file": b"",
+    "a PDF": b"%PDF-1.7\n",
+    "a pointer of Git LFS": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
+    "a web page": b"<!DOCTYPE html><html><body>404</body></html>",
+    "a drawing in XML": b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg"/>',
+    "none of": b"hello",
+}
+
+
+@pytest.mark.parametrize("what", STRANGERS)
+def test_what_is_no_image_is_named_and_runs_nothing(tmp_path, monkeypatch, what):
+    """Ghostscript, which Pillow calls for an EPS, would be found first in this folder."""
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "a.jpg").write_bytes(STRANGERS[what])
+    with pytest.raises(InputError, match=rf"a\.jpg: not a readable picture \({what}"):
+        open_image(tmp_path / "a.jpg")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_heic_names_the_package_and_is_read_with_it(tmp_path):
+    pillow_heif = pytest.importorskip("pillow_heif")
+    pillow_heif.from_pillow(Image.fromarray(noise(64, 96))).save(tmp_path / "phone.heic")
+    assert open_image(tmp_path / "phone.heic").size == (96, 64)
+    without = [kind for kind in KINDS if kind != "HEIF"]
+    with pytest.raises(InputError, match="pip install pillow-heif"):
+        open_image(tmp_path / "phone.heic", without)
+
+
+def test_a_member_that_grows_is_not_unpacked(tmp_path):
+    """1 MB in the zip, 900 MB out of it: read in a process of its own, whose memory is looked at."""
+    with (
+        zipfile.ZipFile(tmp_path / "images.zip", "w", zipfile.ZIP_DEFLATED) as zipped,
+        zipped.open("a.png", "w") as file,
+    ):
+        for _ in range(900):
+            file.write(bytes(1 << 20))
+    code = """
+import resource, sys
+from train_llava.command import InputError
+from train_llava.images import open_image
+from train_llava.picture_folder import PictureFolder
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    open_image({"path": PictureFolder(sys.argv[1]).find("a.png"), "bytes": None})
+except InputError as error:
+    print(error)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, cwd=ROOT)
+    said, kilobytes = done.stdout.splitlines()
+    assert "images.zip, a.png: more than 300 MB" in said, done.stderr
+    assert int(kilobytes) < 2.5 * limits.MOST_IMAGE_BYTES / 1024
+
+
+# ---------------------------------------------------------------- more than 8 bits, and broken blocks
+
+
+def test_values_beyond_a_byte_are_scaled_to_what_they_fill(tmp_path):
+    grey = noise(20, 30, 1)
+    grey[0, 0] = 255
+    as_they_are = grey, grey.astype(np.int32), grey.astype(np.uint16), grey.astype(np.float32), grey / np.float32(255)
+    deep = [(grey.astype(np.uint16) << 4) + 15, (grey.astype(np.uint16) << 8) + 255, (grey.astype(np.int32) << 8) + 255]
+    for i, values in enumerate([*as_they_are, *deep]):
+        Image.fromarray(values).save(tmp_path / f"{i}.tiff")
+        assert np.array_equal(np.asarray(open_image(tmp_path / f"{i}.tiff"))[..., 0], grey), i
+    Image.fromarray((grey.astype(np.uint16) << 4) + 15).save(tmp_path / "12_bits.png")
+    assert np.array_equal(np.asarray(open_image(tmp_path / "12_bits.png"))[..., 0], grey)
+
+
+@pytest.mark.parametrize("values", [[-1.0, 0.5], [0.0, 300.0], [np.nan, 1.0], [np.inf, 0.0], [-5, 3], [0, 70_000]])
+def test_values_of_another_range_are_refused(tmp_path, values):
+    kind = np.int32 if all(isinstance(value, int) for value in values) else np.float32
+    Image.fromarray(np.array([values] * 4, dtype=kind)).save(tmp_path / "a.tiff")
+    with pytest.raises(InputError, match=r"a\.tiff: values from .* are expected"):
+        open_image(tmp_path / "a.tiff")
+
+
+def test_the_eight_orientations():
+    """As Pillow's own transposition has them."""
+    picture = Image.fromarray(noise(20, 30))
+    for orientation in range(10):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        for kind in ("PNG", "WEBP", "TIFF"):
+            options = {"lossless": True} if kind == "WEBP" else {}
+            written = saved(picture, kind, exif=exif, **options)
+            expected = ImageOps.exif_transpose(Image.open(io.BytesIO(written["bytes"])))
+            assert np.array_equal(open_image(written), expected), (orientation, kind)
+
+
+BROKEN_BLOCKS = [b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0nothing", b"MM\0*\0\0\0\x08\xff\xff", b"\xff" * 9]
+
+
+@pytest.mark.parametrize("block", BROKEN_BLOCKS)
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_a_broken_exif_block_costs_no_image(block, kind):
+    picture = Image.fromarray(noise(20, 30))
+    options = {"lossless": True} if kind == "WEBP" else {}
+    assert open_image(saved(picture, kind, exif=block, **options)).size == (30, 20)
+
+
+def test_xmp_that_is_no_text_costs_no_image():
+    picture = Image.fromarray(noise(20, 30))
+    assert open_image(saved(picture, "WEBP", xmp=b"\xff\xfe\xfd tiff:Orientation", lossless=True)).size == (30, 20)
+
+
+def test_the_reason_of_a_picture_inside_a_record_is_whole():
+    torn = {"bytes": saved(Image.fromarray(noise(99, 99)), "JPEG")["bytes"][:-3000], "path": ""}
+    with pytest.raises(InputError, match=r"picture inside the record: not a readable picture \([a-z ]+"):
+        open_image(torn)
+    with pytest.raises(InputError) as long:
+        open_image({"bytes": None, "path": "x" * 100_000})
+    assert len(str(long.value)) < 1000

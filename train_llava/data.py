@@ -182,7 +182,9 @@ def example_of(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def packed_below(source: Source) -> str:
-    """An archive that is not looked into because of where it lies, to end a message; empty without one."""
+    """An archive that is broken, or not looked into because of where it lies, to end a message; empty without one."""
+    for archive, why in source.finder().broken().items():
+        return f"; {archive} is broken ({why})"
     archives = (path for path in files_below(Path(source.images)) if is_archive(os.path.basename(path)))
     below = next((path for path in archives if os.path.dirname(path) != source.images), None)
     return f"; unpack {below}, or move it into {source.images}" if below else ""

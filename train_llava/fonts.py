@@ -9,8 +9,11 @@ from PIL import ImageFont
 
 NO_CHARACTER = "\U0010fffe"  # which no font has
 WIDE = r"\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff"  # Chinese, Japanese, Korean
-# What stays together in a line: a word, blanks, or a character of WIDE and the closing marks behind it
-PIECES = re.compile(rf"[^\s{WIDE}]+|\s+|[{WIDE}][，。、；：！？）】》」』”’]*")
+CLOSING = (
+    r"\u3001\u3002\uff0c\uff1b\uff1a\uff01\uff1f\uff09\u300b\u300d\u300f\u3011\u2019\u201d"  # marks that begin no line
+)
+# What stays together in a line: a word, blanks, or a character of WIDE with the closing marks behind it
+PIECES = re.compile(rf"[^\s{WIDE}]+|\s+|[{WIDE}][{CLOSING}]*")
 
 
 def font_for(text: str, size: int) -> ImageFont.FreeTypeFont:

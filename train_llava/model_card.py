@@ -10,6 +10,9 @@ from transformers import TrainerState
 
 from train_llava.arguments import DataArguments, LlavaTrainingArguments, ModelArguments
 from train_llava.bad_images import BadImages
+from train_llava.data_files import parts_of
+from train_llava.new_folder import CARD, is_foreign_card
+from train_llava.outputs import whole_file
 from train_llava.parts import parts_table
 
 HOW_TO_USE = """```python
@@ -44,8 +47,9 @@ A LLaVA: `{base}` with the adapter `{adapter}` merged into it by train_llava.
 def merged_card(model: nn.Module, folder: Path, adapter: str, base: str) -> str:
     """The card of a model that an adapter was merged into."""
     base_model = "" if Path(base).exists() else f"base_model: {base}\n"  # the hub knows its own names alone
-    fields = {"name": folder.resolve().name, "base": base, "adapter": adapter, "base_model": base_model}
-    return MERGED.format(**fields, parts=parts_table(model), use=HOW_TO_USE.format(folder=folder))
+    fields = {"name": folder.resolve().name, "base": name_of(base), "adapter": name_of(adapter)}
+    use = HOW_TO_USE.format(folder=fields["name"])
+    return MERGED.format(**fields, base_model=base_model, parts=parts_table(model), use=use)
 
 
 def write_card(
@@ -60,11 +64,11 @@ def write_card(
     draw_curves(history, folder / "curves.png")
     adapter, base = isinstance(model, PeftModel), model_args.model_name_or_path
     facts = {
-        "trained from": f"`{base}`",
+        "trained from": f"`{name_of(base)}`",
         "strategy": f"`--train_type {model_args.train_type}`",
-        "data": ", ".join(f"`{path}`" for path in data_args.data_path),
-        "held-out data": ", ".join(f"`{path}`" for path in data_args.eval_data_path or []),
-        "pictures": BadImages(folder / "bad_images.jsonl", 0).summary(),
+        "data": ", ".join(map(data_name, data_args.data_path)),
+        "held-out data": ", ".join(map(data_name, data_args.eval_data_path or [])),
+        "pictures": BadImages(folder / "bad_images.jsonl", 0).summary().replace(f"{folder}/", ""),
         "steps": f"{state.global_step:,} of {args.step_samples} samples each on {args.world_size} ranks",
         "epochs": f"{state.epoch or 0:.3g}",
         "learning rate": f"{args.learning_rate:g}, {args.lr_scheduler_type.value}",
@@ -89,9 +93,23 @@ def write_card(
         "![loss over steps](curves.png)",
         *samples[-1:],
         "## Use",
-        HOW_TO_USE.format(folder=folder),
+        HOW_TO_USE.format(folder=folder.resolve().name),
     ]
-    (folder / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    if is_foreign_card(folder / CARD):
+        return
+    with whole_file(folder / CARD) as new:
+        new.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def name_of(path: str | Path) -> str:
+    """What a card calls a folder or file of this machine: its name; an id of the hub stays as it is."""
+    return Path(path).resolve().name if Path(path).exists() else str(path)
+
+
+def data_name(text: str) -> str:
+    """How a card writes `[format=]path[:weight]`."""
+    format, path, weight = parts_of(text)
+    return f"`{name_of(path)}`{f' as {format}' * bool(format)}{f' x {weight:g}' * (weight != 1)}"
 
 
 def last(history: list[dict[str, Any]], name: str, form: str) -> str:

@@ -37,14 +37,13 @@ class PictureFolder:
         self.roots = [os.path.join(folder, name) for name in PLACES]
         self.there = [root for root in self.roots if os.path.isdir(root)]
         self.first = first
-        self.broken: list[str] = []  # archives, and why
+        self._broken: dict[str, str] = {}
 
     def find(self, name: str) -> str | None:
         """The path of a picture as `images.py` reads it; None if there is no such file.
 
         Raises:
-            InputError: the name is an address, leads out of the folder, or fits several files; or an archive where it
-                may be is broken.
+            InputError: the name is an address, leads out of the folder, or fits several files.
         """
         if place := IN_PARQUET.match(name) or MEMBER.match(name):
             if place[1].startswith(os.path.join(self.data, "")):
@@ -54,14 +53,15 @@ class PictureFolder:
             raise self._outside(name)
         if name.startswith(("/", "./")) or ".." in name or "//" in name:
             name = self._relative(name)
-        found = self._loose(name) or self._packed(name) or (None if self._settled else self._anywhere(name))
-        if found is None and self.broken:
-            raise InputError(f"no picture {name!r}, and an archive where it may be is broken: {self.broken[0]}")
-        return found
+        return self._loose(name) or self._packed(name) or (None if self._settled else self._anywhere(name))
 
     def wanted(self, name: str) -> str:
         """Where a picture that is not there would be looked up first."""
         return os.path.join(self.roots[0], name)
+
+    def broken(self) -> dict[str, str]:
+        """The archives that cannot be read to their end, and why."""
+        return self._broken if self._members is not None else {}
 
     def _relative(self, name: str) -> str:
         """A name from this folder on, also where one of the two is written through a link."""
@@ -136,7 +136,7 @@ class PictureFolder:
                 for name, info in entries(archive):
                     members[os.path.normpath(name)].append((archive, info))
             except (zipfile.BadZipFile, tarfile.TarError, OSError, ValueError, NotImplementedError) as error:
-                self.broken.append(f"{archive} ({error})")
+                self._broken[archive] = str(error)
         return dict(members)
 
     @cached_property
@@ -173,7 +173,25 @@ def entries(archive: str) -> Iterator[tuple[str, zipfile.ZipInfo | tarfile.TarIn
                             yield info.filename.encode("cp437").decode("gb18030"), info
     else:
         with tarfile.open(archive, "r:") as tar:
-            yield from ((info.name, info) for info in tar if info.isreg() and not info.issparse())
+            yield from ((info.name, info) for info in tar_members(tar))
+
+
+def tar_members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """The files in a tar whose bytes lie in it one after the other.
+
+    Raises:
+        tarfile.ReadError: behind them, which the library passes over: the end was cut off, or more follows it.
+    """
+    for member in tar:
+        if member.isreg() and not member.issparse():
+            yield member
+    tar.fileobj.seek(tar.offset)
+    end = tar.fileobj.read(tarfile.BLOCKSIZE)
+    if end != bytes(tarfile.BLOCKSIZE):
+        raise tarfile.ReadError("its end is missing")
+    while more := tar.fileobj.read(1 << 20):
+        if any(more):
+            raise tarfile.ReadError("more follows its end, such as another archive")
 
 
 def with_endings(name: str) -> list[str]:

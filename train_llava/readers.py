@@ -17,6 +17,7 @@ from train_llava.formats import Fields
 from train_llava.images import STORED, SUFFIXES
 from train_llava.limits import MOST_RECORD_BYTES
 from train_llava.parquet_images import rows_without_images
+from train_llava.picture_folder import tar_members
 
 BYTE_ORDER_MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 # How files begin that have the name of another kind, and what to do about it
@@ -27,6 +28,7 @@ STRANGERS = {
     b"version https://git-lfs": "a pointer of Git LFS: fetch the file with git lfs pull",
     b"<": "a web page, as a failed download leaves it: fetch it again",
 }
+BEHIND = tuple(",]}[{ \t\r\n")  # what may stand behind a value of JSON
 TOO_LARGE = f"a record of more than {MOST_RECORD_BYTES >> 20} MB"
 
 
@@ -143,7 +145,7 @@ def read_values(stream: TextIO, chunk: int = 1 << 22) -> Iterator[Any]:
             if sign and not inside and sign != "{":
                 raise json.JSONDecodeError("Extra data", text, at)
             value, end = decoder.raw_decode(text, at)
-            if end < len(text):  # a number could go on
+            if text[end : end + 1] in BEHIND:  # a number could go on
                 yield value
                 at, first = end, False
                 continue
@@ -186,8 +188,7 @@ def read_tar(file: str, fields: Fields) -> Iterator[Any]:
     with open(file, "rb") as binary:
         known_beginning(binary)
     with tarfile.open(file, "r:") as tar:  # not packed: positions inside would be others than in the file
-        members = (member for member in tar if member.isreg() and not member.issparse())
-        for key, group in groupby(members, key=lambda m: re.match(r"(?:.*/)?[^/.]*", m.name)[0]):
+        for key, group in groupby(tar_members(tar), key=lambda m: re.match(r"(?:.*/)?[^/.]*", m.name)[0]):
             try:
                 yield shard_record(file, tar, key, [*group], fields)
             except (ValueError, RecursionError) as error:

@@ -117,7 +117,12 @@ class Source:
         key = hashlib.sha256(repr(names).encode()).hexdigest()[:32]
         # every batch of rows takes memory in every process; for pictures, datasets would write 100 rows each
         copy = partial(NormalRecords, source=self, writer_batch_size=ROWS)
-        builder, number = copy(config_id=f"{key}-0"), 0
+        try:
+            builder, number = copy(config_id=f"{key}-0"), 0
+        except OSError as error:
+            raise InputError(
+                f"no cache for the data ({error}). Set HF_DATASETS_CACHE to a folder to write to."
+            ) from error
         while os.path.isdir(builder.cache_dir.replace(f"{key}-0", f"{key}-{number + 1}")):
             number += 1
         records = made(copy(config_id=f"{key}-{number}") if number else builder)
@@ -143,12 +148,16 @@ class Source:
         return PictureFolder(self.images, self.first, self.folder)
 
     def files_read(self, records: Dataset) -> str:
-        """File by file, how many records were read, and what was passed over and why."""
+        """File by file, how many records were read, what was passed over and why, and broken archives in which a
+        picture may be that is not found."""
         counts = np.bincount(records.data["file"].to_numpy(), minlength=len(self.files))
         base = self.folder + "/"
         lines = [f"{count:>14,} {file.removeprefix(base)}" for file, count in zip(self.files, counts, strict=True)]
         lines = lines if len(lines) > 1 or self.passed_over else []
         over = [f"   passed over: {file.removeprefix(base)}: {why}" for file, why in self.passed_over.items()]
+        missing = records.data["missing"].to_numpy().any()
+        broken = self.finder().broken() if missing else {}
+        over += [f"   broken: {archive.removeprefix(f'{self.images}/')}: {why}" for archive, why in broken.items()]
         return "\n".join([*shortened(lines), *shortened(over)])
 
     def _is_stale(self, records: Dataset) -> bool:

@@ -37,6 +37,7 @@ from train_llava.resume import (
     check_resumable,
     checkpoint_to_resume,
     convert_ranks,
+    newest_first,
     run_batch,
     run_data,
     run_flags,
@@ -119,6 +120,9 @@ def train(
                     print(bad_images, flush=True)
                 write_card(model, trainer.state, args, model_args, data_args)
                 drop_old_runs(args)
+    if stop.received and args.process_index == 0:
+        hint = "The same command with --resume_from_checkpoint true goes on from there"
+        print(f"The checkpoint is {newest_first(args)[0]}. {hint}.", flush=True)
     if dist.is_initialized():
         dist.barrier()  # meanwhile Gloo's threads let go of their last tensors; with these held, the next line can hang
         dist.destroy_process_group()
