@@ -79,6 +79,7 @@ OURS = {
     "data_path": "test_four_formats_are_mixed_on_two_ranks",
     "eval_data_path": "test_two_ranks",
     "caption_fields": "test_the_example_of_an_own_format_in_the_docs",
+    "image_folder": "test_images_elsewhere",
     "on_bad_record": "test_bad_records_are_skipped_on_request",
     "max_bad_images": "test_broken_pictures_are_passed_over_and_listed",
     "model_max_length": "test_what_is_too_long_is_cut_or_left_out",

@@ -18,7 +18,8 @@ from transformers import CLIPImageProcessorPil, LlavaImageProcessorPil, SiglipIm
 
 from train_llava import limits
 from train_llava.command import InputError
-from train_llava.images import KINDS, Pixels, open_image
+from train_llava.image_kinds import KINDS
+from train_llava.images import Pixels, open_image
 from train_llava.show_batch import as_bytes
 
 SIZES = [(50, 80), (333, 500), (224, 224), (57, 56), (400, 31), (336, 336), (30, 30)]

@@ -23,7 +23,8 @@ from PIL import Image
 from transformers import LlavaProcessor
 
 from train_llava.command import InputError, command
-from train_llava.images import SHOWN, open_image, suffixes_of
+from train_llava.image_kinds import SHOWN, suffixes_of
+from train_llava.images import open_image
 from train_llava.infer import Example, ask, stream
 from train_llava.limits import (
     MOST_EXAMPLES,

@@ -62,7 +62,7 @@ def data_files(path: Path) -> list[str]:
         if not may_hold_records(path.name):
             raise InputError(f"{path}: not a {', '.join(SUFFIXES_READ)} file.")
         return [str(path)]
-    return sorted(entry.path for entry in os.scandir(path) if entry.is_file() and may_hold_records(entry.name))
+    return sorted(e.path for e in os.scandir(path) if may_hold_records(e.name) and os.path.isfile(e.path))
 
 
 def data_files_below(path: Path, all_of_them: bool) -> list[str]:
@@ -89,7 +89,7 @@ def files_below(path: Path, most: int | None = None) -> Iterator[str]:
             for entry in islice(entries, most):
                 if entry.name.startswith("."):
                     continue
-                if entry.is_file():
+                if os.path.isfile(entry.path):  # False, and no error, for a link to itself
                     yield entry.path
                 elif entry.is_dir(follow_symlinks=False):
                     folders.append(entry.path)

@@ -2,11 +2,12 @@
 
 import re
 import sys
-from functools import cache
+from functools import cache, lru_cache
 
 from matplotlib.font_manager import findSystemFonts
 from PIL import ImageFont
 
+SIZE = 18  # at which fonts are looked into
 NO_CHARACTER = "\U0010fffe"  # which no font has
 WIDE = r"\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff"  # Chinese, Japanese, Korean
 CLOSING = (
@@ -18,25 +19,29 @@ PIECES = re.compile(rf"[^\s{WIDE}]+|\s+|[{WIDE}][{CLOSING}]*")
 
 def font_for(text: str, size: int) -> ImageFont.FreeTypeFont:
     """Pillow's own font, or where it lacks characters of a text, the one of this system that lacks fewest. Says once
-    which package brings a font with those of Chinese, if none has."""
-    wanted = frozenset(text) - frozenset(" \n\t")
+    which packages bring fonts, if none has them all."""
     font = ImageFont.load_default(size)
-    lacking = lacks(font, wanted)
-    for path in system_fonts() if lacking else ():
+    wanted = frozenset(character for character in text if character.isprintable() and not character.isspace())
+    path = system_font(wanted) if lacks(font, wanted) else None
+    return ImageFont.truetype(path, size) if path else font
+
+
+@lru_cache(maxsize=100)
+def system_font(wanted: frozenset[str]) -> str | None:
+    """The font file that lacks fewest of these characters; None where that is Pillow's own."""
+    best, lacking = None, lacks(ImageFont.load_default(SIZE), wanted)
+    for path in system_fonts():
         try:
-            other = ImageFont.truetype(path, size)
-            lacks_too = lacks(other, lacking)
-        except OSError:
+            left = lacks(ImageFont.truetype(path, SIZE), wanted)
+        except OSError:  # bitmap fonts, and broken ones
             continue
-        if len(lacks_too) < len(lacking):
-            # what Pillow's own font has may be missing in one for symbols
-            better = len(lacks(other, wanted)) < len(lacks(font, wanted))
-            font, lacking = (other, lacks_too) if better else (font, lacking)
+        if len(left) < len(lacking):
+            best, lacking = path, left
         if not lacking:
             break
-    if lacking:
+    if any(character.isalpha() for character in lacking):
         say_once()
-    return font
+    return best
 
 
 def lacks(font: ImageFont.FreeTypeFont, characters: frozenset[str]) -> frozenset[str]:
@@ -61,7 +66,7 @@ def system_fonts() -> list[str]:
 @cache
 def say_once() -> None:
     """That a drawn text has boxes in it."""
-    hint = "apt install fonts-noto-cjk (or fonts-wqy-zenhei, which is smaller) brings one for Chinese"
+    hint = "apt install fonts-noto-cjk brings one for Chinese, Japanese and Korean (fonts-noto-core for others)"
     print(f"note: no font here has all characters of these captions; {hint}", file=sys.stderr, flush=True)
 
 

@@ -6,7 +6,6 @@ otherwise `path` names a file, or what is read in place: a member of an archive 
 `train.parquet::<column>::<row group>:<row in it>:<number in the row>`.
 """
 
-import importlib
 import io
 import os
 import re
@@ -25,6 +24,7 @@ from PIL import Image
 from transformers.image_processing_utils import BaseImageProcessor
 
 from train_llava.command import InputError
+from train_llava.image_kinds import KINDS, stranger
 from train_llava.limits import MOST_IMAGE_BYTES, MOST_PIXELS, THINNEST
 from train_llava.parquet_images import IN_PARQUET, image_bytes, open_parquet, open_row_group
 
@@ -38,36 +38,9 @@ TURNS |= dict(enumerate(("ROTATE_270", "TRANSVERSE", "ROTATE_90"), 6))
 # the time of decoding and resizing a small picture, in page faults
 Image.core.set_block_size(1 << 20)
 Image.core.set_blocks_max(64)
-Image.init()  # here, so that no forked worker has to import Pillow's plugins
-with suppress(ImportError):
-    importlib.import_module("pillow_heif").register_heif_opener()
-# What is read, everywhere: Pillow knows others, of which some, such as EPS, call a program
-KINDS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "JPEG2000", "AVIF", "HEIF", "ICO", "PPM", "TGA")
-KINDS = tuple(kind for kind in KINDS if kind in Image.OPEN)
-SHOWN = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # those of them that browsers show, too
-# What else is found under an image's name: how it begins, and what to do about it
-STRANGERS = {
-    rb"$": "an empty file",
-    rb"....ftyp(hei|hev|mif1|msf1)": "HEIC: pip install pillow-heif",
-    rb"....ftypavi": "AVIF: pip install --upgrade pillow",
-    rb"%!PS|\xc5\xd0\xd3\xc6": "EPS, a program that draws: convert it to PNG",
-    rb"%PDF": "a PDF: convert it to PNG",
-    rb"version https://git-lfs": "a pointer of Git LFS: git lfs pull",
-    rb"\s*<\?xml|\s*<svg": "a drawing in XML: convert it to PNG",
-    rb"(?i)\s*<(!doctype|html)": "a web page, as a failed download leaves it",
-}
-
 TOO_LARGE = f"more than {MOST_IMAGE_BYTES >> 20} MB"
 
 Picture = dict[str, Any] | str | Path
-
-
-def suffixes_of(kinds: Sequence[str]) -> set[str]:
-    """How names of images of these kinds end."""
-    return {suffix for suffix, kind in Image.registered_extensions().items() if kind in kinds}
-
-
-SUFFIXES = suffixes_of(KINDS)
 
 
 def open_image(picture: Picture, kinds: Sequence[str] = KINDS, most_pixels: int = MOST_PIXELS) -> Image.Image:
@@ -82,12 +55,13 @@ def open_image(picture: Picture, kinds: Sequence[str] = KINDS, most_pixels: int 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Pillow, about odd EXIF blocks and the like
             source = picture["path"] if in_a_file(picture) else io.BytesIO(read_bytes(picture))
-            if isinstance(source, str) and os.path.getsize(source) > MOST_IMAGE_BYTES:
-                raise InputError(TOO_LARGE)
+            if isinstance(source, str):
+                check_file(source)
             try:
                 image = Image.open(source, formats=kinds)
             except Image.UnidentifiedImageError as error:
-                raise InputError(f"not a readable picture ({stranger(picture, kinds)})") from error
+                what = stranger(beginning_of(picture), kinds)
+                raise InputError(f"not a readable picture ({what})") from error
             with image:
                 check_size(image, most_pixels)
                 return to_rgb(image)
@@ -103,15 +77,25 @@ def open_image(picture: Picture, kinds: Sequence[str] = KINDS, most_pixels: int 
         raise InputError(f"{name_of(picture)}: not a readable picture ({reason}).") from error
 
 
-def stranger(picture: dict[str, Any], kinds: Sequence[str]) -> str:
-    """What a file is that is of none of these kinds."""
-    if in_a_file(picture):
-        with open(picture["path"], "rb") as file:
-            head = file.read(64)
-    else:
-        head = read_bytes(picture)[:64]
-    known = (what for beginning, what in STRANGERS.items() if re.match(beginning, head, re.DOTALL))
-    return next(known, f"none of {', '.join(kinds)}")
+def beginning_of(picture: dict[str, Any]) -> bytes:
+    """The first bytes of an encoded picture."""
+    if not in_a_file(picture):
+        return read_bytes(picture)[:64]
+    with open(picture["path"], "rb") as file:
+        return file.read(64)
+
+
+def check_file(path: str) -> None:
+    """Refuses what is no file, such as a pipe that nobody writes to, and what is too large.
+
+    Raises:
+        InputError: see there.
+        FileNotFoundError: nothing there.
+    """
+    if not os.path.isfile(path) and os.path.exists(path):
+        raise InputError("no file")
+    if os.path.getsize(path) > MOST_IMAGE_BYTES:
+        raise InputError(TOO_LARGE)
 
 
 def check_size(image: Image.Image, most_pixels: int) -> None:

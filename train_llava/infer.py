@@ -229,7 +229,8 @@ def main() -> None:
         options |= {"do_sample": True, "temperature": args.temperature, "top_p": args.top_p, "top_k": 0}
     if args.images:
         asked = questions(args.images, args.prompt)
-        check_apart(args.output_file, args.images, args.model_name_or_path, args.adapter_name_or_path)
+        read = (args.images, args.model_name_or_path, args.adapter_name_or_path)
+        check_apart(args.output_file, *read, is_file=True)
         with open_locked(args.output_file) as file:
             done = answered(args.output_file)
             answer_images(args, asked, done, file, options)

@@ -1,6 +1,7 @@
 """Where a command writes: apart from what it reads, one process at a time, and in place only when it is whole.
 
 A lock is the system's own (flock) on the folder or file itself, so nothing of it is left behind when a process dies.
+Forked workers give it up at once: one that outlives its parent must not keep it.
 """
 
 import fcntl
@@ -16,11 +17,12 @@ from typing import Any, BinaryIO
 from train_llava.command import InputError
 
 UNFINISHED = ".unfinished-"  # how names of files and folders begin that are being made
-HELD: set[tuple[int, int]] = set()  # what this process has locked: device and inode
+HELD: dict[tuple[int, int], int] = {}  # what this process has locked: device and inode, and the open file
 
 
-def check_apart(output: str | Path, *read: str | Path | None) -> None:
-    """Refuses an output that is, lies in or lies above something that the command reads, links followed.
+def check_apart(output: str | Path, *read: str | Path | None, is_file: bool = False) -> None:
+    """Refuses an output that is a file or folder that the command reads, links followed; or a folder above it, or a
+    file in it. A folder inside of what is read is a place of its own.
 
     Raises:
         InputError: see there.
@@ -30,8 +32,11 @@ def check_apart(output: str | Path, *read: str | Path | None) -> None:
         if name is None or not os.path.exists(name):  # an id of the hub
             continue
         place = Path(os.path.realpath(name))
-        if target == place or place in target.parents or target in place.parents:
-            how = "is" if target == place else "lies in" if place in target.parents else "lies above"
+        if is_file:
+            how = "is" if target == place else "lies in" if target.parent == place else None
+        else:
+            how = "is" if target == place else "lies above" if target in place.parents else None
+        if how:
             raise InputError(f"{output} {how} {name}, which is read here. Give another place to write to.")
 
 
@@ -47,19 +52,15 @@ def output_folder(folder: Path, *read: str | Path | None) -> Iterator[None]:
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            place = os.open(folder, os.O_RDONLY)
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         take_away(made)
         raise InputError(f"{folder}: cannot be written to ({error.strerror}). Give another place.") from error
-    try:
-        with locked(place, folder):
-            try:
-                yield
-            finally:
-                take_away(made)
-    finally:
-        os.close(place)
+    with locked(folder):
+        try:
+            yield
+        finally:
+            take_away(made)
 
 
 def take_away(folders: list[Path]) -> None:
@@ -70,14 +71,16 @@ def take_away(folders: list[Path]) -> None:
 
 
 @contextmanager
-def locked(place: int, path: Path) -> Iterator[None]:
-    """Holds an open file or folder against other processes; what this process holds already, it has.
+def locked(path: Path) -> Iterator[None]:
+    """Holds a file or folder against other processes; a folder that this one holds already, it has.
 
     Raises:
-        InputError: another process holds it.
+        InputError: another process holds it, or another thread the file.
     """
+    place = os.open(path, os.O_RDONLY)
     inode = (os.fstat(place).st_dev, os.fstat(place).st_ino)
-    if inode in HELD:
+    if inode in HELD and path.is_dir():
+        os.close(place)
         yield
         return
     try:
@@ -85,14 +88,26 @@ def locked(place: int, path: Path) -> Iterator[None]:
         if not os.path.exists(path) or not os.path.samestat(os.stat(path), os.fstat(place)):
             raise BlockingIOError  # the other process has finished meanwhile, and replaced it
     except BlockingIOError as error:
+        os.close(place)
         raise InputError(f"{path}: another process is writing there. Wait for it, or give another place.") from error
     except OSError:
         print(f"warning: no locks on the disk of {path}; let nothing else write there", file=sys.stderr)
-    HELD.add(inode)
+    HELD[inode] = place
     try:
         yield
     finally:
-        HELD.discard(inode)
+        if HELD.pop(inode, None) is not None:
+            os.close(place)
+
+
+def give_up() -> None:
+    """In a forked process: what its parent holds."""
+    for place in HELD.values():
+        os.close(place)
+    HELD.clear()
+
+
+os.register_at_fork(after_in_child=give_up)
 
 
 @contextmanager
@@ -129,7 +144,7 @@ def open_locked(path: Path) -> Iterator[BinaryIO]:
         file = path.open("ab")
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror}). Give another place.") from error
-    with file, locked(file.fileno(), path):
+    with file, locked(path):
         try:
             yield file
         finally:

@@ -91,7 +91,8 @@ class PictureFolder:
 
     def _anywhere(self, name: str) -> str | None:
         names = with_endings(name)
-        if path := only_one(name, [path for name in names for path in below(self._files, name)]):
+        files = (path for name in names for path in below(self._files, name))
+        if path := only_one(name, list(filter(os.path.isfile, files))):
             return path
         paths = [path for name in names for path in below(self._paths, name)]
         return self._member(name, paths) if paths else None

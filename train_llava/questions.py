@@ -9,7 +9,7 @@ from typing import Any
 from peft import PeftModel, get_peft_model_state_dict
 
 from train_llava.command import InputError
-from train_llava.images import SUFFIXES
+from train_llava.image_kinds import SUFFIXES
 from train_llava.load import Model
 from train_llava.readers import reason_of
 from train_llava.weight_files import fingerprint

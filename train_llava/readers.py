@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 
 from train_llava.command import InputError
 from train_llava.formats import Fields
-from train_llava.images import STORED, SUFFIXES
+from train_llava.image_kinds import SUFFIXES
+from train_llava.images import STORED
 from train_llava.limits import MOST_RECORD_BYTES
 from train_llava.parquet_images import rows_without_images
 from train_llava.picture_folder import tar_members

@@ -110,7 +110,7 @@ def main() -> None:
     args = parser.parse_args()
 
     paths = [parts_of(path)[1] for path in args.data_path]
-    check_apart(args.output, args.model_name_or_path, args.image_folder, *paths)
+    check_apart(args.output, args.model_name_or_path, args.image_folder, *paths, is_file=True)
     if args.output.exists() and not (args.output.is_file() and MARK in args.output.read_bytes()[:1000]):
         raise InputError(f"{args.output} is no page of this command. Give another --output.")
     with whole_file(args.output) as new:

@@ -23,7 +23,7 @@ from train_llava.command import InputError
 from train_llava.data import LlavaDataset
 from train_llava.finite import FiniteNumbers
 from train_llava.forward import trim_forward
-from train_llava.new_folder import make_readable, put_in_place
+from train_llava.new_folder import CARD, make_readable, put_in_place
 from train_llava.outputs import UNFINISHED
 from train_llava.parts import llava_in, part_of
 from train_llava.resume import write_run
@@ -159,6 +159,7 @@ class LlavaTrainer(Trainer):
             write_run(folder, self.run)
         if isinstance(self.model, PeftModel):
             record_base(folder, self.model)
+            (folder / CARD).unlink(missing_ok=True)  # PEFT's, to be filled in by hand
         if output_dir:
             make_readable(folder)
         else:
