@@ -11,8 +11,8 @@ import argparse
 import json
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from datetime import timedelta
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from train_llava.data import LlavaDataset
 from train_llava.data_files import parts_of
 from train_llava.infer import SORTED, collator_of
 from train_llava.load import Model, load
-from train_llava.outputs import check_same, output_folder, whole_file
+from train_llava.outputs import check_same, shared_output_folder, whole_file
 from train_llava.samples import caption_rows
 from train_llava.show_batch import png
 
@@ -132,9 +132,8 @@ def main() -> None:
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=1))
     paths = [parts_of(path)[1] for path in args.data_path]
     read = (args.model_name_or_path, args.adapter_name_or_path, args.image_folder, *paths)
-    with output_folder(args.output_dir, *read) if state.is_main_process else nullcontext():
-        if state.is_main_process:
-            check_same(facts_of(args), *(args.output_dir / name for name in WRITTEN))
+    check = partial(check_same, facts_of(args), *(args.output_dir / name for name in WRITTEN))
+    with shared_output_folder(args.output_dir, check, *read):
         evaluate(args, state)
     state.destroy_process_group()
 

@@ -4,7 +4,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -12,33 +12,28 @@ import torch
 from train_llava.arguments import LlavaTrainingArguments
 from train_llava.command import InputError
 from train_llava.new_folder import CARD, CONFIGS, MODEL_FILES, is_foreign_card, mend
-from train_llava.outputs import output_folder
 from train_llava.resume import is_whole, newest_first
 
 OLD_RUN = ".old-run-"  # folders with a run that is being replaced
 RUN_FILES = ("checkpoint-*", "runs", "samples", "trainer_state.json", "bad_images.jsonl", "curves.png", CARD)
 
 
-@contextmanager
-def own_output_dir(args: LlavaTrainingArguments, checkpoint: Path | None, *read: str | Path | None) -> Iterator[None]:
-    """The run's folder, which nobody else writes into meanwhile; refused where it holds another run, unless that is to
-    be replaced or gone on with.
+def check_unclaimed(args: LlavaTrainingArguments, checkpoint: Path | None) -> None:
+    """Refuses a folder that holds another run, unless that is to be replaced or gone on with.
 
     Raises:
-        InputError: see there, and `output_folder`.
+        InputError: see there.
     """
     folder = Path(args.output_dir)
-    with output_folder(folder, *read) if args.process_index == 0 else nullcontext():
-        if args.process_index == 0:
-            mend(folder)
-            left = [path for pattern in (*RUN_FILES, *MODEL_FILES) for path in folder.glob(pattern)]
-            is_run = any((folder / name).exists() for name in (*CONFIGS, "trainer_state.json")) or newest_first(args)
-            if left and not checkpoint and not args.overwrite_output_dir:
-                hint = "Continue it with --resume_from_checkpoint true, replace it with --overwrite_output_dir true"
-                raise InputError(f"{folder} holds another run. {hint}, or give another --output_dir.")
-            if left and not checkpoint and not is_run:
-                raise InputError(f"{folder} holds no run to replace, but {left[0].name}. Give another --output_dir.")
-        yield
+    mend(folder)
+    left = [path for pattern in (*RUN_FILES, *MODEL_FILES) for path in folder.glob(pattern)]
+    if not left or checkpoint:
+        return
+    if not args.overwrite_output_dir:
+        hint = "Continue it with --resume_from_checkpoint true, replace it with --overwrite_output_dir true"
+        raise InputError(f"{folder} holds another run. {hint}, or give another --output_dir.")
+    if not any((folder / name).exists() for name in (*CONFIGS, "trainer_state.json")) and not newest_first(args):
+        raise InputError(f"{folder} holds no run to replace, but {left[0].name}. Give another --output_dir.")
 
 
 def set_aside(args: LlavaTrainingArguments) -> None:

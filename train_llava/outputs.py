@@ -9,10 +9,13 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 
 from train_llava.command import InputError
 
@@ -61,6 +64,27 @@ def output_folder(folder: Path, *read: str | Path | None) -> Iterator[None]:
             yield
         finally:
             take_away(made)
+
+
+@contextmanager
+def shared_output_folder(folder: Path, check: Callable[[], None], *read: str | Path | None) -> Iterator[None]:
+    """The same of several ranks, of which the first writes, and `check`s the folder before: what it refuses, all do.
+
+    Raises:
+        InputError: see `output_folder` and `check`.
+    """
+    with ExitStack() as stack:
+        reason = None
+        if PartialState().is_main_process:
+            try:
+                stack.enter_context(output_folder(folder, *read))
+                check()
+            except InputError as error:
+                reason = str(error)
+        [reason] = broadcast_object_list([reason])
+        if reason:
+            raise InputError(reason)
+        yield
 
 
 def take_away(folders: list[Path]) -> None:

@@ -5,6 +5,7 @@
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ from train_llava.data_files import parts_of
 from train_llava.load import fetch, load, load_processor
 from train_llava.memory import Sharing, Step
 from train_llava.model_card import write_card
-from train_llava.output_dir import drop_old_runs, last_words, own_output_dir, set_aside
+from train_llava.output_dir import check_unclaimed, drop_old_runs, last_words, set_aside
+from train_llava.outputs import shared_output_folder
 from train_llava.parts import parts_table
 from train_llava.resources import EnoughDisk, check_memory
 from train_llava.resume import (
@@ -59,7 +61,8 @@ def main() -> None:
     if checkpoint:
         check_resumable(checkpoint, args, flags)
     paths = [parts_of(path)[1] for path in (*data_args.data_path, *(data_args.eval_data_path or []))]
-    with own_output_dir(args, checkpoint, model_args.model_name_or_path, data_args.image_folder, *paths):
+    read = (model_args.model_name_or_path, data_args.image_folder, *paths)
+    with shared_output_folder(Path(args.output_dir), partial(check_unclaimed, args, checkpoint), *read):
         train(model_args, data_args, args, checkpoint, flags)
 
 
