@@ -294,6 +294,49 @@ def test_a_page_is_not_written_over_another_file(llava, data, tmp_path):
     assert [call(show_batch.main, *flags, tmp_path / "own.html").returncode for _ in range(2)] == [0, 0]
 
 
+# ---------------------------------------------------------------- a run takes the place of another
+
+
+def trained(llava, data, output, *flags):
+    words = ["--model_name_or_path", llava, "--data_path", data, "--output_dir", output, "--train_type", "projector"]
+    words += ["--max_steps", 2, "--use_cpu", "true", "--report_to", "none", "--per_device_train_batch_size", 4]
+    return call(train.main, *words, *flags)
+
+
+def test_the_old_run_stays_until_the_new_one_is_whole(llava, data, tmp_path, monkeypatch):
+    """Refused before it begins: nothing has changed. Ended in the middle: the old run is whole in a folder of its own.
+    Whole: the old one is gone, and what was never of a run is still there."""
+    out, again = tmp_path / "out", ("--overwrite_output_dir", "true")
+    assert trained(llava, data, out).returncode == 0
+    for name in ("notes.txt", "README.md"):
+        (out / name).write_text("mine")
+    before = snapshot(out)
+    for flags in (("--data_path", tmp_path / "nowhere"), ("--model_name_or_path", tmp_path / "nowhere")):
+        assert trained(llava, data, out, *again, *flags).returncode == 2 and snapshot(out) == before
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.LlavaTrainer, "training_step", lambda *args: 1 / 0)
+        done = trained(llava, data, out, *again)
+    aside = next(out.glob(".old-run-*"))
+    assert done.returncode == 1 and f"the run that was in {out} is in {aside}" in done.stdout
+    old = {name: text for name, text in before.items() if name.name not in ("notes.txt", "README.md")}
+    assert snapshot(aside) == old and not (out / "config.json").exists()
+    assert LlavaForConditionalGeneration.from_pretrained(aside) and AutoProcessor.from_pretrained(aside)
+
+    assert trained(llava, data, out, *again).returncode == 0
+    assert not list(out.glob(".old-run-*")) and (out / "config.json").exists()
+    assert (out / "notes.txt").read_text() == (out / "README.md").read_text() == "mine"
+
+
+def test_a_folder_that_holds_no_run_is_not_replaced(llava, data, tmp_path):
+    """Such as that of a project, with a README and samples of its own."""
+    (tmp_path / "samples").mkdir()
+    (tmp_path / "README.md").write_text("my project")
+    before = snapshot(tmp_path)
+    done = trained(llava, data, tmp_path, "--overwrite_output_dir", "true")
+    assert done.returncode == 2 and "holds no run to replace" in done.stderr and snapshot(tmp_path) == before
+
+
 # ---------------------------------------------------------------- terminals, lists and numbers
 
 

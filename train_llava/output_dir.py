@@ -26,27 +26,30 @@ def check_unclaimed(args: LlavaTrainingArguments, checkpoint: Path | None) -> No
     """
     folder = Path(args.output_dir)
     mend(folder)
-    left = [path for pattern in (*RUN_FILES, *MODEL_FILES) for path in folder.glob(pattern)]
+    left = run_files(folder)
     if not left or checkpoint:
         return
     if not args.overwrite_output_dir:
         hint = "Continue it with --resume_from_checkpoint true, replace it with --overwrite_output_dir true"
         raise InputError(f"{folder} holds another run. {hint}, or give another --output_dir.")
     if not any((folder / name).exists() for name in (*CONFIGS, "trainer_state.json")) and not newest_first(args):
-        raise InputError(f"{folder} holds no run to replace, but {left[0].name}. Give another --output_dir.")
+        raise InputError(f"{folder} holds no run to replace, but {left.pop().name}. Give another --output_dir.")
 
 
 def set_aside(args: LlavaTrainingArguments) -> None:
     """Moves the run that is to be replaced into a folder of its own, where it stays until this one is whole."""
     folder = Path(args.output_dir)
-    left = {path for pattern in (*RUN_FILES, *MODEL_FILES) for path in folder.glob(pattern)}
-    if is_foreign_card(folder / CARD):
-        left.discard(folder / CARD)
-    if left:
+    if left := run_files(folder):
         aside = Path(tempfile.mkdtemp(prefix=OLD_RUN, dir=folder))
         for path in sorted(left, key=lambda path: path.name not in CONFIGS):
             path.replace(aside / path.name)
         print(f"the run that was in {folder} is in {aside} until this one is whole", flush=True)
+
+
+def run_files(folder: Path) -> set[Path]:
+    """What a run has left in a folder; a card that somebody else has written is not of it."""
+    left = {path for pattern in (*RUN_FILES, *MODEL_FILES) for path in folder.glob(pattern)}
+    return left - {folder / CARD} if is_foreign_card(folder / CARD) else left
 
 
 def drop_old_runs(args: LlavaTrainingArguments) -> None:
