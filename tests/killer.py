@@ -84,11 +84,23 @@ def run(job):
         seconds = time.monotonic() - began
     keep(job, "end", code)
     for number, moment in enumerate(job["moments"]):
-        put_back(job)
-        child = start(job)
-        time.sleep(moment * seconds)
-        os.kill(child, signal.SIGKILL)
-        keep(job, number, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        code = 0
+        while code == 0:  # it was done before the moment: then it takes less time than was thought
+            put_back(job)
+            code, seconds = killed_after(start(job), moment * seconds, seconds)
+        keep(job, number, code)
+
+
+def killed_after(child, wait, seconds):
+    """The exit code, and how long the command takes by what is known now."""
+    began = time.monotonic()
+    while time.monotonic() - began < wait:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status), time.monotonic() - began
+        time.sleep(0.001)
+    os.kill(child, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), seconds
 
 
 if __name__ == "__main__":

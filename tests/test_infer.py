@@ -7,7 +7,7 @@ from threading import Event
 
 import pytest
 import torch
-from conftest import call, run_module, user
+from conftest import call, user
 from PIL import Image
 from transformers import pipeline
 
@@ -198,7 +198,7 @@ def test_bad_images_and_flags(llava, data, tmp_path):
     with pytest.raises(InputError, match="no such picture"):
         open_image(tmp_path / "none.png")
     (tmp_path / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n")
-    done = run_module("train_llava.infer", "--model_name_or_path", llava, "--image", tmp_path / "bad.png")
+    done = call(infer.main, "--model_name_or_path", llava, "--image", tmp_path / "bad.png")
     assert done.returncode == 2 and "bad.png: not a readable picture" in done.stderr
 
     def refused(*flags):

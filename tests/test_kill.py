@@ -91,7 +91,7 @@ def loads(folder):
 @pytest.mark.parametrize("name", COMMANDS)
 def test_kill_9_at_any_moment(jobs, name):
     home, flags = jobs
-    moments = sorted(random.Random(COMMANDS.index(name)).uniform(0, 1.02) for _ in range(MOMENTS))
+    moments = sorted(random.Random(COMMANDS.index(name)).random() for _ in range(MOMENTS))
     before = home / "before" / name
     if name in ("evaluate", "check_data", "show_batch"):  # its own results from before
         log = worked(home, flags, name, [0.0])
@@ -99,8 +99,7 @@ def test_kill_9_at_any_moment(jobs, name):
     log = worked(home, flags, name, moments, before if before.exists() else None)
     assert (log / "end" / "code").read_text() == "0", (log / "end", *[p.read_text() for p in log.glob("said-*")][:1])
     kept = [log / str(number) for number in range(MOMENTS)]
-    killed = [folder for folder in kept if (folder / "code").read_text() == "-9"]
-    assert len(killed) > MOMENTS / 2  # others were done
+    assert {(folder / "code").read_text() for folder in kept} == {"-9"}
     for folder in kept:
         CHECKS[name](folder / "left", log / "end" / "left", before)
 

@@ -4,9 +4,11 @@ import os
 
 import nbformat
 import pytest
-from conftest import ROOT, run_module
+from conftest import ROOT, call
 from nbclient import NotebookClient
 
+from demo import make_data
+from train_llava import build_model, train
 from train_llava.load import load
 
 
@@ -14,21 +16,17 @@ from train_llava.load import load
 def demo(tmp_path_factory):
     """The demo's model and data, and one run of each kind; cut short, since what it learns does not matter here."""
     folder = tmp_path_factory.mktemp("demo")
-    done = run_module("demo.make_data", "--output_dir", folder / "data", "--train", 64, "--held_out", 12)
-    assert done.returncode == 0, done.stderr
-    done = run_module(
-        "train_llava.build_model",
-        *("--vision_model_name_or_path", ROOT / "demo" / "clip", "--output_dir", folder / "model"),
-        *("--language_model_name_or_path", ROOT / "demo" / "qwen"),
-    )
-    assert done.returncode == 0, done.stderr
+    demo = ROOT / "demo"
+    halves = ("--vision_model_name_or_path", demo / "clip", "--language_model_name_or_path", demo / "qwen")
+    model, data = folder / "model", folder / "data"
+    few = ("--max_steps", 3, "--use_cpu", "true", "--report_to", "none", "--save_strategy", "no")
+    commands = [(make_data.main, "--output_dir", data, "--train", 64, "--held_out", 12)]
+    commands += [(build_model.main, *halves, "--output_dir", model)]
     for train_type in ("use_lora", "freeze_vision"):
-        done = run_module(
-            "train_llava.train",
-            *("--model_name_or_path", folder / "model", "--data_path", folder / "data" / "train"),
-            *("--train_type", train_type, "--output_dir", folder / train_type, "--max_steps", 3),
-            *("--use_cpu", "true", "--report_to", "none", "--save_strategy", "no"),
-        )
+        flags = ("--data_path", data / "train", "--train_type", train_type, "--output_dir", folder / train_type)
+        commands.append((train.main, "--model_name_or_path", model, *flags, *few))
+    for command in commands:
+        done = call(*command)
         assert done.returncode == 0, done.stderr
     return folder
 

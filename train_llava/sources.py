@@ -121,7 +121,7 @@ class Source:
             builder, number = copy(config_id=f"{key}-0"), 0
         except OSError as error:
             raise InputError(
-                f"no cache for the data ({error}). Set HF_DATASETS_CACHE to a folder to write to."
+                f"no cache for the data ({error}). Set HF_DATASETS_CACHE to a folder that can be written to."
             ) from error
         while os.path.isdir(builder.cache_dir.replace(f"{key}-0", f"{key}-{number + 1}")):
             number += 1
