@@ -97,11 +97,17 @@ def test_apart_follows_links_and_knows_neighbours(tmp_path):
 
 
 HOLDER = """
+import os
 import sys
+import time
 from pathlib import Path
 from train_llava.outputs import open_locked, output_folder, whole_file
 how = {"folder": output_folder, "file": open_locked, "whole": whole_file}[sys.argv[1]]
 with how(Path(sys.argv[2])):
+    if not os.fork():  # a worker, which lives on for a while
+        os.close(1)
+        time.sleep(3)
+        os._exit(0)
     print("held", flush=True)
     sys.stdin.readline()
 """

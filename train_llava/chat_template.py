@@ -6,6 +6,7 @@ where the template writes the day's date, the template is written out anew, in i
 """
 
 import re
+import resource
 import signal
 import threading
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from train_llava.command import InputError
+from train_llava.limits import TEMPLATE_BYTES
+from train_llava.limits import TEMPLATE_SECONDS as SECONDS
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text with <image> placeholders}
 
@@ -25,7 +28,6 @@ MARK = re.compile("\ue000(\\d+)\ue001")  # private-use characters: no tokenizer 
 SWITCH = re.compile(r"\b(enable_thinking|thinking)\b")  # Qwen3, SmolLM3, GLM-4.5; DeepSeek-V3.1, Granite 3.2
 CHANGING = re.compile(r"\bstrftime_now\b|\|\s*random\b")  # another text tomorrow
 THOUGHT = re.compile("</?think>")
-SECONDS = 5  # for rendering a conversation, which takes a millisecond
 ROUNDS = 3  # by which a self-test proves a template; longer conversations are proven when they come
 
 
@@ -98,7 +100,7 @@ class ChatTemplate:
         if self.parts:
             messages = [{**each, "content": [{"type": "text", "text": each["content"]}]} for each in messages]
         try:
-            with time_limit(SECONDS):
+            with time_limit(SECONDS), memory_limit(TEMPLATE_BYTES):
                 return self.tokenizer.apply_chat_template(messages, **options)
         except Exception as error:  # templates are programs: whatever Python can raise, and words of their own
             roles = ", ".join(message["role"] for message in messages[:6])
@@ -237,3 +239,21 @@ def time_limit(seconds: float) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, *left)  # of somebody else's alarm
         signal.signal(signal.SIGALRM, before or signal.SIG_DFL)
+
+
+@contextmanager
+def memory_limit(bytes: int) -> Iterator[None]:
+    """Ends what takes more new memory with a MemoryError; as time_limit, in the main thread alone. The limit is that of
+    the whole process, for the millisecond that it lasts."""
+    state = Path("/proc/self/statm")
+    if threading.current_thread() is not threading.main_thread() or not state.exists():
+        yield
+        return
+    used = int(state.read_text().split()[0]) * resource.getpagesize()
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    most = used + bytes if soft == resource.RLIM_INFINITY else min(soft, used + bytes)
+    resource.setrlimit(resource.RLIMIT_AS, (most, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))

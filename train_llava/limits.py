@@ -14,6 +14,10 @@ MOST_TURNS = 400  # of a conversation: the chat template is asked once per answe
 MOST_KNOWN, LONGEST_KNOWN = 1000, 1000  # texts whose ids are kept, and characters of each: 40 MB at most
 MOST_PLANNED = 20_000  # turns of all kinds of conversation whose plan is kept: 20 MB
 
+# ---------------------------------------------------------------- chat templates, which are programs
+TEMPLATE_SECONDS = 5  # to write a conversation, which takes a millisecond
+TEMPLATE_BYTES = 1 << 30  # of new memory for it: a conversation and its copies take 20 MB
+
 # ---------------------------------------------------------------- requests to the page
 MOST_MEGABYTES = 20  # of an image's file
 MOST_IMAGES = 8  # in a conversation
