@@ -292,10 +292,10 @@ def test_each_file_is_named_with_its_count(tmp_path):
     assert re.search(r" 4 a\.json\n +9 all\.json\n +5 b\.json\n", said)
 
 
-@pytest.mark.parametrize("name", ["a.json.gz", "a.csv", "a.xlsx", "a.txt"])
+@pytest.mark.parametrize("name", ["a.json.gz", "a.csv", "a.xlsx", "a.txt", "data-00000-of-00001.arrow"])
 def test_files_of_another_kind_say_what_to_do(tmp_path, name):
     layouts.write(tmp_path / name, b"x,y\n")
-    assert re.search(r"unpack it|save it as JSON Lines|not a \.json", refusal(tmp_path / name))
+    assert re.search(r"unpack it|save it as JSON Lines|save it as parquet|not a \.json", refusal(tmp_path / name))
 
 
 @pytest.mark.parametrize(
@@ -429,6 +429,23 @@ def test_links_are_not_followed(tmp_path):
         text(blobs / "0123abcd", json.dumps([record(0, image=str(name))]))
         for path in (snapshot, tmp_path / "linked"):  # absolute names, through either
             assert ids(path) == ["0"]
+
+
+def test_addresses_of_files(tmp_path):
+    """As ms-swift's data have them."""
+    layouts.write(tmp_path / "images" / "a b.jpg", layouts.picture(1))
+    names = (f"file://{tmp_path}/images/a%20b.jpg", "file:///etc/a.jpg", "http://host/a.jpg")
+    (tmp_path / "chat.json").write_text(json.dumps([record(i, image=name) for i, name in enumerate(names)]))
+    assert ids(tmp_path, on_bad_record="skip") == ["0"]
+
+
+def test_a_link_that_leads_nowhere_is_not_passed_over(tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps(two_records(tmp_path)))
+    os.symlink(tmp_path / "gone.json", tmp_path / "b.json")
+    os.symlink(tmp_path / "c.json", tmp_path / "c.json")
+    assert "b.json" in refusal(tmp_path)
+    dataset = LlavaDataset(tmp_path, on_bad_record="skip")
+    assert len(dataset) == 2 and "2 records cannot be trained on" in dataset.summary()
 
 
 def test_images_elsewhere(tmp_path, monkeypatch):

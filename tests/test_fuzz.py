@@ -199,7 +199,7 @@ def records_of(path):
     try:
         found = json.loads(path.read_bytes().decode("utf-8-sig"))
         return len(found) if isinstance(found, list) else None
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError, OSError):
         return None
 
 

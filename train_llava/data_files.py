@@ -62,7 +62,7 @@ def data_files(path: Path) -> list[str]:
         if not may_hold_records(path.name):
             raise InputError(f"{path}: not a {', '.join(SUFFIXES_READ)} file.")
         return [str(path)]
-    return sorted(e.path for e in os.scandir(path) if may_hold_records(e.name) and os.path.isfile(e.path))
+    return sorted(entry.path for entry in os.scandir(path) if may_hold_records(entry.name) and is_file(entry.path))
 
 
 def data_files_below(path: Path, all_of_them: bool) -> list[str]:
@@ -81,6 +81,11 @@ def may_hold_records(name: str) -> bool:
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in READERS
 
 
+def is_file(path: str) -> bool:
+    """Whether there is a file, or a link that leads nowhere, which must not be passed over without a word."""
+    return os.path.isfile(path) or (os.path.islink(path) and not os.path.exists(path))
+
+
 def files_below(path: Path, most: int | None = None) -> Iterator[str]:
     """All files that are not hidden, folder by folder; of each no more than `most` entries."""
     folders = [str(path)]
@@ -89,7 +94,7 @@ def files_below(path: Path, most: int | None = None) -> Iterator[str]:
             for entry in islice(entries, most):
                 if entry.name.startswith("."):
                     continue
-                if os.path.isfile(entry.path):  # False, and no error, for a link to itself
+                if is_file(entry.path):
                     yield entry.path
                 elif entry.is_dir(follow_symlinks=False):
                     folders.append(entry.path)
@@ -117,6 +122,15 @@ class Beginnings:
         self.records: dict[str, list[Any]] = {}
         self.formats: dict[str, str | None] = {}
         self.passed_over: dict[str, str] = {}
+
+    def into(self, place: Path, folder: str) -> None:
+        """Looks at a file, or into a folder, and below it if that holds no records itself."""
+        found = self.at(folder, data_files(place))
+        below = data_files_below(place, all_of_them=not found)
+        if found:
+            self.passed_over |= dict.fromkeys(below, "it lies below a folder that holds others")
+        else:
+            self.at(folder, below)
 
     def at(self, folder: str, files: list[str]) -> bool:
         """Looks into these files of a folder; whether one holds records."""
@@ -175,4 +189,5 @@ def stamp(file: str) -> tuple[str, ...]:
     if "://" in file:
         system, path = url_to_fs(file)
         return file, system.ukey(path)
-    return file, str(os.stat(file).st_size), str(os.stat(file).st_mtime_ns)
+    state = os.stat(file) if os.path.exists(file) else os.lstat(file)
+    return file, str(state.st_size), str(state.st_mtime_ns)

@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import cached_property
+from urllib.parse import unquote
 
 from train_llava.command import InputError
 from train_llava.images import DEFLATED, IN_PARQUET, MEMBER, STORED, open_archive
@@ -49,6 +50,8 @@ class PictureFolder:
             if place[1].startswith(os.path.join(self.data, "")):
                 return name
             raise self._outside(name)
+        if name.startswith("file://"):
+            name = unquote(name.removeprefix("file://"))
         if "://" in name:
             raise self._outside(name)
         if name.startswith(("/", "./")) or ".." in name or "//" in name:

@@ -238,4 +238,6 @@ TABLE = (
     "a table: save it as JSON Lines, such as with datasets.load_dataset('csv', data_files=...)['train'].to_json(...)"
 )
 READERS |= dict.fromkeys((".csv", ".tsv", ".xls", ".xlsx"), another_kind(TABLE))
+SAVED = "written by save_to_disk: save it as parquet, with datasets.load_from_disk(...).to_parquet(...)"
+READERS |= {".arrow": another_kind(SAVED)}
 READERS |= dict.fromkeys((".gz", ".tgz", ".bz2", ".xz", ".zst"), another_kind("packed: unpack it"))

@@ -24,8 +24,6 @@ from datasets.exceptions import DatasetGenerationError
 from train_llava.command import InputError
 from train_llava.data_files import (
     Beginnings,
-    data_files,
-    data_files_below,
     hub_files,
     local_folder,
     parts_of,
@@ -93,12 +91,10 @@ class Source:
         else:
             place = local_folder(path)
             folder = str(place if place.is_dir() else place.parent)
-            found = look.at(folder, data_files(place))
-            below = data_files_below(place, all_of_them=not found)
-            if found:
-                look.passed_over |= dict.fromkeys(below, "it lies below a folder that holds others")
-            else:
-                look.at(folder, below)
+            try:
+                look.into(place, folder)
+            except OSError as error:
+                raise InputError(f"{error.filename or path}: cannot be read ({error.strerror}).") from error
         format, files = look.result()
         first = [
             each for file in files for record in look.records[file] for each in names_in(record, format, look.fields)
