@@ -448,6 +448,17 @@ def test_a_link_that_leads_nowhere_is_not_passed_over(tmp_path):
     assert len(dataset) == 2 and "2 records cannot be trained on" in dataset.summary()
 
 
+def test_a_copy_with_missing_absolute_names_stays_true(tmp_path):
+    images(tmp_path, 1)
+    names = ("0.jpg", str(tmp_path / "photos" / "gone.jpg"), "photos/../gone.jpg", "./gone.jpg")
+    (tmp_path / "chat.json").write_text(json.dumps([record(i, image=name) for i, name in enumerate(names)]))
+    opened = [LlavaDataset(tmp_path, bad_images=BadImages(tmp_path / "bad.jsonl", 3)) for _ in range(3)]
+    assert len({dataset.records.cache_files[0]["filename"] for dataset in opened}) == 1
+    layouts.write(tmp_path / "photos" / "gone.jpg", layouts.picture(1))
+    dataset = LlavaDataset(tmp_path, bad_images=BadImages(tmp_path / "bad.jsonl", 3))
+    assert np.array_equal(dataset[1]["images"][0], layouts.pixels(layouts.picture(1)))
+
+
 def test_images_elsewhere(tmp_path, monkeypatch):
     """--image_folder, with names relative to it and absolute ones; a name beside it is refused."""
     images(tmp_path / "coco", 2, "train2017")

@@ -175,7 +175,13 @@ def what_else(file: str, format: str | None) -> str:
 
 
 def parts_of(text: str) -> tuple[str | None, str, float]:
-    """Format, path and weight of `[format=]path[:weight]`; what is there by this very name is the path."""
+    """Format, path and weight of `[format=]path[:weight]`; what is there by this very name is the path.
+
+    Raises:
+        InputError: it is empty.
+    """
+    if not text:
+        raise InputError("--data_path is empty.")
     if Path(text).exists():
         return None, text, 1.0
     name, path, weight = re.fullmatch(r"(?:(\w+)=)?(.+?)(?::(\d+\.?\d*))?", text, re.DOTALL).groups()

@@ -50,26 +50,26 @@ class PictureFolder:
             if place[1].startswith(os.path.join(self.data, "")):
                 return name
             raise self._outside(name)
-        if name.startswith("file://"):
-            name = unquote(name.removeprefix("file://"))
-        if "://" in name:
-            raise self._outside(name)
-        if name.startswith(("/", "./")) or ".." in name or "//" in name:
-            name = self._relative(name)
+        name = self._inside(name)
         return self._loose(name) or self._packed(name) or (None if self._settled else self._anywhere(name))
 
     def wanted(self, name: str) -> str:
         """Where a picture that is not there would be looked up first."""
-        return os.path.join(self.roots[0], name)
+        return os.path.join(self.roots[0], self._inside(name))
 
     def broken(self) -> dict[str, str]:
         """The archives that cannot be read to their end, and why."""
         return self._broken if self._members is not None else {}
 
-    def _relative(self, name: str) -> str:
+    def _inside(self, name: str) -> str:
         """A name from this folder on, also where one of the two is written through a link."""
-        file = os.path.normpath(os.path.join(self.folder, name))
-        real = os.path.realpath(self.folder)
+        if name.startswith("file://"):
+            name = unquote(name.removeprefix("file://"))
+        if "://" in name:
+            raise self._outside(name)
+        if not (name.startswith(("/", "./")) or ".." in name or "//" in name):
+            return name
+        file, real = os.path.normpath(os.path.join(self.folder, name)), os.path.realpath(self.folder)
         for path, root in ((file, self.folder), (file, real), (os.path.realpath(file), real)):
             if path.startswith(os.path.join(root, "")):
                 return os.path.relpath(path, root)
@@ -194,7 +194,7 @@ def tar_members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     if end != bytes(tarfile.BLOCKSIZE):
         raise tarfile.ReadError("its end is missing")
     while more := tar.fileobj.read(1 << 20):
-        if any(more):
+        if more.strip(b"\0"):
             raise tarfile.ReadError("more follows its end, such as another archive")
 
 

@@ -30,6 +30,7 @@ STRANGERS = {
     b"<": "a web page, as a failed download leaves it: fetch it again",
 }
 BEHIND = tuple(",]}[{ \t\r\n")  # what may stand behind a value of JSON
+LONGEST_REASON = 300  # characters
 TOO_LARGE = f"a record of more than {MOST_RECORD_BYTES >> 20} MB"
 
 
@@ -65,7 +66,7 @@ def reason_of(error: Exception, file: str) -> str:
         except UnicodeDecodeError:
             return "not UTF-8 text. Save it as UTF-8"
         return f"not UTF-8 text, perhaps GB18030: iconv -f GB18030 -t UTF-8 {shlex.quote(file)} > utf8.json"
-    return (str(error).splitlines() or [""])[0].removesuffix(".") or type(error).__name__
+    return (str(error).splitlines() or [""])[0][:LONGEST_REASON].removesuffix(".") or type(error).__name__
 
 
 def read_json(file: str, fields: Fields) -> Iterator[Any]:

@@ -86,9 +86,10 @@ def usable(records: Dataset, on_bad_record: str) -> Dataset:
 
 def bad_records(parts: list[Dataset]) -> str:
     """How many records cannot be trained on, and the first reason, in a line; empty without any."""
-    problems = [problem for part in parts for problem in column(part, "problem").drop_null().to_pylist()]
-    first = f"; the first: {problems[0]}" if problems else ""
-    return f"{len(problems):>10,} records cannot be trained on and are left out{first}" if problems else ""
+    problems = pa.chunked_array([chunk for part in parts for chunk in column(part, "problem").chunks], pa.string())
+    if not (count := len(problems) - problems.null_count):
+        return ""
+    return f"{count:>10,} records cannot be trained on and are left out; the first: {problems.drop_null()[0]}"
 
 
 def column(records: Dataset, name: str) -> pa.ChunkedArray:

@@ -96,9 +96,9 @@ class Source:
             except OSError as error:
                 raise InputError(f"{error.filename or path}: cannot be read ({error.strerror}).") from error
         format, files = look.result()
-        first = [
-            each for file in files for record in look.records[file] for each in names_in(record, format, look.fields)
-        ]
+        raw = (record for file in files for record in look.records[file])
+        single = (one for record in raw for one in unfolded(record, format, look.fields))
+        first = [name for record in single for name in names_in(record, format, look.fields)]
         images = os.path.abspath(image_folder) if image_folder else folder
         return cls(path, format, weight, folder, images, files, look.fields, streaming, look.passed_over, first)
 
@@ -116,9 +116,8 @@ class Source:
         try:
             builder, number = copy(config_id=f"{key}-0"), 0
         except OSError as error:
-            raise InputError(
-                f"no cache for the data ({error}). Set HF_DATASETS_CACHE to a folder that can be written to."
-            ) from error
+            hint = "Set HF_DATASETS_CACHE to a folder that can be written to"
+            raise InputError(f"no cache for the data ({error}). {hint}.") from error
         while os.path.isdir(builder.cache_dir.replace(f"{key}-0", f"{key}-{number + 1}")):
             number += 1
         records = made(copy(config_id=f"{key}-{number}") if number else builder)
