@@ -1,6 +1,7 @@
 """Pictures of every kind against Pillow and the image processors of transformers, and broken ones."""
 
 import io
+import os
 import struct
 import subprocess
 import sys
@@ -318,8 +319,20 @@ def test_xmp_that_is_no_text_costs_no_image():
 
 def test_the_reason_of_a_picture_inside_a_record_is_whole():
     torn = {"bytes": saved(Image.fromarray(noise(99, 99)), "JPEG")["bytes"][:-3000], "path": ""}
-    with pytest.raises(InputError, match=r"picture inside the record: not a readable picture \([a-z ]+"):
+    with pytest.raises(OSError) as plain:
+        Image.open(io.BytesIO(torn["bytes"])).load()
+    with pytest.raises(InputError) as error:
         open_image(torn)
+    assert str(error.value) == f"picture inside the record: not a readable picture ({plain.value})."
     with pytest.raises(InputError) as long:
         open_image({"bytes": None, "path": "x" * 100_000})
     assert len(str(long.value)) < 1000
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path):
+    """A pipe that nobody writes to, a folder."""
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "folder.jpg").mkdir()
+    for name in ("pipe.jpg", "folder.jpg"):
+        with pytest.raises(InputError, match=rf"{name}: no file\."):
+            open_image(tmp_path / name)
