@@ -142,6 +142,8 @@ def test_threads_that_write_at_once_leave_one_whole_file(tmp_path):
         except InputError as error:
             errors.append(error)
 
+    with whole_file(path), pytest.raises(InputError, match="another process is writing"), whole_file(path):
+        pass
     threads = [threading.Thread(target=work, args=(letter,)) for letter in "abcdefgh"]
     [thread.start() for thread in threads], [thread.join() for thread in threads]
     assert len(set(path.read_text())) == 1 and len(path.read_text()) == 100_000
