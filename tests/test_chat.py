@@ -249,6 +249,7 @@ def test_what_is_remembered_is_bounded(tokenizer):
     encoder = ChatEncoder(tokenizer, 1, tokenizer.chat_template)
     for i in range(3):
         encoder.encode([{"role": "user", "content": f"{i} " + "word " * 150_000}], add_generation_prompt=True)
+    assert max(map(len, encoder.known)) <= limits.LONGEST_KNOWN
     for i in range(3000):
         encoder.encode([{"role": "user", "content": f"{i}"}], add_generation_prompt=True)
     rounds = [{"role": role, "content": "a"} for _ in range(60) for role in ("user", "assistant")]
@@ -259,7 +260,6 @@ def test_what_is_remembered_is_bounded(tokenizer):
         encoder.encode([{"role": "system", "content": "S"}, *rounds[:2]])
         encoder.plans.pop(next(iter(encoder.plans)))
     assert len(encoder.known) <= limits.MOST_KNOWN and len(encoder.plans) <= 2
-    assert max(map(len, encoder.known)) <= limits.LONGEST_KNOWN
     for large in ([{"role": "user", "content": "x" * (limits.MOST_CHARACTERS + 1)}], rounds * 4):
         with pytest.raises(InputError, match="are the most"):
             encoder.encode(large, add_generation_prompt=True)
