@@ -9,6 +9,7 @@ otherwise `path` names a file, or what is read in place: a member of an archive 
 import io
 import os
 import re
+import stat
 import warnings
 import zlib
 from collections.abc import Callable, Sequence
@@ -92,9 +93,10 @@ def check_file(path: str) -> None:
         InputError: see there.
         FileNotFoundError: nothing there.
     """
-    if not os.path.isfile(path) and os.path.exists(path):
+    state = os.stat(path)
+    if not stat.S_ISREG(state.st_mode):
         raise InputError("no file")
-    if os.path.getsize(path) > MOST_IMAGE_BYTES:
+    if state.st_size > MOST_IMAGE_BYTES:
         raise InputError(TOO_LARGE)
 
 
