@@ -188,10 +188,10 @@ def test_what_would_not_be_seen_is_refused(tmp_path, field):
     assert len(messages_of(**{field: []})) == 2  # as tables have it, where other rows have some
 
 
-@pytest.mark.parametrize("field, value", [("loss", False), ("weight", 0), ("train", False)])
+@pytest.mark.parametrize("field, value", [("loss", False), ("weight", 0), ("weight", 0.5), ("train", False)])
 def test_turns_that_others_would_not_learn(field, value):
     turns = layouts.llava_turns(layouts.chat("<image>\nWhat?", "A thing."))
-    with pytest.raises(InputError, match="a turn that is not to be learned"):
+    with pytest.raises(InputError, match="a turn with a weight of its own"):
         messages_of(conversations=[turns[0], {**turns[1], field: value}])
     assert messages_of(conversations=[turns[0], {**turns[1], field: 1}]) == messages_of()
 

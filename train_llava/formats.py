@@ -25,8 +25,8 @@ Parsed = tuple[list[Message], list[Any]]  # a picture is a name, or {"bytes", "p
 ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant"}
 ROLES |= {role: role for role in ("system", "user", "assistant")}
 # fields that change what a record means, in ways that a LLaVA cannot follow
-UNKNOWN = ("video", "videos", "audio", "audios", "tools", "functions")
-UNLEARNED = ("loss", "weight", "train")  # of a turn: false or 0 in the formats of other trainers
+UNKNOWN = {"video", "videos", "audio", "audios", "tools", "functions"}
+WEIGHTS = {"loss", "weight", "train"}  # of a turn, in the formats of other trainers: false, 0 or a share
 # how the bytes of JPEG, PNG, WEBP, GIF, BMP and TIFF begin in base64
 IMAGE_IN_BASE64 = re.compile(r"(/9j/|iVBORw0KGgo|UklGR|R0lGOD|Qk[0-3]|SUkq|TU0A)[A-Za-z0-9+/\s]{40,}={0,2}\s*")
 # for caption records: the field of the answer, the field of the picture, and the field or the words of the instruction
@@ -38,12 +38,12 @@ def turns(record: Record, fields: Fields) -> Parsed:
     messages, images, inside = [], as_list(record.get("images") or record.get("image") or None), []
     for turn in as_list(from_json(record.get("conversations") or record.get("messages"))):
         turn = turn if isinstance(turn, dict) else {}
-        if any(turn.get(name) in (0, False) for name in UNLEARNED if turn.get(name) is not None):
-            raise InputError("a turn that is not to be learned; here all answers are. Leave the field out")
+        if any(turn[name] not in (None, 1) for name in turn.keys() & WEIGHTS):
+            raise InputError("a turn with a weight of its own; here all answers count alike. Leave the field out")
         role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
         if isinstance(content, list):
             content = text_of_parts(content, inside)
-        known = ROLES.get(role.strip().lower()) if isinstance(role, str) else None
+        known = ROLES.get(role) or (ROLES.get(role.strip().lower()) if isinstance(role, str) else None)
         if known is None or not isinstance(content, str):
             raise InputError(
                 f"a turn from {role!r} with {type(content).__name__} as text; known are {', '.join(ROLES)}"
@@ -122,19 +122,18 @@ def parse(record: Any, name: str, fields: Fields) -> Parsed:
     """
     if not isinstance(record, dict) or fields.get(FORMATS[name][0], FORMATS[name][0]) not in record:
         raise InputError(f"not a record of the format {name!r}")
-    if unknown := [field for field in UNKNOWN if record.get(field)]:
+    if unknown := [field for field in record.keys() & UNKNOWN if record[field]]:
         raise InputError(f'the field "{unknown[0]}"; what it holds would not be seen')
     messages, images = FORMATS[name][1](record, fields)
     images = [as_picture(image) for image in images]
     check_size(messages)
     if not any(message["role"] == "assistant" and message["content"].strip() for message in messages):
         raise InputError("no answer to learn from")
-    if first_answer(messages) is None:
-        raise InputError("no answer to a question")
     roles = [message["role"] for message in messages]
-    if any(is_answer(roles, i) and not message["content"].strip() for i, message in enumerate(messages)):
-        raise InputError("an answer without words")
-    if any(message["role"] == "system" for message in messages[1:]):
+    answers = [message["content"].strip() for i, message in enumerate(messages) if is_answer(roles, i)]
+    if not all(answers) or not answers:
+        raise InputError("an answer without words" if answers else "no answer to a question")
+    if "system" in roles[1:]:
         raise InputError("a system message that is not the first")
     if any(message["role"] == "assistant" and IMAGE_TOKEN in message["content"] for message in messages):
         raise InputError(f"{IMAGE_TOKEN} inside an answer")
