@@ -109,6 +109,8 @@ def test_a_signal_saves_a_checkpoint_and_resume_is_exact(llava, data, tmp_path, 
     out, _ = process.communicate(timeout=90)
     assert process.returncode != 0 and "SIGTERM: saving a checkpoint of step" in out, out[-2000:]
     assert told != "script" or process.returncode == 143
+    assert re.search(r"The checkpoint is \S+/checkpoint-\d+\. The same command with --resume_from_checkpoint true", out)
+    assert re.search(r" env TRAIN_TYPE=use_lora OUTPUT_DIR=\S+ .*run_zero2\.sh .* --resume_from_checkpoint true\n", out)
     step = int(re.search(r"checkpoint of step (\d+)", out)[1])
     assert 25 <= step < STEPS
     state = json.loads((tmp_path / "out" / f"checkpoint-{step}" / "trainer_state.json").read_text())

@@ -14,7 +14,7 @@ from train_llava.command import InputError
 from train_llava.new_folder import CARD, CONFIGS, MODEL_FILES, is_foreign_card, mend
 from train_llava.resume import is_whole, newest_first
 
-OLD_RUN = ".old-run-"  # folders with a run that is being replaced
+OLD_RUN = "_old-run-"  # folders with a run that is being replaced; Trainer uploads no names with this beginning
 RUN_FILES = ("checkpoint-*", "runs", "samples", "trainer_state.json", "bad_images.jsonl", "curves.png", CARD)
 
 

@@ -116,13 +116,15 @@ def train(
         if not stop.received:
             if eval_dataset is not None and args.eval_strategy == "no":
                 trainer.evaluate()
-            trainer.save_model()
+            trainer.save_model(_internal_call=True)  # pushed below, with its card
             trainer.save_state()
             if trainer.is_world_process_zero():
                 if bad_images := train_dataset.bad_images.summary():
                     print(bad_images, flush=True)
                 write_card(model, trainer.state, args, model_args, data_args)
                 drop_old_runs(args)
+            if args.push_to_hub:
+                trainer.push_to_hub()
     if stop.received and args.process_index == 0:
         hint = "The same command with --resume_from_checkpoint true goes on from there"
         print(f"The checkpoint is {newest_first(args)[0]}. {hint}.", flush=True)

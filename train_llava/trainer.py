@@ -141,7 +141,10 @@ class LlavaTrainer(Trainer):
                 logs["skipped_steps"], self.finite.skipped = self.finite.skipped, 0
         super().log(logs, *args, **kwargs)
 
-    def save_model(self, output_dir: str | None = None, *args, **kwargs) -> None:
+    def create_model_card(self, *args, **kwargs) -> None:
+        """Nothing: the card is that of model_card.py, which Trainer's own would write over."""
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Trainer's own, of a checkpoint and at the end, but never of weights that are no numbers; an adapter with what
         tells its base, a checkpoint with what tells its run. The model at the end is in its place only when it is
         whole.
@@ -152,15 +155,19 @@ class LlavaTrainer(Trainer):
         self.finite.look()
         self.finite.check_weights(self.model)
         folder = Path(output_dir or Path(self.args.output_dir) / f"{UNFINISHED}model")
-        super().save_model(str(folder), *args, **kwargs)
-        if not self.args.should_save:
-            return
-        if self.run and output_dir:
+        super().save_model(str(folder), _internal_call=True)  # it would push what is not in its place yet
+        if self.args.should_save:
+            self._finish_folder(folder, is_checkpoint=bool(output_dir))
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save")
+
+    def _finish_folder(self, folder: Path, is_checkpoint: bool) -> None:
+        if self.run and is_checkpoint:
             write_run(folder, self.run)
         if isinstance(self.model, PeftModel):
             record_base(folder, self.model)
             (folder / CARD).unlink(missing_ok=True)  # PEFT's, to be filled in by hand
-        if output_dir:
+        if is_checkpoint:
             make_readable(folder)
         else:
             put_in_place(folder, Path(self.args.output_dir))
