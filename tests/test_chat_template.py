@@ -135,7 +135,7 @@ def assert_asked_as_taught(encoder, tokenizer, messages):
         assert tokenizer.decode(answer[:-1]).strip() == message["content"].strip()
 
 
-@settings(max_examples=1000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=700, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(made=templates(), data=st.data())
 def test_a_template_asks_what_it_taught_or_is_refused(tokenizer, made, data):
     parts, template = made
@@ -164,7 +164,7 @@ def test_a_template_asks_what_it_taught_or_is_refused(tokenizer, made, data):
 
 
 def test_all_kinds_were_drawn():
-    assert SEEN["accepted"] > 150 and SEEN["refused"] > 150 and SEEN["written out"] > 50, SEEN
+    assert SEEN["accepted"] > 100 and SEEN["refused"] > 100 and SEEN["written out"] > 30, SEEN
 
 
 ROUNDS = [

@@ -17,7 +17,7 @@ from peft import get_peft_model_state_dict
 from PIL import Image
 from safetensors.torch import load_file
 from test_load import Evil
-from test_loss import SOME_TYPES, TRAIN_TYPES
+from test_loss import SLOW, TRAIN_TYPES
 from training import FLAGS, STEPS, losses, weights, zero2
 from transformers import LlavaForConditionalGeneration
 
@@ -48,7 +48,7 @@ def test_script_trains_with_zero2_on_two_ranks(runs, train_type):
     assert np.asarray(Image.open(output / "curves.png").convert("L")).std() > 5  # not an empty sheet
 
 
-@pytest.mark.parametrize("train_type", SOME_TYPES)
+@pytest.mark.parametrize("train_type", ["use_lora", pytest.param("none", marks=pytest.mark.slow), *SLOW])
 def test_resume_is_exact(runs, llava, data, tmp_path, train_type):
     """From the newest whole checkpoint: the newest of all was cut off while it was written."""
     output, _ = runs(train_type)
