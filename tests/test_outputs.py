@@ -295,6 +295,18 @@ def test_reports_of_other_data_and_files_of_others_stay(data, tmp_path):
         check_same({"data": []}, tmp_path / "report.json", tmp_path / "lengths.png")
 
 
+def test_results_have_places_of_their_own_by_default(llava, data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("one", "two"):
+        shutil.copytree(data, tmp_path / name)
+        shutil.copytree(llava, tmp_path / f"model-{name}")
+        assert call(check_data.main, "--data_path", name, "--workers", 0).returncode == 0
+        flags = ("--model_name_or_path", f"model-{name}", "--data_path", "one", "--max_new_tokens", 1)
+        assert call(evaluate.main, *flags).returncode == 0
+    assert sorted(os.listdir("output/check_data")) == ["one", "two"]
+    assert sorted(os.listdir("output/evaluation")) == ["model-one", "model-two"]
+
+
 def test_a_page_is_not_written_over_another_file(llava, data, tmp_path):
     (tmp_path / "mine.html").write_text("<title>mine</title>")
     flags = ["--model_name_or_path", llava, "--data_path", data, "--output"]

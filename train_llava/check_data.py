@@ -183,11 +183,13 @@ def main() -> None:
     parser.add_argument("--streaming", action="store_true", help="as for train_llava.train: copy no images")
     parser.add_argument("--model_name_or_path", help="count tokens as this LLaVA does")
     parser.add_argument("--sample", type=positive, help="look at this many records, drawn at random")
-    parser.add_argument("--output_dir", type=Path, default=Path("output/check_data"))
+    parser.add_argument("--output_dir", type=Path, help="output/check_data/<name of the data> if not given")
     parser.add_argument("--workers", type=not_negative, default=len(os.sched_getaffinity(0)))
     args = parser.parse_args()
 
     paths = [parts_of(path)[1] for path in args.data_path]
+    if args.output_dir is None:
+        args.output_dir = Path("output/check_data", "-".join(Path(path).absolute().name for path in paths))
     with output_folder(args.output_dir, args.model_name_or_path, args.image_folder, *paths):
         check_same({"data": args.data_path}, *(args.output_dir / name for name in WRITTEN))
         look(args)

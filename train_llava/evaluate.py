@@ -123,8 +123,11 @@ def main() -> None:
     parser.add_argument("--image_folder", help="as for train_llava.train")
     parser.add_argument("--batch_size", type=positive, default=16)
     parser.add_argument("--max_new_tokens", type=positive, default=256)
-    parser.add_argument("--output_dir", type=Path, default=Path("output/evaluation"))
+    parser.add_argument("--output_dir", type=Path, help="output/evaluation/<name of the model> if not given")
     args = parser.parse_args()
+    if args.output_dir is None:
+        model = Path(args.adapter_name_or_path or args.model_name_or_path)
+        args.output_dir = Path("output/evaluation", model.absolute().name)
 
     if find_spec("pycocoevalcap") is None:  # 100 MB, mostly Java, which is not used; so not among the requirements
         raise InputError("scoring needs the metrics of COCO: pip install pycocoevalcap")
