@@ -140,12 +140,14 @@ STATUS=0
 wait "$LAUNCHER" || STATUS=$?
 while kill -0 "$LAUNCHER" 2>/dev/null; do STATUS=0; wait "$LAUNCHER" || STATUS=$?; done
 if [ "$STATUS" -ne 0 ]; then
-    if compgen -G "$OUTPUT_DIR/checkpoint-*/trainer_state.json" >/dev/null; then
+    # 2 is a refusal, which has said what to do
+    if [ "$STATUS" -ne 2 ] && compgen -G "$OUTPUT_DIR/checkpoint-*/trainer_state.json" >/dev/null; then
         AGAIN=("TRAIN_TYPE=$TRAIN_TYPE" "OUTPUT_DIR=$OUTPUT_DIR")
         [ "$DEMO" = true ] || AGAIN+=("MODEL=$MODEL" "DATA=$DATA")
         [ "$NNODES" -eq 1 ] || AGAIN+=("NNODES=$NNODES" "NODE_RANK=$NODE_RANK" "MASTER_ADDR=$MASTER_ADDR")
         [ -z "$NUM_PROCESSES" ] || AGAIN+=("NUM_PROCESSES=$NUM_PROCESSES")
         echo "To go on from the last whole checkpoint:"
+        printf ' cd %q &&' "$PWD"
         printf ' %q' env "${AGAIN[@]}" bash "$HERE/run_zero2.sh" "$@" --resume_from_checkpoint true
         echo
     fi
