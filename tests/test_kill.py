@@ -137,8 +137,9 @@ def whole_checkpoints(left, new, old):
     if not left.exists():
         return
     found = [path for path in left.glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
+    for folder in found:
+        assert json.loads((folder / "trainer_state.json").read_text())["global_step"] >= 1
     for folder in [*found, *([left] if loads(left) else [])]:
-        assert json.loads((folder / "trainer_state.json").read_text())["global_step"] >= 1 or folder == left
         with safe_open(folder / "model.safetensors", framework="np") as file:
             assert sum(file.get_tensor(name).size for name in file.keys()) > 1000  # noqa: SIM118
     if loads(left):
