@@ -8,7 +8,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import LlavaProcessor
 
-from train_llava import limits
 from train_llava.build_model import CONTENT_PARTS, load_tokenizer
 from train_llava.chat import IGNORE_INDEX, IMAGE_TOKEN, ChatEncoder
 from train_llava.command import InputError
@@ -242,24 +241,3 @@ def test_what_is_too_long_ends_behind_an_answer(encoder, tokenizer, messages, li
     assert not ids or (ids[-1] == encoder.end_of_turn_id and labels[-1] == encoder.end_of_turn_id)
     ends = [i + 1 for i, label in enumerate(whole_labels) if label == encoder.end_of_turn_id]
     assert len(ids) == max([end for end in ends if end <= limit], default=0)
-
-
-def test_what_is_remembered_is_bounded(tokenizer):
-    """In entries and in bytes, whatever is asked; what is beyond a bound is refused before it is tokenised."""
-    encoder = ChatEncoder(tokenizer, 1, tokenizer.chat_template)
-    for i in range(3):
-        encoder.encode([{"role": "user", "content": f"{i} " + "word " * 150_000}], add_generation_prompt=True)
-    assert max(map(len, encoder.known)) <= limits.LONGEST_KNOWN
-    for i in range(3000):
-        encoder.encode([{"role": "user", "content": f"{i}"}], add_generation_prompt=True)
-    rounds = [{"role": role, "content": "a"} for _ in range(60) for role in ("user", "assistant")]
-    for turns in range(1, 121):
-        encoder.encode(rounds[:turns], add_generation_prompt=bool(turns % 2))
-    for _ in range(4):
-        encoder.planned = limits.MOST_PLANNED  # as after many kinds of conversation
-        encoder.encode([{"role": "system", "content": "S"}, *rounds[:2]])
-        encoder.plans.pop(next(iter(encoder.plans)))
-    assert len(encoder.known) <= limits.MOST_KNOWN and len(encoder.plans) <= 2
-    for large in ([{"role": "user", "content": "x" * (limits.MOST_CHARACTERS + 1)}], rounds * 4):
-        with pytest.raises(InputError, match="are the most"):
-            encoder.encode(large, add_generation_prompt=True)

@@ -28,10 +28,10 @@ from train_llava.bad_images import most_bad_images
 from train_llava.chat import ChatEncoder
 from train_llava.command import InputError, command, not_negative, positive
 from train_llava.data import tokens_per_image, too_long
-from train_llava.data_files import parts_of
+from train_llava.data_files import paths_of
 from train_llava.images import open_image, read_bytes
 from train_llava.load import fetch, load_processor
-from train_llava.outputs import check_same, output_folder, whole_file
+from train_llava.outputs import check_same, output_folder, whole_file, write_whole
 from train_llava.skeleton import positions_of
 from train_llava.sources import LISTED, Source
 
@@ -187,7 +187,7 @@ def main() -> None:
     parser.add_argument("--workers", type=not_negative, default=len(os.sched_getaffinity(0)))
     args = parser.parse_args()
 
-    paths = [parts_of(path)[1] for path in args.data_path]
+    paths = paths_of(args.data_path)
     if args.output_dir is None:
         args.output_dir = Path("output/check_data", "-".join(Path(path).absolute().name for path in paths))
     with output_folder(args.output_dir, args.model_name_or_path, args.image_folder, *paths):
@@ -237,9 +237,8 @@ def write(findings: Findings, problem: str | None, args: argparse.Namespace) -> 
     facts = {"data": args.data_path, "records": findings.records, "problem": problem}
     lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in findings.refused)
     report, refused, lengths = (args.output_dir / name for name in WRITTEN)
-    for path, text in ((report, json.dumps(facts, indent=2, ensure_ascii=False) + "\n"), (refused, lines)):
-        with whole_file(path) as new:
-            new.write_text(text, encoding="utf-8")
+    write_whole(report, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+    write_whole(refused, lines)
     if findings.lengths:
         with whole_file(lengths) as new:
             draw(findings.lengths, new)

@@ -17,7 +17,7 @@ class InputError(ValueError):
 
 def command(main: Callable[[], None]) -> Callable[[], None]:
     """Wraps a command's `main`: an InputError becomes one line on stderr and exit code 2, once per machine; what the
-    terminal cannot show is written as \\uXXXX, and so ends nothing."""
+    terminal cannot show is written by its number, and so ends nothing."""
 
     @functools.wraps(main)
     def wrapper() -> None:

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -188,6 +188,11 @@ def parts_of(text: str) -> tuple[str | None, str, float]:
     if weight and Path(f"{path}:{weight}").exists():
         path, weight = f"{path}:{weight}", None
     return name, path, float(weight or 1)
+
+
+def paths_of(texts: Iterable[str]) -> list[str]:
+    """The paths alone."""
+    return [parts_of(text)[1] for text in texts]
 
 
 def stamp(file: str) -> tuple[str, ...]:

@@ -31,10 +31,10 @@ from train_llava.caption_metrics import caption_metrics
 from train_llava.chat import IGNORE_INDEX
 from train_llava.command import InputError, command, positive
 from train_llava.data import LlavaDataset
-from train_llava.data_files import parts_of
+from train_llava.data_files import paths_of
 from train_llava.infer import SORTED, collator_of
 from train_llava.load import Model, load
-from train_llava.outputs import check_same, shared_output_folder, whole_file
+from train_llava.outputs import check_same, shared_output_folder, write_whole
 from train_llava.samples import caption_rows
 from train_llava.show_batch import png
 
@@ -133,7 +133,7 @@ def main() -> None:
         raise InputError("scoring needs the metrics of COCO: pip install pycocoevalcap")
     # waiting is all that ranks do together: the last may be slower than the first by more than the usual half hour
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=1))
-    paths = [parts_of(path)[1] for path in args.data_path]
+    paths = paths_of(args.data_path)
     read = (args.model_name_or_path, args.adapter_name_or_path, args.image_folder, *paths)
     check = partial(check_same, facts_of(args), *(args.output_dir / name for name in WRITTEN))
     with shared_output_folder(args.output_dir, check, *read):
@@ -172,8 +172,7 @@ def evaluate(args: argparse.Namespace, state: PartialState) -> None:
         page = report_page(f"{title} on {', '.join(args.data_path)}", metrics, rows, dataset)
         texts = (json.dumps(facts_of(args) | metrics, indent=2, ensure_ascii=False) + "\n", "".join(lines), page)
         for name, text in zip(WRITTEN, texts, strict=True):
-            with whole_file(args.output_dir / name) as new:
-                new.write_text(text, encoding="utf-8")
+            write_whole(args.output_dir / name, text)
         print("\n".join(f"{name:<15}{value:>12}" for name, value in written(metrics)))
         print(f"every answer: {args.output_dir}/samples.jsonl   the worst and the best: {args.output_dir}/report.html")
 

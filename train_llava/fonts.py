@@ -10,9 +10,8 @@ from PIL import ImageFont
 SIZE = 18  # at which fonts are looked into
 NO_CHARACTER = "\U0010fffe"  # which no font has
 WIDE = r"\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff"  # Chinese, Japanese, Korean
-CLOSING = (
-    r"\u3001\u3002\uff0c\uff1b\uff1a\uff01\uff1f\uff09\u300b\u300d\u300f\u3011\u2019\u201d"  # marks that begin no line
-)
+# marks that begin no line
+CLOSING = r"\u3001\u3002\uff0c\uff1b\uff1a\uff01\uff1f\uff09\u300b\u300d\u300f\u3011\u2019\u201d"
 # What stays together in a line: a word, blanks, or a character of WIDE with the closing marks behind it
 PIECES = re.compile(rf"[^\s{WIDE}]+|\s+|[{WIDE}][{CLOSING}]*")
 

@@ -12,7 +12,7 @@ from train_llava.arguments import DataArguments, LlavaTrainingArguments, ModelAr
 from train_llava.bad_images import BadImages
 from train_llava.data_files import parts_of
 from train_llava.new_folder import CARD, is_foreign_card
-from train_llava.outputs import whole_file
+from train_llava.outputs import write_whole
 from train_llava.parts import parts_table
 
 HOW_TO_USE = """```python
@@ -97,8 +97,7 @@ def write_card(
     ]
     if is_foreign_card(folder / CARD):
         return
-    with whole_file(folder / CARD) as new:
-        new.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    write_whole(folder / CARD, "\n\n".join(parts) + "\n")
 
 
 def name_of(path: str | Path) -> str:

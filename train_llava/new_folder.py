@@ -71,17 +71,20 @@ def put_in_place(new: Path, folder: Path) -> None:
     if is_foreign_card(folder / CARD):
         (new / CARD).unlink(missing_ok=True)
     make_readable(new)
-    old = {path for pattern in MODEL_FILES for path in folder.glob(pattern)}
-    old |= {folder / path.name for path in new.iterdir() if (folder / path.name).exists()}
+    old = model_files(folder) | {folder / path.name for path in new.iterdir() if (folder / path.name).exists()}
     replaced = None
     if old:
         leaving = Path(tempfile.mkdtemp(prefix=LEAVING, dir=folder))
         move(old, leaving)
         replaced = leaving.rename(folder / leaving.name.replace(LEAVING, REPLACED))
-    for path in sorted(new.iterdir(), key=lambda path: path.name in CONFIGS):
-        path.replace(folder / path.name)
+    move(new.iterdir(), folder)
     if replaced:
         shutil.rmtree(replaced)
+
+
+def model_files(folder: Path) -> set[Path]:
+    """What is of a model in a folder."""
+    return {path for pattern in MODEL_FILES for path in folder.glob(pattern)}
 
 
 def mend(folder: Path) -> None:
@@ -92,7 +95,7 @@ def mend(folder: Path) -> None:
         leaving.rmdir()
     for replaced in folder.glob(f"{REPLACED}*"):
         if not any((folder / name).exists() for name in CONFIGS):
-            for part in {path for pattern in MODEL_FILES for path in folder.glob(pattern)}:
+            for part in model_files(folder):
                 part.unlink()
             move(replaced.iterdir(), folder)
         shutil.rmtree(replaced)

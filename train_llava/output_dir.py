@@ -11,7 +11,7 @@ import torch
 
 from train_llava.arguments import LlavaTrainingArguments
 from train_llava.command import InputError
-from train_llava.new_folder import CARD, CONFIGS, MODEL_FILES, is_foreign_card, mend
+from train_llava.new_folder import CARD, CONFIGS, is_foreign_card, mend, model_files
 from train_llava.resume import is_whole, newest_first
 
 OLD_RUN = "_old-run-"  # folders with a run that is being replaced; Trainer uploads no names with this beginning
@@ -48,7 +48,7 @@ def set_aside(args: LlavaTrainingArguments) -> None:
 
 def run_files(folder: Path) -> set[Path]:
     """What a run has left in a folder; a card that somebody else has written is not of it."""
-    left = {path for pattern in (*RUN_FILES, *MODEL_FILES) for path in folder.glob(pattern)}
+    left = model_files(folder) | {path for pattern in RUN_FILES for path in folder.glob(pattern)}
     return left - {folder / CARD} if is_foreign_card(folder / CARD) else left
 
 

@@ -152,6 +152,12 @@ def whole_file(path: Path) -> Iterator[Path]:
             raise
 
 
+def write_whole(path: Path, text: str) -> None:
+    """A text as a `whole_file`."""
+    with whole_file(path) as new:
+        new.write_text(text, encoding="utf-8")
+
+
 @contextmanager
 def open_locked(path: Path) -> Iterator[BinaryIO]:
     """A file to append to, with nobody else doing so; made where it is not there, and taken away again if it stays

@@ -20,7 +20,7 @@ from transformers import LlavaProcessor
 from train_llava.chat import IGNORE_INDEX
 from train_llava.command import InputError, command, positive
 from train_llava.data import LlavaCollator, LlavaDataset
-from train_llava.data_files import parts_of
+from train_llava.data_files import paths_of
 from train_llava.load import load_processor
 from train_llava.outputs import check_apart, whole_file
 
@@ -109,7 +109,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("output/batch.html"))
     args = parser.parse_args()
 
-    paths = [parts_of(path)[1] for path in args.data_path]
+    paths = paths_of(args.data_path)
     check_apart(args.output, args.model_name_or_path, args.image_folder, *paths, is_file=True)
     if args.output.exists() and not (args.output.is_file() and MARK in args.output.read_bytes()[:1000]):
         raise InputError(f"{args.output} is no page of this command. Give another --output.")

@@ -25,7 +25,7 @@ from train_llava.callbacks import ProgressLine
 from train_llava.chat import ChatEncoder
 from train_llava.command import InputError, command
 from train_llava.data import LlavaCollator, LlavaDataset
-from train_llava.data_files import parts_of
+from train_llava.data_files import paths_of
 from train_llava.load import fetch, load, load_processor
 from train_llava.memory import Sharing, Step
 from train_llava.model_card import write_card
@@ -60,7 +60,7 @@ def main() -> None:
     checkpoint, flags = checkpoint_to_resume(args), run_flags(model_args, data_args, args)
     if checkpoint:
         check_resumable(checkpoint, args, flags)
-    paths = [parts_of(path)[1] for path in (*data_args.data_path, *(data_args.eval_data_path or []))]
+    paths = paths_of([*data_args.data_path, *(data_args.eval_data_path or [])])
     read = (model_args.model_name_or_path, data_args.image_folder, *paths)
     with shared_output_folder(Path(args.output_dir), partial(check_unclaimed, args, checkpoint), *read):
         train(model_args, data_args, args, checkpoint, flags)

@@ -162,6 +162,7 @@ class LlavaTrainer(Trainer):
             self.push_to_hub(commit_message="Model save")
 
     def _finish_folder(self, folder: Path, is_checkpoint: bool) -> None:
+        """What a saved model still lacks; the one at the end then goes to its place."""
         if self.run and is_checkpoint:
             write_run(folder, self.run)
         if isinstance(self.model, PeftModel):
