@@ -26,6 +26,12 @@ export PYTHONPATH="$HERE${PYTHONPATH:+:$PYTHONPATH}" TOKENIZERS_PARALLELISM=fals
 export PYTHONWARNINGS=${PYTHONWARNINGS:-ignore::FutureWarning}  # of libraries, about their own next versions
 source "$HERE/scripts/environment.sh"
 find_python "$HERE/requirements.txt"
+for word in "$@"; do
+    if [ "$word" = --help ] || [ "$word" = -h ]; then  # the lines at the top of this file, then the training's flags
+        sed -n '2,/^# -*$/p' "${BASH_SOURCE[0]}"
+        exec "$PYTHON" -m train_llava.train --help
+    fi
+done
 
 GPUS=$(nvidia-smi --list-gpus 2>/dev/null | wc -l) || GPUS=0
 [ "$GPUS" -gt 0 ] || export DS_ACCELERATOR=cpu

@@ -57,13 +57,18 @@ STRATEGIES = [
 
 
 def train(model: Path, train_type: str, rate: float, steps: int, seed: int, output: Path, *flags: str) -> dict:
-    """One training by the run script; what it took."""
-    shutil.rmtree(output, ignore_errors=True)
-    words = {"max_steps": steps, "learning_rate": rate, "seed": seed, "adam_beta2": 0.95, "eval_steps": steps}
+    """One training of a row; what it took."""
+    words = {"max_steps": steps, "learning_rate": rate, "adam_beta2": 0.95, "eval_steps": steps}
     words |= {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "logging_steps": 30}
-    words |= {"save_strategy": "steps", "save_steps": steps, "report_to": "none"}
-    words |= {"eval_strategy": "steps", "eval_data_path": WORK / "data" / "held_out"}
-    command = ["bash", ROOT / "run_zero2.sh", *flags]
+    words |= {"save_strategy": "steps", "save_steps": steps, "eval_strategy": "steps"}
+    return run_script("run_zero2.sh", model, train_type, seed, output, *flags, **words)
+
+
+def run_script(script: str, model: Path, train_type: str, seed: int, output: Path, *flags: str, **words: Any) -> dict:
+    """One training by a script of the repository, as a user types it; what it took."""
+    shutil.rmtree(output, ignore_errors=True)
+    words |= {"seed": seed, "report_to": "none", "eval_data_path": WORK / "data" / "held_out"}
+    command = ["bash", ROOT / script, *flags]
     command += [text for name, value in words.items() for text in (f"--{name}", value)]
     names = {"MODEL": model, "DATA": WORK / "data" / "train", "TRAIN_TYPE": train_type, "OUTPUT_DIR": output}
     environment = {**os.environ, **{name: str(value) for name, value in names.items()}}
@@ -77,6 +82,7 @@ def train(model: Path, train_type: str, rate: float, steps: int, seed: int, outp
         raise RuntimeError(f"{output}: the training failed; see {output}.log")
     assert "DeepSpeedZeroOptimizer ZeRO-2 on 2 ranks" in text
     history = read_log(output)
+    steps = history[-1]["step"]
     checkpoint = [path.stat().st_size for path in (output / f"checkpoint-{steps}").rglob("*") if path.is_file()]
     return {
         "trained_parameters": int(re.search(r"^together +[\d,]+ +([\d,]+)", text, re.M)[1].replace(",", "")),
@@ -85,6 +91,14 @@ def train(model: Path, train_type: str, rate: float, steps: int, seed: int, outp
         "peak_memory_gb": usage.ru_maxrss * 1024 / 1e9,
         "checkpoint_mb": sum(checkpoint) / 1e6,
     }
+
+
+def exact_percent(folder: Path) -> float:
+    """How many of the held-out captions a trained model writes exactly, in percent."""
+    shown = ["demo.show", "--model_name_or_path", folder, "--data_path", WORK / "data" / "held_out"]
+    subprocess.run([sys.executable, "-m", *map(str, shown)], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+    answers = [json.loads(line)["exact"] for line in (folder / "captions.jsonl").read_text().splitlines()]
+    return 100 * sum(answers) / len(answers)
 
 
 def measure(strategy: Strategy, seed: int) -> dict[str, Any]:
@@ -100,12 +114,16 @@ def measure(strategy: Strategy, seed: int) -> dict[str, Any]:
         steps -= FIRST_STAGE
     result = train(model, strategy.train_type, strategy.rate, steps, seed, folder, *strategy.flags)
     result["seconds"] += first["seconds"]
-    shown = ["demo.show", "--model_name_or_path", folder, "--data_path", WORK / "data" / "held_out"]
-    subprocess.run([sys.executable, "-m", *map(str, shown)], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
-    answers = [json.loads(line)["exact"] for line in (folder / "captions.jsonl").read_text().splitlines()]
-    result["exact_percent"] = 100 * sum(answers) / len(answers)
+    result["exact_percent"] = exact_percent(folder)
     kept.write_text(json.dumps(result))
     return result
+
+
+def make_data() -> None:
+    """The demo's pictures, made once."""
+    if not (WORK / "data").exists():
+        make = [sys.executable, "-m", "demo.make_data", "--output_dir", str(WORK / "data")]
+        subprocess.run(make, check=True, cwd=ROOT)
 
 
 def built(seed: int) -> Path:
@@ -168,9 +186,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "strategies")
     output = parser.parse_args().output
-    if not (WORK / "data").exists():
-        make = [sys.executable, "-m", "demo.make_data", "--output_dir", str(WORK / "data")]
-        subprocess.run(make, check=True, cwd=ROOT)
+    make_data()
     rows: dict[str, list[dict[str, Any]]] = {strategy.name: [] for strategy in STRATEGIES}
     for seed in SEEDS:
         for strategy in STRATEGIES:

@@ -105,7 +105,7 @@ NO_EFFECT = [
 
 
 def table() -> str:
-    """What docs/training.md shows."""
+    """What docs/flags.md shows."""
 
     def flags(names: list[str]) -> str:
         return ", ".join(f"`--{name}`" for name in sorted(names))

@@ -30,7 +30,7 @@ def test_every_flag_is_in_one_class():
 
 
 def test_the_table_in_the_docs():
-    assert table() in (ROOT / "docs" / "training.md").read_text()
+    assert table() in (ROOT / "docs" / "flags.md").read_text()
 
 
 def test_the_tests_that_are_named_exist():

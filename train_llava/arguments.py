@@ -39,6 +39,21 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "parallelism_config": (None, "records are shared out among all ranks. Use --deepspeed ds_configs/zero3.json"),
     "remove_unused_columns": (False, "the collator needs every column. Leave it out"),
 }
+# Flags of transformers 4, which older scripts give, and what says the same today
+RENAMED = {
+    "evaluation_strategy": "--eval_strategy",
+    "warmup_ratio": "--warmup_steps (below 1: a share of all steps)",
+    "group_by_length": "--train_sampling_strategy group_by_length",
+    "per_gpu_train_batch_size": "--per_device_train_batch_size",
+    "per_gpu_eval_batch_size": "--per_device_eval_batch_size",
+    "no_cuda": "--use_cpu",
+    "adafactor": "--optim adafactor",
+    "logging_dir": "nothing: logs are in runs/ of --output_dir",
+    "save_safetensors": "nothing: weights are always safetensors",
+    "include_tokens_per_second": "nothing: every progress line has it",
+    "push_to_hub_token": "--hub_token",
+    "push_to_hub_model_id": "--hub_model_id",
+}
 
 
 def flag(help: str, **kwargs) -> object:
@@ -65,7 +80,9 @@ class ModelArguments:
     lora_r: int = flag("rank of the adapters", default=32)
     lora_alpha: int = flag("the adapters are scaled by lora_alpha / lora_r", default=64)
     lora_target_modules: list[str] | None = flag(
-        "layers of the language model that get adapters; the matrices of its attention if not given", default=None
+        "layers of the language model that get adapters, or one regular expression on whole names as PEFT takes it, "
+        "for those of the vision tower, too; the matrices of the language model's attention if not given",
+        default=None,
     )
     vision_lora: bool = flag("adapters in the vision tower's attention, too", default=False)
     lora_dropout: float = flag("dropout before the adapters", default=0.05)
@@ -146,7 +163,9 @@ class FlagParser(HfArgumentParser):
         except (ValueError, ImportError, OSError) as error:
             raise InputError(str(error)) from error
         if unknown:
-            raise InputError(f"not known: {' '.join(unknown)} (--help lists all flags)")
+            names = [word.removeprefix("--").partition("=")[0].replace("-", "_") for word in unknown]
+            today = [f"--{name} is today {RENAMED[name]}; " for name in names if name in RENAMED]
+            raise InputError(f"not known: {' '.join(unknown)} ({''.join(today)}--help lists all flags)")
         return (*parsed,)
 
 

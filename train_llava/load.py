@@ -13,7 +13,6 @@ from huggingface_hub import snapshot_download
 from peft import PeftModel
 from safetensors import SafetensorError
 from transformers import (
-    AutoProcessor,
     BitsAndBytesConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -160,7 +159,8 @@ def load_processor(model_name_or_path: Name, model_folder: Path | None = None) -
     if not list(folder.glob("*processor_config.json")):
         raise InputError(nothing_in(folder, "processor_config.json"))
     try:
-        processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+        # whatever class the folder names: with that of CLIP, answers would get blanks in other programs (zero_nlp 185)
+        processor = LlavaProcessor.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise InputError(f"{folder}: its processor cannot be loaded ({error}).") from error
     if ((model_folder or folder) / "config.json").is_file():
