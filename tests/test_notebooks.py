@@ -1,11 +1,13 @@
 """Every notebook, top to bottom, on the demo's model after a few steps of training."""
 
 import os
+from itertools import pairwise
 
 import nbformat
 import pytest
 from conftest import ROOT, call
 from nbclient import NotebookClient
+from PIL import Image
 
 from demo import make_data
 from train_llava import build_model, train
@@ -31,10 +33,23 @@ def demo(tmp_path_factory):
     return folder
 
 
+def one_png(demo):
+    """The least that a user's folder may hold: one image, no JPEG, and a file that is none."""
+    folder = demo / "mine"
+    folder.mkdir(exist_ok=True)
+    Image.new("RGB", (64, 48), "green").save(folder / "a.PNG")
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
 PARAMETERS = {
     "code03_build_model_show.ipynb": lambda demo: {},
-    "code05_infer.ipynb": lambda demo: {"MODEL": demo / "freeze_vision"},
-    "code05_infer_lora.ipynb": lambda demo: {"ADAPTER": demo / "use_lora", "MERGED": demo / "merged"},
+    "code05_infer.ipynb": lambda demo: {"MODEL": demo / "freeze_vision", "PICTURES": one_png(demo)},
+    "code05_infer_lora.ipynb": lambda demo: {
+        "ADAPTER": demo / "use_lora",
+        "DATA": demo / "data" / "held_out",
+        "MERGED": demo / "merged",
+    },
 }
 
 
@@ -46,9 +61,13 @@ def test_notebook_runs(name, demo, monkeypatch):
     kept = [out for cell in notebook.cells for out in cell.get("outputs", [])]
     assert not any(out.output_type == "error" for out in kept)
     assert any("image/png" in out.get("data", {}) for out in kept)
+    for (
+        cell
+    ) in notebook.cells:  # what is printed in pieces is one text, or a page shows each piece in a line of its own
+        kinds = [out.get("name") for out in cell.get("outputs", [])]
+        assert ("stdout", "stdout") not in pairwise(kinds)
     values = PARAMETERS[name](demo)
     if values:
-        values["PICTURES"] = demo / "data" / "held_out" / "images"
         (cell,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
         assert all(f"{name} = " in cell.source for name in values)
         cell.source = "\n".join(f"{name} = {str(value)!r}" for name, value in values.items())

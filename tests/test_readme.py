@@ -1,50 +1,138 @@
-"""Both READMEs: the same headings and commands, and nothing in them that does not exist."""
+"""The pages in two languages: the same structure and commands, and nothing in them that does not exist."""
 
 import json
 import re
 import shlex
+import statistics
 from importlib import import_module
 
 import pytest
 from conftest import ROOT, call
 
-from benchmarks import train_step, tricks
+from benchmarks import original, strategies, train_step, tricks
+from docs import draw_llava
 
-READMES = {name: (ROOT / name).read_text() for name in ("README.md", "README_zh.md")}
+PAIRS = {
+    "README.md": "README_zh.md",
+    **{f"docs/{n}.md": f"docs/{n}_zh.md" for n in ("training", "data", "from_zero_nlp")},
+}
+PAGES = sorted(str(path.relative_to(ROOT)) for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def text_of(page):
+    return (ROOT / page).read_text()
 
 
 def blocks(text):
     return re.findall(r"```(\w+)\n(.*?)```", text, re.S)
 
 
+def without_blocks(text):
+    return re.sub(r"```.*?```", "", text, flags=re.S)
+
+
 def commands(text):
-    """Every command line of a README, continued lines joined, comments gone."""
+    """Every command line of a page, continued lines joined, comments gone."""
     shell = "\n".join(body for language, body in blocks(text) if language == "bash").replace("\\\n", " ")
-    return [shlex.split(line, comments=True) for line in shell.splitlines() if line.strip()]
+    lines = [shlex.split(line, comments=True) for line in shell.splitlines() if line.strip()]
+    return [words for words in lines if words]
 
 
-def test_same_headings_and_blocks():
-    levels = [re.findall(r"^(#+) ", re.sub(r"```.*?```", "", text, flags=re.S), re.M) for text in READMES.values()]
-    assert levels[0] == levels[1] and len(levels[0]) > 5
-    assert commands(READMES["README.md"]) == commands(READMES["README_zh.md"])
-    others = [[block for block in blocks(text) if block[0] != "bash"] for text in READMES.values()]
-    assert others[0] == others[1]
+def links(text):
+    return re.findall(r"\]\(([^)\s]+)\)", without_blocks(text))
 
 
-@pytest.mark.parametrize("name", READMES)
-def test_paths_exist(name):
-    paths = re.findall(r"`([\w./-]+\.(?:py|sh|json|ipynb|jinja|txt|md)|[a-z_]+/)`", READMES[name])
-    paths += re.findall(r"\]\(([\w./-]+)\)", READMES[name])
-    made_by_users = {"chat.json", "images/"}
-    assert len(paths) > 20
-    for path in set(paths) - made_by_users:
+def anchors(text):
+    """As GitHub makes them of the headings."""
+    titles = re.findall(r"^#+ (.*)", without_blocks(text), re.M)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def tables(text):
+    """Rows and columns of each table."""
+    found, rows = [], []
+    for line in [*without_blocks(text).splitlines(), ""]:
+        if line.startswith("|"):
+            rows.append(len(re.findall(r"(?<!\\)\|", line)) - 1)
+        elif rows:
+            assert len(set(rows)) == 1, line
+            found.append((len(rows), rows[0]))
+            rows = []
+    return found
+
+
+@pytest.mark.parametrize("english", PAIRS)
+def test_both_languages_have_the_same_structure(english):
+    texts = [text_of(english), text_of(PAIRS[english])]
+    levels = [re.findall(r"^(#+) ", without_blocks(text), re.M) for text in texts]
+    assert levels[0] == levels[1] and len(levels[0]) > 3
+    assert commands(texts[0]) == commands(texts[1])
+    assert tables(texts[0]) == tables(texts[1])
+    others = [[block for block in blocks(text) if block[0] != "bash"] for text in texts]
+    assert [language for language, _ in others[0]] == [language for language, _ in others[1]]
+    for (language, body), (_, chinese) in zip(*others, strict=True):
+        tree = language == "text" and body.startswith("run_zero2.sh, ")  # its right half is in Chinese
+        assert (
+            re.findall(r"[\w*/]+\.\w+|\w+/", body) == re.findall(r"[\w*/]+\.\w+|\w+/", chinese)
+            if tree
+            else body == chinese
+        )
+    targets = [[link.partition("#")[0].replace("_zh.", ".") for link in links(text)[1:]] for text in texts]
+    assert targets[0] == targets[1]
+    assert links(texts[0])[0].endswith("_zh.md") and "_zh" not in links(texts[1])[0]  # the way to the other language
+
+
+@pytest.mark.parametrize("page", ["README.md", "README_zh.md"])
+def test_front_pages_are_short(page):
+    assert len(text_of(page).splitlines()) <= 180
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    folder = (ROOT / page).parent
+    for link in links(text_of(page)):
+        if link.startswith("http"):
+            assert re.match(r"https://[\w.-]+\.\w+(/|$)", link), link
+            continue
+        path, _, anchor = link.partition("#")
+        target = folder / path if path else ROOT / page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target.read_text()), link
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if "from_zero_nlp" not in page])  # which names the original's
+def test_paths_exist(page):
+    folders = "train_llava|docs|benchmarks|tests|recipes|demo|ds_configs|scripts"
+    paths = re.findall(rf"`((?:{folders})/[\w./-]*)`", text_of(page))
+    if page.startswith("README"):
+        paths += re.findall(r"`([\w-]+\.(?:py|sh|ipynb|txt))`", text_of(page))
+        assert len(paths) > 8
+    for path in paths:
         assert (ROOT / path).exists(), path
 
 
-def test_commands_exist_and_know_their_flags():
+@pytest.mark.parametrize("page", ["README.md", "README_zh.md"])
+def test_the_tree_is_that_of_the_repository(page):
+    (tree,) = [body for language, body in blocks(text_of(page)) if body.startswith("run_zero2.sh, ")]
+    assert len(tree.splitlines()) <= 25
+    for line in tree.splitlines():
+        folder = ROOT / "train_llava" if line.startswith(" ") else ROOT
+        for name in re.findall(r"[\w*]+\.(?:py|sh|json|ipynb)|\w+/$|^\w+/", line):
+            assert list(folder.glob(name.rstrip("/"))), name
+
+
+def test_the_files_that_the_move_names_exist():
+    rows = re.findall(r"^\| `.*` \| (.*) \|$", text_of("docs/from_zero_nlp.md").split("## Name to name")[0], re.M)
+    paths = [path for row in rows for path in re.findall(r"`([\w./]+\.(?:py|sh|json))`", row)]
+    assert len(paths) > 8 and all((ROOT / path).exists() for path in paths)
+
+
+@pytest.mark.parametrize("page", PAIRS)
+def test_commands_exist_and_know_their_flags(page):
     helps = {}
-    variables = (ROOT / "run_zero2.sh").read_text()
-    for words in commands(READMES["README.md"]):
+    variables = text_of("run_zero2.sh")
+    for words in commands(text_of(page)):
         while "=" in words[0]:
             assert f"\n{words[0].split('=')[0]}=${{" in variables, words[0]
             words = words[1:]
@@ -54,32 +142,75 @@ def test_commands_exist_and_know_their_flags():
         elif words[:2] == ["python", "-m"]:
             module, flags = words[2], words[3:]
         else:
-            assert words[0] in ("source", "hf", "unzip")
+            assert words[0] in ("source", "hf", "git", "cd", "python3", ".venv/bin/pip") or words[0].startswith("--")
             continue
         flags = [flag for flag in flags if flag.startswith("--")]
         if flags and module not in helps:
             helps[module] = call(import_module(module).main, "--help").stdout
         assert all(flag in helps[module] for flag in flags)
-        if "." in module:
-            assert (ROOT / (module.replace(".", "/") + ".py")).is_file()
+        assert (ROOT / (module.replace(".", "/") + ".py")).is_file()
 
 
-@pytest.mark.parametrize("name", READMES)
-def test_the_strategies_are_those_of_the_kept_results(name):
-    rows = (ROOT / "benchmarks" / "results" / "strategies.md").read_text().splitlines()[2:]
-    assert len(rows) == 8
-    assert all(row in READMES[name] for row in rows)
+def strategy_rows(kept, originals):
+    """The figures of the front pages' table, a pair for each row: with the original's settings, with ours."""
+    names = {name: name for name in original.ROWS} | {"projector": "projector"}
+    for name in names:
+        ours = statistics.mean(run["exact_percent"] for run in kept["rows"][name])
+        theirs = originals["rows"].get(name)
+        yield name.split(",")[0], f"{theirs['exact_percent']:.1f}%" if theirs else "-", f"{ours:.1f}%"
 
 
-@pytest.mark.parametrize("name", [*READMES, "docs/performance.md"])
-def test_the_step_is_that_of_the_kept_results(name):
-    result = json.loads((ROOT / "benchmarks" / "results" / "train_step.json").read_text())
-    assert train_step.markdown(result) in (ROOT / name).read_text()
+@pytest.mark.parametrize("page", ["README.md", "README_zh.md"])
+def test_the_strategies_are_those_of_the_kept_results(page):
+    kept, originals = (json.loads((RESULTS / f"{name}.json").read_text()) for name in ("strategies", "original"))
+    rows = re.findall(
+        r"^\| `(use_lora|none|freeze_vision|projector)`.*\| ([\d.]+%|-) \| ([\d.]+%) \|$", text_of(page), re.M
+    )
+    assert rows == list(strategy_rows(kept, originals))
 
 
-def test_the_tricks_are_those_of_the_kept_results():
-    results = ROOT / "benchmarks" / "results"
-    tables = (results / "tricks.md").read_text()
-    assert tables in (ROOT / "docs" / "training.md").read_text()
-    rows = json.loads((results / "tricks.json").read_text())["rows"]
-    assert tables == tricks.both_tables(rows)
+@pytest.mark.parametrize("page", ["docs/training.md", "docs/training_zh.md"])
+def test_the_tables_are_those_of_the_kept_results(page):
+    """Word for word in English, the same numbers in Chinese."""
+    rows = json.loads((RESULTS / "tricks.json").read_text())["rows"]
+    kept = {name: (RESULTS / f"{name}.md").read_text() for name in ("strategies", "original", "tricks")}
+    assert kept["tricks"] == tricks.both_tables(rows)
+    assert kept["strategies"] == strategies.table(json.loads((RESULTS / "strategies.json").read_text())["rows"])
+    assert kept["original"] == original.table(json.loads((RESULTS / "original.json").read_text())["rows"])
+    for table in kept.values():
+        numbers = [re.findall(r"\d[\d.,]*", line) for line in table.splitlines() if re.search(r"\d", line)]
+        lines = [re.findall(r"\d[\d.,]*", line) for line in text_of(page).splitlines() if line.startswith("|")]
+        assert all(line in lines for line in numbers)
+        assert page.endswith("_zh.md") or table in text_of(page)
+
+
+def test_the_step_is_that_of_the_kept_results():
+    result = json.loads((RESULTS / "train_step.json").read_text())
+    assert train_step.markdown(result) in text_of("docs/performance.md")
+
+
+@pytest.mark.parametrize("page", ["README.md", "README_zh.md"])
+def test_what_the_demo_prints_is_what_it_printed(page):
+    (printed,) = [body for language, body in blocks(text_of(page)) if language == "text" and "Exactly right" in body]
+    kept = (RESULTS / "demo.txt").read_text().splitlines()
+    lines = [line for line in printed.splitlines() if line and line != "..."]
+    assert len(lines) > 10 and all(line in kept for line in lines)
+
+
+def test_the_notebook_has_the_answers_of_that_run():
+    """One kept run for the front pages and the notebooks."""
+    notebook = json.loads(text_of("code05_infer_lora.ipynb"))
+    told = "".join("".join(out.get("text", "")) for cell in notebook["cells"] for out in cell.get("outputs", []))
+    kept = text_of("benchmarks/results/demo.txt")
+    answers = re.findall(r"^  (?:right|WRONG)  (held_out_\d+)  (.*?)(?:   \(should be.*)?$", kept, re.M)
+    assert len(answers) == 8
+    for name, answer in answers:
+        assert re.search(rf"{name}\.\w+\n  base .*\n  adapter  {answer}\n", told), name
+
+
+@pytest.mark.parametrize("name", draw_llava.WORDS)
+def test_the_drawings_are_those_of_their_script(name):
+    """But for the picture in them, whose bytes are Pillow's."""
+    drawn = draw_llava.drawing(draw_llava.WORDS[name])
+    kept = text_of(f"docs/{name}.svg")
+    assert re.sub(r'href="[^"]*"', "", drawn) == re.sub(r'href="[^"]*"', "", kept)

@@ -1,0 +1,105 @@
+"""Every command of the front pages, typed in their order in a copy of the repository.
+
+Small backbones and data lie where the pages put the downloads. What needs a network or makes an environment is not
+typed: NOT_HERE says why. Runs of the script are cut to a few steps by flags at their end, as a user would.
+"""
+
+import shutil
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, call, run
+from test_readme import commands, text_of
+
+from benchmarks.serving import served
+from demo.make_data import write_split
+
+NOT_HERE = {
+    "git": "the address is the reader's",
+    "cd": "the copy is the folder",
+    "hf": "a download",
+    "source": "the tests' environment is active",
+    "python3": "makes an environment",
+    ".venv/bin/pip": "a download",
+    "run_tests.sh": "it is what runs this",
+}
+FEW = ("--max_steps", "2", "--logging_steps", "1", "--save_strategy", "no", "--report_to", "none")
+SCRIPTS = [words for words in commands(text_of("README.md")) if "run_zero2.sh" in words]
+TRAINING = next(words for words in SCRIPTS if "MODEL=models/llava" in words)
+
+
+@pytest.fixture
+def copy(tmp_path, monkeypatch):
+    """The repository's files, and what its readers have downloaded or have of their own."""
+    folder = tmp_path / "my train_llava"
+    left = shutil.ignore_patterns(".*", "output", "tests", "__pycache__")
+    shutil.copytree(ROOT, folder, ignore=left)
+    (folder / "models").mkdir()
+    (folder / "models" / "clip").symlink_to(ROOT / "demo" / "clip")
+    (folder / "models" / "qwen").symlink_to(ROOT / "demo" / "qwen")
+    for seed, name in enumerate(("LLaVA-CC3M-Pretrain-595K", "mine", "held_out")):
+        write_split(folder / "data" / name, "held_out", 24, seed=seed)
+    shutil.copy(next((folder / "data" / "mine" / "images").iterdir()), folder / "picture.jpg")
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def type_script(folder, words, *more):
+    """A line with run_zero2.sh, variables in front, as a shell takes it."""
+    variables = dict(word.split("=", 1) for word in words[: words.index("bash")])
+    path = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin"
+    environment = {"PATH": path, "HOME": str(Path.home()), "TOKENIZERS_PARALLELISM": "false", **variables}
+    command = [*words[words.index("bash") :], *more]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def type_module(folder, words):
+    module, *flags = words[2:]
+    if module == "train_llava.app":
+        with served(sys.executable, "-m", module, "--model_name_or_path", folder / flags[1], *flags[2:]):
+            return
+    done = call(import_module(module).main, *flags)
+    assert done.returncode == 0, f"{words}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
+
+
+def test_build_train_ask_and_look(copy):
+    """All commands but the demo, the resumed and the mixed run."""
+    typed = 0
+    for words in commands(text_of("README.md")):
+        if words[0] == "python":
+            type_module(copy, words)
+        elif words == TRAINING:
+            done = type_script(copy, words, *FEW)
+            assert done.returncode == 0, done.stderr[-3000:]
+        else:
+            assert words in SCRIPTS or words[0] in NOT_HERE or words[1] in NOT_HERE, words
+            continue
+        typed += 1
+    assert typed == 9
+    assert (copy / "models" / "mine" / "config.json").is_file() and (copy / "output" / "check_data" / "mine").is_dir()
+
+
+@pytest.mark.slow
+def test_every_run_of_the_script(copy):
+    """The demo from nothing; the real run, stopped after its first epoch and gone on with; the mixture."""
+    build = next(words for words in commands(text_of("README.md")) if "train_llava.build_model" in words)
+    type_module(copy, build)
+    for words in SCRIPTS:
+        epochs = ("--num_train_epochs", "2" if "--resume_from_checkpoint" in words else "1", "--report_to", "none")
+        more = ("--max_steps", "4") if words == ["bash", "run_zero2.sh"] else epochs
+        if "DATA=data/LLaVA-CC3M-Pretrain-595K data/mine:2.0" in words:
+            shutil.rmtree(copy / "output" / "llava-use_lora")
+        done = type_script(copy, words, *more)
+        assert done.returncode == 0, f"{words}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
+        assert "The trained model is in" in done.stdout
+    assert (copy / "output" / "demo-use_lora" / "captions.png").is_file()
+
+
+def test_the_scripts_help(copy):
+    """The variables at its top and the flags of a training; nothing is made."""
+    done = run("bash", ROOT / "run_zero2.sh", "--help", PATH=f"{Path(sys.executable).parent}:/usr/bin:/bin")
+    assert done.returncode == 0 and "TRAIN_TYPE=${TRAIN_TYPE:-use_lora}" in done.stdout
+    assert "--lora_target_modules" in done.stdout and "trains the demo" not in done.stdout
