@@ -12,7 +12,7 @@ from test_loss import trainer_of
 from transformers import Trainer
 
 from train_llava import train
-from train_llava.arguments import REFUSED, DataArguments, LlavaTrainingArguments, ModelArguments, check_flags
+from train_llava.arguments import REFUSED, RENAMED, DataArguments, LlavaTrainingArguments, ModelArguments, check_flags
 from train_llava.command import InputError
 from train_llava.estimate import main as estimate
 from train_llava.trainer import LlavaTrainer
@@ -31,6 +31,17 @@ def test_every_flag_is_in_one_class():
 
 def test_the_table_in_the_docs():
     assert table() in (ROOT / "docs" / "flags.md").read_text()
+
+
+def test_flags_of_older_scripts(tmp_path):
+    """The original's own, and others of transformers 4: the error says what they are called today."""
+    base = ("--model_name_or_path", "m", "--data_path", "d", "--output_dir", tmp_path)
+    done = call(train.main, *base, "--evaluation_strategy", "no", "--warmup-ratio=0.03")
+    assert done.returncode == 2 and "--evaluation_strategy is today --eval_strategy; " in done.stderr
+    assert "--warmup_ratio is today --warmup_steps (below 1: a share of all steps); " in done.stderr
+    assert not RENAMED.keys() & FIELDS
+    today = {match for text in RENAMED.values() for match in re.findall(r"^--(\w+)", text)}
+    assert today and today <= FIELDS
 
 
 def test_the_tests_that_are_named_exist():

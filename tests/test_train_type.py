@@ -5,12 +5,14 @@ import re
 import pytest
 import torch
 from conftest import call
+from peft import LoraConfig, get_peft_model
 from test_loss import TRAIN_TYPES, trainer_of
 from transformers import TrainerCallback
 
 from train_llava.arguments import ModelArguments
 from train_llava.command import InputError
-from train_llava.load import load
+from train_llava.data import LlavaCollator, LlavaDataset
+from train_llava.load import load, load_processor
 from train_llava.parts import parts_table
 from train_llava.train import main
 from train_llava.train_type import apply_train_type
@@ -103,6 +105,42 @@ def test_lora_in_other_layers_and_in_the_tower(llava):
     assert len(tower) == 8 and not any("layers.2." in name for name in tower)
     with pytest.raises(InputError, match="--lora_target_modules c_attn: no such layer; there are down_proj, gate_proj"):
         adapted(lora_target_modules=["c_attn"])
+
+
+SUFFIXES = r".*\.(q_proj|k_proj|v_proj|o_proj)"  # as PEFT finds layers by the ends of their names
+
+
+def test_lora_by_a_regular_expression(llava, data):
+    """The layers that PEFT would take; those of the tower learn, but for the layer that LLaVA does not read."""
+    args = ModelArguments(str(llava), train_type="use_lora", lora_target_modules=[SUFFIXES])
+    model = apply_train_type(load(llava, dtype=torch.float32)[0], args)
+    plain = get_peft_model(load(llava)[0], LoraConfig(r=2, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"]))
+    adapted = [
+        {name.split(".lora_A")[0] for name, _ in m.named_parameters() if ".lora_A" in name} for m in (model, plain)
+    ]
+    assert adapted[0] == adapted[1] and len(adapted[0]) == 2 * 4 + 3 * 3
+    batch = LlavaCollator(load_processor(llava))([LlavaDataset(data)[i] for i in range(2)])
+    model(**batch).loss.backward()
+    moved = {
+        name.split(".lora_B")[0] for name, p in model.named_parameters() if ".lora_B" in name and p.grad is not None
+    }
+    assert adapted[0] - moved == {name for name in adapted[0] if "vision_tower.encoder.layers.2." in name}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        (".*(", "not a regular expression"),
+        (".*c_attn.*", "matches no layer"),
+        (".*(q_proj|lm_head)", "matches lm_head. Adapters go into linear layers of the vision tower and the language"),
+        (".*linear_1", "matches model.multi_modal_projector.linear_1"),
+        (r".*layers\.0", r"matches model.*layers\.0"),
+    ],
+)
+def test_regular_expressions_that_name_something_else(llava, pattern, message):
+    args = ModelArguments(str(llava), train_type="use_lora", lora_target_modules=[pattern])
+    with pytest.raises(InputError, match=message):
+        apply_train_type(load(llava)[0], args)
 
 
 @pytest.mark.parametrize("train_type", [*TRAIN_TYPES, "use_lora, projector frozen"])
