@@ -47,9 +47,9 @@ class Curve:
 
 CURVES = {
     "none, 16 samples a step": Curve(
-        "none", (1e-4, 2e-4, 3e-4, 4e-4, 6e-4, 1e-3), dict.fromkeys((0.0003, 0.0004, 0.0006), (1, 2))
+        "none", (1e-4, 2e-4, 3e-4, 4e-4, 6e-4, 1e-3), dict.fromkeys((3e-4, 4e-4, 6e-4), (1, 2))
     ),
-    "none, 64 a step (the original's)": Curve("none", (RATE, 1e-3, 2e-3), {}, original=True),
+    "none, 64 a step (the original's)": Curve("none", (RATE, 1e-3), {}, original=True),
     "none, 16 a step, the tower at 2e-5": Curve("none", (RATE, 1e-3), {}, ("--vision_learning_rate", "2e-5")),
     "freeze_vision, 16 a step": Curve("freeze_vision", (RATE, 1e-3), {}),
 }

@@ -27,7 +27,7 @@ EXAMPLE_IMAGE=$HELD_OUT/images/held_out_000000.jpg
 # Settings for a model of two million weights: high rates, many small steps, and no checkpoints on the way.
 case $TRAIN_TYPE in
     use_lora) DEMO_RATE=2e-3 ;;
-    none) DEMO_RATE=2e-4 ;;      # at more, CLIP forgets how to see before Qwen has learned to look
+    none) DEMO_RATE=2e-4 ;;      # at 1e-3 CLIP forgets how to see before Qwen has learned to look
     *) DEMO_RATE=1e-3 ;;
 esac
 DEMO_FLAGS=(
