@@ -105,7 +105,7 @@ def draw(curves: dict[str, dict[str, list[dict[str, Any]]]], path: Path) -> None
         for rate, values in zip(rates, losses, strict=True):
             axes.plot([rate] * len(values), values, "o", color=colour, markersize=4)
     axes.axvline(RATE, color="#777777", linestyle="--", linewidth=1)
-    axes.text(RATE * 1.03, 0.35, "the original's rate\nfor every strategy", color="#555555", fontsize=9, va="top")
+    axes.text(RATE * 1.03, 0.25, "the original's rate\nfor every strategy", color="#555555", fontsize=9, va="top")
     axes.set(xscale="log", yscale="log", xlabel="learning rate", ylabel="held-out loss, nats per token")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
