@@ -24,17 +24,13 @@ HOSTFILE=${HOSTFILE:-}              # or: a DeepSpeed hostfile, when this machin
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 export PYTHONPATH="$HERE${PYTHONPATH:+:$PYTHONPATH}" TOKENIZERS_PARALLELISM=false
 export PYTHONWARNINGS=${PYTHONWARNINGS:-ignore::FutureWarning}  # of libraries, about their own next versions
-source "$HERE/scripts/environment.sh"
-find_python "$HERE/requirements.txt"
-for word in "$@"; do
-    if [ "$word" = --help ] || [ "$word" = -h ]; then  # the lines at the top of this file, then the training's flags
-        sed -n '2,/^# -*$/p' "${BASH_SOURCE[0]}"
-        exec "$PYTHON" -m train_llava.train --help
-    fi
-done
-
 GPUS=$(nvidia-smi --list-gpus 2>/dev/null | wc -l) || GPUS=0
 [ "$GPUS" -gt 0 ] || export DS_ACCELERATOR=cpu
+case " $* " in *" --help "* | *" -h "*) HELP=true ;; *) HELP=false ;; esac
+[ "$HELP" = false ] || sed -n '2,/^# -*$/{/^set /d;p}' "${BASH_SOURCE[0]}"  # the lines at the top of this file
+source "$HERE/scripts/environment.sh"
+find_python "$HERE/requirements.txt"
+[ "$HELP" = false ] || exec "$PYTHON" -m train_llava.train --help
 if [ "$NNODES" -gt 1 ] && { [ -z "$NODE_RANK" ] || [ -z "$MASTER_ADDR" ] || [ -z "$MODEL" ]; }; then
     echo "error: NNODES=$NNODES needs NODE_RANK (0 to $((NNODES - 1))), MASTER_ADDR, MODEL and DATA" >&2
     exit 2

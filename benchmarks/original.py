@@ -17,13 +17,12 @@ on. Writes a table as .md, all figures as .json, and the curves as .png.
 import argparse
 import json
 import statistics
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import machine
-from benchmarks.strategies import ROOT, STEPS, WORK, built, exact_percent, make_data, run_script, train
+from benchmarks.strategies import ROOT, STEPS, built, exact_percent, kept, make_data, run_script, train
 
 ROWS = {  # the original's table: strategy, flags, its verdict
     "use_lora, projector random and frozen": ("use_lora", ("--train_projector", "false"), "very good (a bug)"),
@@ -55,32 +54,33 @@ CURVES = {
 }
 
 
-def kept(name: str, make: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
-    """The result of a run, from its file where it was done before."""
-    folder = WORK / name
-    file = folder.with_suffix(".json")
-    if not file.is_file():
-        result = make(folder)
-        file.write_text(json.dumps(result | {"exact_percent": exact_percent(folder)}))
-        print(f"{name}: {file.read_text()}", flush=True)
-    return json.loads(file.read_text())
-
-
-def row(name: str, rate: float = RATE) -> dict[str, Any]:
+def row(name: str) -> dict[str, Any]:
     """A strategy of the original's table with the original's settings."""
     train_type, flags, _ = ROWS[name]
-    key = f"original-{name.replace(', ', '-').replace(' ', '_')}-1" + f"-{rate:.0e}" * (rate != RATE)
+    return originals_run(train_type, RATE, 1, flags)
+
+
+def originals_run(train_type: str, rate: float, seed: int, flags: tuple[str, ...]) -> dict[str, Any]:
+    """A run by its recipe, at another rate where one is given."""
     words = {} if rate == RATE else {"learning_rate": rate}
-    return kept(key, lambda folder: run_script("recipes/original.sh", built(1), train_type, 1, folder, *flags, **words))
+
+    def make(folder: Path) -> dict[str, Any]:
+        result = run_script("recipes/original.sh", built(seed), train_type, seed, folder, *flags, **words)
+        return result | {"exact_percent": exact_percent(folder)}
+
+    return kept("-".join(["original", train_type, *flags, f"{rate:g}", str(seed)]), make)
 
 
-def point(name: str, rate: float, seed: int) -> dict[str, Any]:
+def point(curve: Curve, rate: float, seed: int) -> dict[str, Any]:
     """A strategy at one rate."""
-    curve = CURVES[name]
     if curve.original:
-        return row(curve.train_type, rate)
-    key = f"rate-{curve.train_type}-{'-'.join(curve.flags).strip('-')}-{rate:.0e}-{seed}".replace("--", "-")
-    return kept(key, lambda folder: train(built(seed), curve.train_type, rate, STEPS, seed, folder, *curve.flags))
+        return originals_run(curve.train_type, rate, seed, curve.flags)
+
+    def make(folder: Path) -> dict[str, Any]:
+        result = train(built(seed), curve.train_type, rate, STEPS, seed, folder, *curve.flags)
+        return result | {"exact_percent": exact_percent(folder)}
+
+    return kept("-".join(["rate", curve.train_type, *curve.flags, f"{rate:g}", str(seed)]), make)
 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
@@ -124,7 +124,7 @@ def main() -> None:
         rows[name] = row(name)
     for name, curve in CURVES.items():
         for rate in curve.rates:
-            curves[name][f"{rate:.0e}"] = [point(name, rate, seed) for seed in curve.seeds.get(rate, (1,))]
+            curves[name][f"{rate:g}"] = [point(curve, rate, seed) for seed in curve.seeds.get(rate, (1,))]
     head = {"command": "python -m benchmarks.original", **machine()}
     output.with_suffix(".json").write_text(json.dumps(head | {"rows": rows, "curves": curves}, indent=2) + "\n")
     output.with_suffix(".md").write_text(table(rows))

@@ -15,6 +15,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,22 +102,29 @@ def exact_percent(folder: Path) -> float:
     return 100 * sum(answers) / len(answers)
 
 
+def kept(name: str, make: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    """What `make` has found about a run in this folder of WORK, from a file beside it where it was done before."""
+    folder = WORK / name
+    file = folder.with_name(f"{name}.json")
+    if not file.is_file():
+        file.write_text(json.dumps(make(folder)))
+        print(f"{name}: {file.read_text()}", flush=True)
+    return json.loads(file.read_text())
+
+
 def measure(strategy: Strategy, seed: int) -> dict[str, Any]:
-    """One row's run with one seed, from a file where it was done before."""
-    folder = WORK / f"{strategy.name.replace(', ', '-').replace(' ', '_')}-{seed}"
-    kept = folder.with_suffix(".json")
-    if kept.is_file():
-        return json.loads(kept.read_text())
-    model, first, steps = built(seed), {"seconds": 0.0}, STEPS
-    if strategy.after:
-        stage = next(s for s in STRATEGIES if s.name == strategy.after)
-        model, first = first_stage(stage, seed)
-        steps -= FIRST_STAGE
-    result = train(model, strategy.train_type, strategy.rate, steps, seed, folder, *strategy.flags)
-    result["seconds"] += first["seconds"]
-    result["exact_percent"] = exact_percent(folder)
-    kept.write_text(json.dumps(result))
-    return result
+    """One row's run with one seed."""
+
+    def make(folder: Path) -> dict[str, Any]:
+        model, first, steps = built(seed), {"seconds": 0.0}, STEPS
+        if strategy.after:
+            stage = next(s for s in STRATEGIES if s.name == strategy.after)
+            model, first = first_stage(stage, seed)
+            steps -= FIRST_STAGE
+        result = train(model, strategy.train_type, strategy.rate, steps, seed, folder, *strategy.flags)
+        return result | {"seconds": result["seconds"] + first["seconds"], "exact_percent": exact_percent(folder)}
+
+    return kept(f"{strategy.name.replace(', ', '-').replace(' ', '_')}-{seed}", make)
 
 
 def make_data() -> None:
@@ -137,12 +145,9 @@ def built(seed: int) -> Path:
 
 def first_stage(stage: Strategy, seed: int) -> tuple[Path, dict[str, Any]]:
     """A first stage that several rows share, made once."""
-    folder = WORK / f"first_stage_{stage.name}-{seed}"
-    kept = folder.with_suffix(".json")
-    if not kept.is_file():
-        result = train(built(seed), stage.train_type, stage.rate, FIRST_STAGE, seed, folder, *stage.flags)
-        kept.write_text(json.dumps(result))
-    return folder, json.loads(kept.read_text())
+    name = f"first_stage_{stage.name}-{seed}"
+    settings = (stage.train_type, stage.rate, FIRST_STAGE, seed)
+    return WORK / name, kept(name, lambda folder: train(built(seed), *settings, folder, *stage.flags))
 
 
 def spread(values: list[float], form: str) -> str:
@@ -191,7 +196,6 @@ def main() -> None:
     for seed in SEEDS:
         for strategy in STRATEGIES:
             rows[strategy.name].append(measure(strategy, seed))
-            print(f"seed {seed}  {strategy.name}: {rows[strategy.name][-1]}", flush=True)
     head = {"command": "python -m benchmarks.strategies", **machine(), "steps": STEPS, "samples_per_step": 16}
     output.with_suffix(".json").write_text(json.dumps(head | {"seeds": SEEDS, "rows": rows}, indent=2) + "\n")
     output.with_suffix(".md").write_text(table(rows))

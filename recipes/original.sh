@@ -11,8 +11,10 @@
 TRAIN_TYPE=${TRAIN_TYPE:-use_lora}
 ADAPTERS=()
 [ "$TRAIN_TYPE" != use_lora ] ||
-    ADAPTERS=(--lora_r 32 --lora_alpha 8 --lora_dropout 0.05 --lora_target_modules '.*\.(q_proj|k_proj|v_proj|o_proj)')
-TRAIN_TYPE=$TRAIN_TYPE bash "$(dirname "$0")/../run_zero2.sh" \
+    ADAPTERS=(--lora_r 32 --lora_alpha 8 --lora_dropout 0.05 --lora_target_modules '.*\.[qkvo]_proj')
+HERE=$(cd "$(dirname "$0")/.." && pwd)
+[ -n "${MODEL:-}" ] || export OUTPUT_DIR=${OUTPUT_DIR:-$HERE/output/demo-original-$TRAIN_TYPE}  # not the demo's own
+TRAIN_TYPE=$TRAIN_TYPE bash "$HERE/run_zero2.sh" \
     "${ADAPTERS[@]}" \
     --learning_rate 4e-4 \
     --lr_scheduler_type linear \

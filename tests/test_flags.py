@@ -37,10 +37,14 @@ def test_flags_of_older_scripts(tmp_path):
     """The original's own, and others of transformers 4: the error says what they are called today."""
     base = ("--model_name_or_path", "m", "--data_path", "d", "--output_dir", tmp_path)
     done = call(train.main, *base, "--evaluation_strategy", "no", "--warmup-ratio=0.03")
-    assert done.returncode == 2 and "--evaluation_strategy is today --eval_strategy; " in done.stderr
-    assert "--warmup_ratio is today --warmup_steps (below 1: a share of all steps); " in done.stderr
+    assert done.returncode == 2 and "--evaluation_strategy is now --eval_strategy; " in done.stderr
+    assert "--warmup_ratio is now --warmup_steps (below 1: a share of all steps); " in done.stderr
+    done = call(train.main, *base, "--optimizer", "adafactor")  # a value, not the flag of that name
+    assert done.returncode == 2 and "--optim adafactor" not in done.stderr
+    done = call(estimate, *base[:2], "--no_cuda")  # which has no --use_cpu
+    assert done.returncode == 2 and "--no_cuda (--help" in done.stderr
     assert not RENAMED.keys() & FIELDS
-    today = {match for text in RENAMED.values() for match in re.findall(r"^--(\w+)", text)}
+    today = {match for text in RENAMED.values() for match in re.findall(r"^is now --(\w+)", text)}
     assert today and today <= FIELDS
 
 

@@ -157,6 +157,14 @@ def test_what_is_not_a_whole_model(llava, old_qwen, tmp_path):
         load_processor(tmp_path / "part")
 
 
+def test_a_llava_with_another_kind_of_tower(llava, tmp_path):
+    """Pixtral is a model of type llava, too, and marks the rows of its images with tokens of its own."""
+    shutil.copytree(llava, tmp_path / "pixtral")
+    changed(tmp_path / "pixtral" / "config.json", vision_config={"model_type": "pixtral", "hidden_size": 32})
+    with pytest.raises(InputError, match="a vision tower of kind pixtral, not CLIP or SigLIP"):
+        load_processor(tmp_path / "pixtral")
+
+
 def test_no_code_of_a_folder_runs(llava, tmp_path):
     folder, made = tmp_path / "llava", tmp_path / "made"
     shutil.copytree(llava, folder)

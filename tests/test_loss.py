@@ -22,6 +22,7 @@ def trainer_of(cls, llava, data, tmp_path, train_type, **flags):
     torch.manual_seed(0)
     model, processor = load(llava, dtype=torch.float32)
     own = {"train_projector": flags.pop("train_projector", True), "lora_dropout": 0.0}
+    own["lora_target_modules"] = flags.pop("lora_target_modules", None)
     args = ModelArguments(model_name_or_path=str(llava), train_type=train_type, **own)
     model = apply_train_type(model, args)
     flags = {"output_dir": str(tmp_path), "use_cpu": True, "report_to": "none", "save_strategy": "no", **flags}

@@ -61,9 +61,8 @@ def test_notebook_runs(name, demo, monkeypatch):
     kept = [out for cell in notebook.cells for out in cell.get("outputs", [])]
     assert not any(out.output_type == "error" for out in kept)
     assert any("image/png" in out.get("data", {}) for out in kept)
-    for (
-        cell
-    ) in notebook.cells:  # what is printed in pieces is one text, or a page shows each piece in a line of its own
+    # what is printed in pieces is one text, or a page shows each piece in a line of its own
+    for cell in notebook.cells:
         kinds = [out.get("name") for out in cell.get("outputs", [])]
         assert ("stdout", "stdout") not in pairwise(kinds)
     values = PARAMETERS[name](demo)

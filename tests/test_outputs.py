@@ -14,7 +14,7 @@ import pytest
 from conftest import ROOT, call
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
-from train_llava import build_model, check_data, evaluate, infer, merge_lora, show_batch, train
+from train_llava import build_model, check_data, evaluate, infer, merge_lora, outputs, show_batch, train
 from train_llava.command import InputError
 from train_llava.outputs import HELD, UNFINISHED, check_apart, check_same, open_locked, output_folder, whole_file
 
@@ -120,6 +120,27 @@ def test_a_second_process_is_refused_until_the_first_ends(tmp_path, kind, hold):
         with hold(path), hold(path) if kind == "folder" else nullcontext():
             pass
     assert not HELD and not list(tmp_path.rglob(f"{UNFINISHED}*"))
+
+
+def test_what_was_moved_to_its_place_meanwhile_is_left_alone(tmp_path, monkeypatch):
+    """Between the opening of an unfinished file and its lock, its writer ends, and another one may begin."""
+    path, unfinished = tmp_path / "page.html", tmp_path / f"{UNFINISHED}page.html"
+    for another in (False, True):
+        unfinished.write_text("whole")
+
+        def finish(place, flags, another=another, opened=os.open):
+            if unfinished.exists() and unfinished.read_text():
+                os.replace(unfinished, path)
+                if another:
+                    unfinished.touch()
+            return opened(place, flags)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(outputs.os, "open", finish)
+            with pytest.raises(InputError, match="another process is writing there"), whole_file(path):
+                pass
+        assert path.read_text() == "whole"
+    assert not HELD
 
 
 def test_threads_that_write_at_once_leave_one_whole_file(tmp_path):

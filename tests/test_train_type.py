@@ -107,7 +107,7 @@ def test_lora_in_other_layers_and_in_the_tower(llava):
         adapted(lora_target_modules=["c_attn"])
 
 
-SUFFIXES = r".*\.(q_proj|k_proj|v_proj|o_proj)"  # as PEFT finds layers by the ends of their names
+SUFFIXES = r".*\.[qkvo]_proj"  # as PEFT finds layers by the ends of their names
 
 
 def test_lora_by_a_regular_expression(llava, data):
@@ -131,7 +131,9 @@ def test_lora_by_a_regular_expression(llava, data):
     ("pattern", "message"),
     [
         (".*(", "not a regular expression"),
-        (".*c_attn.*", "matches no layer"),
+        (".*c_attn.*", "matches no layer. Give names with blanks between them .down_proj, gate_proj"),
+        ("q_proj,v_proj", "matches no layer. Give names with blanks between them"),
+        (".*", "matches the whole model"),
         (".*(q_proj|lm_head)", "matches lm_head. Adapters go into linear layers of the vision tower and the language"),
         (".*linear_1", "matches model.multi_modal_projector.linear_1"),
         (r".*layers\.0", r"matches model.*layers\.0"),
@@ -143,13 +145,14 @@ def test_regular_expressions_that_name_something_else(llava, pattern, message):
         apply_train_type(load(llava)[0], args)
 
 
-@pytest.mark.parametrize("train_type", [*TRAIN_TYPES, "use_lora, projector frozen"])
+@pytest.mark.parametrize("train_type", [*TRAIN_TYPES, "use_lora, projector frozen", "use_lora, tower adapted"])
 def test_gradient_checkpointing_changes_no_gradient(llava, data, tmp_path, train_type):
     """Frozen embeddings and a frozen projector leave a checkpointed layer inputs that ask for no gradient."""
     found = []
     for checkpointing in (False, True):
-        name, _, frozen = train_type.partition(",")
-        flags = {"max_steps": 1, "gradient_checkpointing": checkpointing, "train_projector": not frozen}
+        name, _, kind = train_type.partition(",")
+        flags = {"max_steps": 1, "gradient_checkpointing": checkpointing, "train_projector": "frozen" not in kind}
+        flags["lora_target_modules"] = [SUFFIXES] if "tower" in kind else None
         trainer = trainer_of(LlavaTrainer, llava, data, tmp_path, name, **flags)
         norms = []
         trainer.add_callback(Norms(norms))

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import nn
 
+from train_llava.backbones import CLIP
 from train_llava.forward import CHUNK
 from train_llava.parts import weights_in
 from train_llava.train_type import unread_layers
@@ -62,7 +63,7 @@ def stages(llava: nn.Module, s: int, mask: int) -> Iterator[Stage]:
     inner, text, vision = llava.model, llava.config.text_config, llava.config.vision_config
     tower, language = inner.vision_tower, inner.language_model
     patches = (vision.image_size // vision.patch_size) ** 2
-    positions = patches + (vision.model_type == "clip_vision_model")
+    positions = patches + (vision.model_type == CLIP)
     below = is_trained(tower)
     yield Stage("image", 0, trained=trained_in(tower) - trained_in(tower.encoder.layers))
     for layer in tower.encoder.layers[: len(tower.encoder.layers) - len(unread_layers(llava))]:

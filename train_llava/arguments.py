@@ -2,8 +2,10 @@
 
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -39,20 +41,20 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "parallelism_config": (None, "records are shared out among all ranks. Use --deepspeed ds_configs/zero3.json"),
     "remove_unused_columns": (False, "the collator needs every column. Leave it out"),
 }
-# Flags of transformers 4, which older scripts give, and what says the same today
+# Flags of transformers 4, which older scripts give, and what became of them
 RENAMED = {
-    "evaluation_strategy": "--eval_strategy",
-    "warmup_ratio": "--warmup_steps (below 1: a share of all steps)",
-    "group_by_length": "--train_sampling_strategy group_by_length",
-    "per_gpu_train_batch_size": "--per_device_train_batch_size",
-    "per_gpu_eval_batch_size": "--per_device_eval_batch_size",
-    "no_cuda": "--use_cpu",
-    "adafactor": "--optim adafactor",
-    "logging_dir": "nothing: logs are in runs/ of --output_dir",
-    "save_safetensors": "nothing: weights are always safetensors",
-    "include_tokens_per_second": "nothing: every progress line has it",
-    "push_to_hub_token": "--hub_token",
-    "push_to_hub_model_id": "--hub_model_id",
+    "evaluation_strategy": "is now --eval_strategy",
+    "warmup_ratio": "is now --warmup_steps (below 1: a share of all steps)",
+    "group_by_length": "is now --train_sampling_strategy group_by_length",
+    "per_gpu_train_batch_size": "is now --per_device_train_batch_size",
+    "per_gpu_eval_batch_size": "is now --per_device_eval_batch_size",
+    "no_cuda": "is now --use_cpu",
+    "adafactor": "is now --optim adafactor",
+    "logging_dir": "is gone: logs are in runs/ of --output_dir",
+    "save_safetensors": "is gone: weights are always safetensors",
+    "include_tokens_per_second": "is gone: every progress line has it",
+    "push_to_hub_token": "is now --hub_token",
+    "push_to_hub_model_id": "is now --hub_model_id",
 }
 
 
@@ -148,8 +150,8 @@ class FlagParser(HfArgumentParser):
         """argparse's own would print every flag first."""
         raise InputError(f"{message} (--help lists all flags)")
 
-    def parse(self) -> tuple[Any, ...]:
-        """An instance of each dataclass.
+    def parse(self, renamed: Mapping[str, str] = MappingProxyType({})) -> tuple[Any, ...]:
+        """An instance of each dataclass; `renamed` says what became of flags that are not known any more.
 
         Raises:
             InputError: a word is unknown, or a value refused, such as --tf32 true where no GPU has such units.
@@ -163,9 +165,9 @@ class FlagParser(HfArgumentParser):
         except (ValueError, ImportError, OSError) as error:
             raise InputError(str(error)) from error
         if unknown:
-            names = [word.removeprefix("--").partition("=")[0].replace("-", "_") for word in unknown]
-            today = [f"--{name} is today {RENAMED[name]}; " for name in names if name in RENAMED]
-            raise InputError(f"not known: {' '.join(unknown)} ({''.join(today)}--help lists all flags)")
+            flags = [word[2:].partition("=")[0].replace("-", "_") for word in unknown if word.startswith("--")]
+            today = "".join(f"--{name} {renamed[name]}; " for name in flags if name in renamed)
+            raise InputError(f"not known: {' '.join(unknown)} ({today}--help lists all flags)")
         return (*parsed,)
 
 
@@ -175,7 +177,7 @@ def parse_flags() -> tuple[ModelArguments, DataArguments, LlavaTrainingArguments
     Raises:
         InputError: see FlagParser.
     """
-    return FlagParser((ModelArguments, DataArguments, LlavaTrainingArguments)).parse()
+    return FlagParser((ModelArguments, DataArguments, LlavaTrainingArguments)).parse(RENAMED)
 
 
 def check_flags(model_args: ModelArguments, data_args: DataArguments, args: LlavaTrainingArguments) -> None:

@@ -23,6 +23,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import is_bitsandbytes_available
 
 from train_llava.adapter import check_base, with_adapter
+from train_llava.backbones import CLIP, SIGLIP
 from train_llava.chat_template import CONTENT_PARTS, ChatTemplate
 from train_llava.command import InputError
 from train_llava.new_folder import LEAVING, REPLACED
@@ -153,7 +154,7 @@ def load_processor(model_name_or_path: Name, model_folder: Path | None = None) -
     the config of the model; that of an adapter is in another folder.
 
     Raises:
-        InputError: no processor there, or none with a chat template.
+        InputError: no processor there, none with a chat template, or one of another kind of vision tower.
     """
     folder = fetch(model_name_or_path)
     if not list(folder.glob("*processor_config.json")):
@@ -165,9 +166,11 @@ def load_processor(model_name_or_path: Name, model_folder: Path | None = None) -
         raise InputError(f"{folder}: its processor cannot be loaded ({error}).") from error
     if ((model_folder or folder) / "config.json").is_file():
         config = LlavaConfig.from_pretrained(model_folder or folder)
+        if config.vision_config.model_type not in (CLIP, SIGLIP):  # such as Pixtral's, which writes other image tokens
+            raise InputError(f"{folder}: a vision tower of kind {config.vision_config.model_type}, not CLIP or SigLIP.")
         processor.patch_size = config.vision_config.patch_size
         processor.vision_feature_select_strategy = config.vision_feature_select_strategy
-        processor.num_additional_image_tokens = int(config.vision_config.model_type == "clip_vision_model")  # its CLS
+        processor.num_additional_image_tokens = int(config.vision_config.model_type == CLIP)  # its CLS
     pad_left(processor.tokenizer)
     template = processor.chat_template or processor.tokenizer.chat_template
     if not template:

@@ -94,6 +94,11 @@ def take_away(folders: list[Path]) -> None:
             path.rmdir()
 
 
+def taken(path: Path) -> InputError:
+    """What to say where somebody else writes."""
+    return InputError(f"{path}: another process is writing there. Wait for it, or give another place.")
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Holds a file or folder against other processes; a folder that this one holds already, it has.
@@ -101,7 +106,10 @@ def locked(path: Path) -> Iterator[None]:
     Raises:
         InputError: another process holds it, or another thread the file.
     """
-    place = os.open(path, os.O_RDONLY)
+    try:
+        place = os.open(path, os.O_RDONLY)
+    except FileNotFoundError as error:  # the other one has finished meanwhile, and moved it to its place
+        raise taken(path) from error
     inode = (os.fstat(place).st_dev, os.fstat(place).st_ino)
     if inode in HELD and path.is_dir():
         os.close(place)
@@ -113,7 +121,7 @@ def locked(path: Path) -> Iterator[None]:
             raise BlockingIOError  # the other process has finished meanwhile, and replaced it
     except BlockingIOError as error:
         os.close(place)
-        raise InputError(f"{path}: another process is writing there. Wait for it, or give another place.") from error
+        raise taken(path) from error
     except OSError:
         print(f"warning: no locks on the disk of {path}; let nothing else write there", file=sys.stderr)
     HELD[inode] = place
@@ -175,6 +183,8 @@ def open_locked(path: Path) -> Iterator[BinaryIO]:
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror}). Give another place.") from error
     with file, locked(path):
+        if not os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+            raise taken(path)  # what was opened has been moved to its place since, and is whole
         try:
             yield file
         finally:

@@ -17,7 +17,7 @@ def skeleton(config: LlavaConfig, args: ModelArguments, dtype: torch.dtype) -> n
     """The model of a training on torch's meta device: shapes, dtypes and what is trained, without any storage.
 
     Raises:
-        InputError: the language model has no layer of a name in --lora_target_modules.
+        InputError: --lora_target_modules names no layer, or one that gets no adapter.
     """
     with torch.device("meta"):
         return apply_train_type(LlavaForConditionalGeneration(config), args).to(dtype)

@@ -68,8 +68,7 @@ def lora_targets(model: LlavaForConditionalGeneration, args: ModelArguments) -> 
         names = [name for name, _ in model.model.language_model.named_modules()]
         for target in wanted:
             if not any(name.endswith(f".{target}") for name in names):
-                known = sorted({name.split(".")[-1] for name in names if name.endswith("_proj")})
-                raise InputError(f"--lora_target_modules {target}: no such layer; there are {', '.join(known)}.")
+                raise InputError(f"--lora_target_modules {target}: no such layer; there are {layers_in(names)}.")
         targets = rf".*language_model.*\.({'|'.join(map(re.escape, wanted))})"
     if args.vision_lora:
         read = len(model.model.vision_tower.encoder.layers) - len(unread_layers(model))
@@ -90,11 +89,19 @@ def checked_pattern(model: LlavaForConditionalGeneration, pattern: str) -> str:
         raise InputError(f"--lora_target_modules {pattern}: not a regular expression ({error}).") from error
     parts = ("model.vision_tower.", "model.language_model.")
     wrong = [n for n in found if not (n.startswith(parts) and isinstance(model.get_submodule(n), nn.Linear))]
-    if wrong or not found:
-        problem = f"matches {wrong[0]}" if wrong else "matches no layer"
+    if not found:
+        names = [name for name, _ in model.model.language_model.named_modules()]
+        hint = f"Give names with blanks between them ({layers_in(names)}), or one regular expression on whole names"
+        raise InputError(f"--lora_target_modules {pattern}: matches no layer. {hint}.")
+    if wrong:
         hint = "Adapters go into linear layers of the vision tower and the language model"
-        raise InputError(f"--lora_target_modules {pattern}: {problem}. {hint}.")
+        raise InputError(f"--lora_target_modules {pattern}: matches {wrong[0] or 'the whole model'}. {hint}.")
     return pattern
+
+
+def layers_in(names: list[str]) -> str:
+    """The layers that adapters are usual in, for an error."""
+    return ", ".join(sorted({name.split(".")[-1] for name in names if name.endswith("_proj")}))
 
 
 def unread_layers(model: LlavaForConditionalGeneration) -> list[nn.Module]:
