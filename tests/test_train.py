@@ -133,6 +133,7 @@ def test_the_script_wants_both_or_neither():
     assert done.returncode == 2 and "set both MODEL and DATA" in done.stderr
 
 
+@pytest.mark.slow
 def test_four_formats_are_mixed_on_two_ranks(llava, tmp_path):
     """Different formats, one with a weight, text-only records among them, all from the run script."""
     names = ["cc3m", "mix665k", "messages_jsonl", "cauldron"]
