@@ -22,14 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import machine
-from benchmarks.strategies import ROOT, STEPS, built, exact_percent, kept, make_data, run_script, train
+from benchmarks.strategies import ROOT, STEPS, STRATEGIES, built, exact_percent, kept, make_data, run_script, train
 
-ROWS = {  # the original's table: strategy, flags, its verdict
-    "use_lora, projector random and frozen": ("use_lora", ("--train_projector", "false"), "very good (a bug)"),
-    "use_lora": ("use_lora", (), "very good"),
-    "none": ("none", (), "very bad"),
-    "freeze_vision": ("freeze_vision", (), "good, a little behind use_lora"),
-}
+ROWS = {strategy.name: strategy for strategy in STRATEGIES if strategy.original}  # the original's table
 RATE = 4e-4  # of the original's script, for every strategy
 
 
@@ -54,33 +49,18 @@ CURVES = {
 }
 
 
-def row(name: str) -> dict[str, Any]:
-    """A strategy of the original's table with the original's settings."""
-    train_type, flags, _ = ROWS[name]
-    return originals_run(train_type, RATE, 1, flags)
-
-
-def originals_run(train_type: str, rate: float, seed: int, flags: tuple[str, ...]) -> dict[str, Any]:
-    """A run by its recipe, at another rate where one is given."""
-    words = {} if rate == RATE else {"learning_rate": rate}
+def run(train_type: str, flags: tuple[str, ...], rate: float, seed: int, original: bool) -> dict[str, Any]:
+    """One training: by the original's recipe, or with the settings of benchmarks/strategies.py."""
 
     def make(folder: Path) -> dict[str, Any]:
-        result = run_script("recipes/original.sh", built(seed), train_type, seed, folder, *flags, **words)
+        if original:
+            words = {"learning_rate": rate}
+            result = run_script("recipes/original.sh", built(seed), train_type, seed, folder, *flags, **words)
+        else:
+            result = train(built(seed), train_type, rate, STEPS, seed, folder, *flags)
         return result | {"exact_percent": exact_percent(folder)}
 
-    return kept("-".join(["original", train_type, *flags, f"{rate:g}", str(seed)]), make)
-
-
-def point(curve: Curve, rate: float, seed: int) -> dict[str, Any]:
-    """A strategy at one rate."""
-    if curve.original:
-        return originals_run(curve.train_type, rate, seed, curve.flags)
-
-    def make(folder: Path) -> dict[str, Any]:
-        result = train(built(seed), curve.train_type, rate, STEPS, seed, folder, *curve.flags)
-        return result | {"exact_percent": exact_percent(folder)}
-
-    return kept("-".join(["rate", curve.train_type, *curve.flags, f"{rate:g}", str(seed)]), make)
+    return kept("-".join(["original" if original else "rate", train_type, *flags, f"{rate:g}", str(seed)]), make)
 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
@@ -88,7 +68,7 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
     lines = ["| strategy | trained | exact match, % | held-out loss | the original says |", "|---|---|---|---|---|"]
     for name, run in rows.items():
         figures = (f"{run['trained_parameters']:,}", f"{run['exact_percent']:.1f}", f"{run['held_out_loss']:.3f}")
-        lines.append(f"| {' | '.join((f'`{name}`', *figures, ROWS[name][2]))} |")
+        lines.append(f"| {' | '.join((f'`{name}`', *figures, ROWS[name].original))} |")
     return "\n".join(lines) + "\n"
 
 
@@ -118,13 +98,13 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "original")
     output = parser.parse_args().output
     make_data()
-    rows: dict[str, dict[str, Any]] = {}
+    rows = {name: run(row.train_type, row.flags, RATE, seed=1, original=True) for name, row in ROWS.items()}
     curves: dict[str, dict[str, list[dict[str, Any]]]] = {name: {} for name in CURVES}
-    for name in ROWS:
-        rows[name] = row(name)
     for name, curve in CURVES.items():
         for rate in curve.rates:
-            curves[name][f"{rate:g}"] = [point(curve, rate, seed) for seed in curve.seeds.get(rate, (1,))]
+            settings = (curve.train_type, curve.flags, rate)
+            runs = [run(*settings, seed, curve.original) for seed in curve.seeds.get(rate, (1,))]
+            curves[name][f"{rate:g}"] = runs
     head = {"command": "python -m benchmarks.original", **machine()}
     output.with_suffix(".json").write_text(json.dumps(head | {"rows": rows, "curves": curves}, indent=2) + "\n")
     output.with_suffix(".md").write_text(table(rows))

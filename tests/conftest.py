@@ -194,10 +194,14 @@ def user(content):
     return [{"role": "user", "content": content}]
 
 
-def run(*command, **environment):
+# where a script finds this Python first, and nothing of the tests' own shell
+SCRIPT_PATH = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin"
+
+
+def run(*command, cwd=ROOT, **environment):
     """A command in a process of its own, as a user would type it."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "false", **environment}
-    return subprocess.run([*map(str, command)], env=environment, cwd=ROOT, capture_output=True, text=True)
+    environment = {**os.environ, "PYTHONPATH": str(cwd), "TOKENIZERS_PARALLELISM": "false", **environment}
+    return subprocess.run([*map(str, command)], env=environment, cwd=cwd, capture_output=True, text=True)
 
 
 def call(main, *arguments):

@@ -6,13 +6,12 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, call, run
+from conftest import ROOT, SCRIPT_PATH, call, run
 from training import FLAGS, losses, shared_memory, weights, zero2
 
 from train_llava.train import main
@@ -24,7 +23,7 @@ MORE += ["--lora_dropout", 0.05, "--save_steps", 20, "--save_total_limit", 2]
 
 def environment(llava, data, output, train_type):
     names = {"MODEL": str(llava), "DATA": str(data), "TRAIN_TYPE": train_type, "OUTPUT_DIR": str(output)}
-    return {**os.environ, **names, "PATH": f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin"}
+    return {**os.environ, **names, "PATH": SCRIPT_PATH}
 
 
 def ranks(output):

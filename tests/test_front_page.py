@@ -5,15 +5,12 @@ typed: NOT_HERE says why. Runs of the script are cut short by flags at their end
 are called in this process, which saves the seconds that imports take.
 """
 
-import os
 import shutil
-import subprocess
 import sys
 from importlib import import_module
-from pathlib import Path
 
 import pytest
-from conftest import ROOT, call
+from conftest import ROOT, SCRIPT_PATH, call, run
 from test_readme import commands, text_of
 
 from benchmarks.serving import served
@@ -50,10 +47,7 @@ def copy(tmp_path, monkeypatch):
 def type_script(folder, words, *more):
     """A line with run_zero2.sh, variables in front, as a shell takes it."""
     variables = dict(word.split("=", 1) for word in words[: words.index("bash")])
-    path = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin"
-    environment = os.environ | {"PATH": path, "PYTHONPATH": str(folder), **variables}
-    command = [*words[words.index("bash") :], *more]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    return run(*words[words.index("bash") :], *more, cwd=folder, PATH=SCRIPT_PATH, **variables)
 
 
 def type_module(folder, words):

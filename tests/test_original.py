@@ -9,11 +9,10 @@ import re
 import shlex
 import shutil
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, TOKENS, call, run
+from conftest import ROOT, SCRIPT_PATH, TOKENS, call, run
 from peft import LoraConfig, get_peft_model
 from test_adapters import in_float32, old  # noqa: F401, a fixture
 from test_app import said, told
@@ -64,7 +63,7 @@ def test_the_adapters_are_those_of_the_original():
 def test_the_recipe_as_it_stands(train_type, llava, data, tmp_path):
     """4e-4 whichever the strategy, falling in a line from the first step on."""
     variables = {"MODEL": str(llava), "DATA": str(data), "OUTPUT_DIR": str(tmp_path / "out"), "TRAIN_TYPE": train_type}
-    variables["PATH"] = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin"
+    variables["PATH"] = SCRIPT_PATH
     few = ("--num_train_epochs", 4, "--logging_steps", 1, "--save_strategy", "no", "--report_to", "none")
     done = run("bash", ROOT / "recipes" / "original.sh", *few, **variables)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -82,7 +81,7 @@ def test_left_padding_gives_the_same_loss_and_gradients(llava, data):
     plain = AutoProcessor.from_pretrained(llava)
     dataset, originals = LlavaDataset(data), Original(data, plain)
     order = [0, 3, 5, 7]
-    theirs = Original.__call__(originals, [originals[i] for i in order])
+    theirs = originals([originals[i] for i in order])
     ours = LlavaCollator(processor, for_trainer=True)([dataset[i] for i in order])
     ours = {name: ours[name] for name in ("input_ids", "labels")} | {"pixel_values": theirs["pixel_values"]}
     pad = plain.tokenizer.pad_token_id

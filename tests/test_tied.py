@@ -9,7 +9,7 @@ from conftest import runs_of
 from families import Family
 from safetensors.torch import load_file
 from test_families import chat_folder
-from test_loss import TRAIN_TYPES, assert_close, gradients, plain_and_ours
+from test_loss import SLOW, TRAIN_TYPES, assert_close, gradients, plain_and_ours
 from torch.utils.flop_counter import FlopCounterMode
 from training import losses, weights, zero2
 from transformers import LlavaForConditionalGeneration
@@ -47,10 +47,7 @@ def prepared(folder, train_type):
     return apply_train_type(load(folder)[0], args)
 
 
-OTHERS = [train_type for train_type in TRAIN_TYPES if train_type != "none"]
-
-
-@pytest.mark.parametrize("train_type", ["none", *(pytest.param(t, marks=pytest.mark.slow) for t in OTHERS)])
+@pytest.mark.parametrize("train_type", ["none", pytest.param("use_lora", marks=pytest.mark.slow), *SLOW])
 def test_trained_and_saved_once(tied, trained, train_type):
     output, log = trained(train_type)
     assert losses(output)[-1] < losses(output)[0]

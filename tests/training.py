@@ -2,10 +2,9 @@
 
 import json
 import re
-import sys
 from pathlib import Path
 
-from conftest import ROOT, run
+from conftest import ROOT, SCRIPT_PATH, run
 from safetensors.torch import load_file
 
 STEPS = 6
@@ -24,7 +23,7 @@ def zero2(llava, data, output, train_type, *flags, **variables):
     done = run(
         *("bash", ROOT / "run_zero2.sh", *FLAGS, "--per_device_train_batch_size", 4, *flags),
         **{"MODEL": str(llava), "DATA": str(data), "TRAIN_TYPE": train_type, "OUTPUT_DIR": str(output), **variables},
-        PATH=f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin",
+        PATH=SCRIPT_PATH,
     )
     assert not shared_memory(done.stdout + done.stderr)  # where DeepSpeed's own op would leave hundreds of MB
     return done

@@ -2,10 +2,8 @@
 
 import json
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -150,7 +148,7 @@ class FlagParser(HfArgumentParser):
         """argparse's own would print every flag first."""
         raise InputError(f"{message} (--help lists all flags)")
 
-    def parse(self, renamed: Mapping[str, str] = MappingProxyType({})) -> tuple[Any, ...]:
+    def parse(self, renamed: dict[str, str] | None = None) -> tuple[Any, ...]:
         """An instance of each dataclass; `renamed` says what became of flags that are not known any more.
 
         Raises:
@@ -165,6 +163,7 @@ class FlagParser(HfArgumentParser):
         except (ValueError, ImportError, OSError) as error:
             raise InputError(str(error)) from error
         if unknown:
+            renamed = renamed or {}
             flags = [word[2:].partition("=")[0].replace("-", "_") for word in unknown if word.startswith("--")]
             today = "".join(f"--{name} {renamed[name]}; " for name in flags if name in renamed)
             raise InputError(f"not known: {' '.join(unknown)} ({today}--help lists all flags)")

@@ -68,7 +68,7 @@ def lora_targets(model: LlavaForConditionalGeneration, args: ModelArguments) -> 
         names = [name for name, _ in model.model.language_model.named_modules()]
         for target in wanted:
             if not any(name.endswith(f".{target}") for name in names):
-                raise InputError(f"--lora_target_modules {target}: no such layer; there are {layers_in(names)}.")
+                raise InputError(f"--lora_target_modules {target}: no such layer; there are {usual_layers(model)}.")
         targets = rf".*language_model.*\.({'|'.join(map(re.escape, wanted))})"
     if args.vision_lora:
         read = len(model.model.vision_tower.encoder.layers) - len(unread_layers(model))
@@ -90,8 +90,7 @@ def checked_pattern(model: LlavaForConditionalGeneration, pattern: str) -> str:
     parts = ("model.vision_tower.", "model.language_model.")
     wrong = [n for n in found if not (n.startswith(parts) and isinstance(model.get_submodule(n), nn.Linear))]
     if not found:
-        names = [name for name, _ in model.model.language_model.named_modules()]
-        hint = f"Give names with blanks between them ({layers_in(names)}), or one regular expression on whole names"
+        hint = f"Give names with blanks between them ({usual_layers(model)}), or one regular expression on whole names"
         raise InputError(f"--lora_target_modules {pattern}: matches no layer. {hint}.")
     if wrong:
         hint = "Adapters go into linear layers of the vision tower and the language model"
@@ -99,8 +98,9 @@ def checked_pattern(model: LlavaForConditionalGeneration, pattern: str) -> str:
     return pattern
 
 
-def layers_in(names: list[str]) -> str:
-    """The layers that adapters are usual in, for an error."""
+def usual_layers(model: LlavaForConditionalGeneration) -> str:
+    """The layers of the language model that adapters are usual in, for an error."""
+    names = [name for name, _ in model.model.language_model.named_modules()]
     return ", ".join(sorted({name.split(".")[-1] for name in names if name.endswith("_proj")}))
 
 
