@@ -7,10 +7,10 @@ dashscope); batches of 8; every contender on the same files, in the same process
 medians of the rounds. Then ours and the original's way in 1, 2 and 4 workers. TRL takes part where it is installed.
 
 - limit: open, decode and resize with Pillow into an array; no text, no batch. Nothing can do less with these pixels.
-- ours, zip: the pictures stay inside images.zip.
+- ours, zip: the images stay inside images.zip.
 - original: a row of a pandas table; the processor for one sample at a time; prompt and answer ids joined, padded.
 - processor: the Hugging Face processor, called once per batch.
-- TRL: its DataCollatorForVisionLanguageModeling as SFTTrainer uses it, on opened pictures.
+- TRL: its DataCollatorForVisionLanguageModeling as SFTTrainer uses it, on opened images.
 """
 
 import argparse
@@ -37,9 +37,9 @@ from transformers import CLIPImageProcessorPil, LlavaProcessor
 from benchmarks.machine import machine
 from benchmarks.opening import WORDS
 from benchmarks.qwen_tokenizer import qwen_tokenizer
-from train_llava.build_model import CONTENT_PARTS
-from train_llava.chat import IGNORE_INDEX
 from train_llava.data import LlavaCollator, LlavaDataset
+from train_llava.processing.chat import IGNORE_INDEX
+from train_llava.processing.chat_template import CONTENT_PARTS
 
 BATCH, SIDE, TARGET = 8, 224, 336
 SYSTEM = "You are a helpful assistant."
@@ -53,9 +53,9 @@ def write(folder: Path, count: int) -> None:
     for i in range(count):
         coarse = Image.fromarray(rng.integers(0, 256, (28, 28, 3), dtype=np.uint8)).resize((SIDE, SIDE), Image.BICUBIC)
         fine = rng.normal(0, 8, (SIDE, SIDE, 3))
-        picture = Image.fromarray((np.asarray(coarse) + fine).clip(0, 255).astype(np.uint8))
-        picture.save(folder / "images" / f"{i:09}.jpg", quality=85)
-        question = "Write a terse but informative summary of the picture.\n<image>"
+        photo = Image.fromarray((np.asarray(coarse) + fine).clip(0, 255).astype(np.uint8))
+        photo.save(folder / "images" / f"{i:09}.jpg", quality=85)
+        question = "Write a terse but informative summary of the image.\n<image>"
         answer = " ".join(words.choices(WORDS.split(), k=words.randint(5, 20)))
         turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
         chat.append({"id": f"{i:09}", "image": f"{i:09}.jpg", "conversations": turns})
@@ -63,7 +63,7 @@ def write(folder: Path, count: int) -> None:
 
 
 def zipped(folder: Path) -> Path:
-    """The same data with the pictures left in images.zip."""
+    """The same data with the images left in images.zip."""
     other = folder.with_name("zipped")
     other.mkdir(exist_ok=True)
     shutil.copy(folder / "chat.json", other)
@@ -218,7 +218,7 @@ def with_workers(dataset: Any, collate: Callable, workers: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=2000)
+    parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
@@ -226,13 +226,13 @@ def main() -> None:
     cores = os.sched_getaffinity(0)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "data"
-        write(folder, args.pictures)
+        write(folder, args.photos)
         processor = make_processor()
         ways = contenders(folder, processor)
         collator = LlavaCollator(processor, for_trainer=True)
         check_equal(ways, collator)
         os.sched_setaffinity(0, {min(cores)})
-        times = one_core(ways, args.pictures, args.rounds)
+        times = one_core(ways, args.photos, args.rounds)
         os.sched_setaffinity(0, cores)
         medians = {name: statistics.median(values) for name, values in times.items()}
         result: dict[str, Any] = {"command": "python -m benchmarks.data_pipeline", **machine()}

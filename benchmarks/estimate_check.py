@@ -31,13 +31,14 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, PreTrainedC
 
 from benchmarks.machine import machine
 from benchmarks.simulate import peak_of_step
-from train_llava.activations import Batch
 from train_llava.arguments import LlavaTrainingArguments, ModelArguments
-from train_llava.command import command
+from train_llava.cli import command
 from train_llava.estimate import GPUS, STRATEGIES, on_device, room, sharing_of
-from train_llava.memory import Sharing, Step
-from train_llava.skeleton import join, skeleton
-from train_llava.workload import DEFAULT_TOKENS, Workload
+from train_llava.model.config import join
+from train_llava.planning.activations import Batch
+from train_llava.planning.memory import Sharing, Step
+from train_llava.planning.meta_model import skeleton
+from train_llava.planning.workload import DEFAULT_TOKENS, Workload
 
 RESULTS = Path(__file__).parent / "results"
 GIB = 2**30
@@ -86,7 +87,7 @@ SIZES = {  # for real steps on a CPU, of tower and language model: width, MLP, l
 }
 CPU_CASES = [(size, kind, False) for size in SIZES for kind in ("use_lora", "none")]
 CPU_CASES += [("large", "freeze_vision", True)]
-TEXT = 60  # tokens beside the picture's in these
+TEXT = 60  # tokens beside the image's in these
 
 
 def row(against: str, what: str, reference: float, estimate: float) -> dict[str, Any]:
@@ -182,8 +183,8 @@ def steps(config: LlavaConfig, batch: Batch, kind: str, again: bool) -> None:
     """Two real steps with random weights."""
     from transformers import LlavaForConditionalGeneration
 
-    from train_llava.train_type import apply_train_type
-    from train_llava.trainer import LlavaTrainer
+    from train_llava.model.freeze import apply_train_type
+    from train_llava.training.trainer import LlavaTrainer
 
     model = apply_train_type(LlavaForConditionalGeneration(config), ModelArguments("", train_type=kind))
     ids = torch.tensor([1] * 5 + [config.image_token_id] * config.image_seq_length + [9] * (TEXT - 5))

@@ -3,7 +3,7 @@
     python -m benchmarks.flops_limit [--json benchmarks/results/flops_limit.json]
 
 CLIP-ViT-L/336 + Qwen1.5-4B on torch's meta device: every operation runs on shapes alone, without memory or weights.
-Four samples of 636 tokens, 576 of them a picture's, 20 the answer's.
+Four samples of 636 tokens, 576 of them an image's, 20 the answer's.
 
 The limit is worked out by train_llava/flops.py from the layers' shapes: each matrix runs forward once over the
 positions that reach it; a gradient goes through it where something before it is trained, and to it where it is trained
@@ -28,11 +28,12 @@ from transformers import AutoConfig
 
 from benchmarks.machine import machine
 from train_llava.arguments import ModelArguments
-from train_llava.chat import IGNORE_INDEX
-from train_llava.flops import StepFlops
-from train_llava.forward import trim_forward
-from train_llava.parts import llava_in
-from train_llava.skeleton import join, skeleton
+from train_llava.model.config import join
+from train_llava.model.loss import trim_forward
+from train_llava.model.structure import llava_in
+from train_llava.planning.flops import StepFlops
+from train_llava.planning.meta_model import skeleton
+from train_llava.processing.chat import IGNORE_INDEX
 
 CONFIGS = Path(__file__).parent / "full_size_configs"
 TRAIN_TYPES = ("use_lora", "freeze_vision", "none", "projector")
@@ -57,7 +58,7 @@ def without_values() -> Iterator[None]:
     with (
         mock.patch.dict(os.environ, {"TRANSFORMERS_DISABLE_TORCH_CHECK": "1"}),
         mock.patch("transformers.masking_utils.find_packed_sequence_indices", return_value=None),
-        mock.patch("train_llava.forward.predicting", return_value=(rows, rows)),
+        mock.patch("train_llava.model.loss.predicting", return_value=(rows, rows)),
     ):
         yield
 

@@ -36,7 +36,7 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 from PIL import Image
 model = LlavaForConditionalGeneration.from_pretrained(sys.argv[1])
 processor = AutoProcessor.from_pretrained(sys.argv[1])
-content = [{"type": "image"}, {"type": "text", "text": "Describe this picture. " * 9}]
+content = [{"type": "image"}, {"type": "text", "text": "Describe this image. " * 9}]
 text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
 inputs = processor(images=Image.new("RGB", (640, 480), "teal"), text=text, return_tensors="pt").to(dtype=model.dtype)
 with torch.no_grad():
@@ -59,8 +59,8 @@ def make_full_size(folder: Path) -> list[str]:
     return [sys.executable, "-m", "train_llava.build_model", *flags, "--output_dir", str(folder / "llava")]
 
 
-def make_pictures(folder: Path, count: int) -> None:
-    """`count` JPEG pictures of 336 x 336 noise with captions of 20 words, as LLaVA-CC3M-Pretrain-595K lays them out."""
+def make_images(folder: Path, count: int) -> None:
+    """`count` JPEG images of 336 x 336 noise with captions of 20 words, as LLaVA-CC3M-Pretrain-595K lays them out."""
     rng, records = np.random.default_rng(0), []
     words = ["a", "house", "beside", "the", "river", "under", "tall", "green", "trees", "and", "blue", "sky"]
     (folder / "images").mkdir(parents=True)
@@ -102,8 +102,8 @@ def memory_of(process: psutil.Process) -> int:
 
 
 def train_one_step(work: Path) -> tuple[dict[str, float], str]:
-    """A LoRA step on one picture and its caption, through the script that trains in earnest."""
-    make_pictures(work / "data", 1)
+    """A LoRA step on one image and its caption, through the script that trains in earnest."""
+    make_images(work / "data", 1)
     flags = ["--bf16", "true", "--max_steps", "1", "--logging_steps", "1", "--save_strategy", "no"]
     flags += ["--lr_scheduler_type", "constant", "--warmup_steps", "0"]  # so that the one step moves the adapter
     flags += ["--per_device_train_batch_size", "1", "--gradient_accumulation_steps", "1", "--report_to", "none"]

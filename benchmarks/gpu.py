@@ -24,10 +24,10 @@ import torch
 from transformers.utils import is_flash_attn_2_available, is_liger_kernel_available
 
 from benchmarks.flops_limit import full_size
-from benchmarks.full_size import HERE, ROOT, make_full_size, make_pictures
+from benchmarks.full_size import HERE, ROOT, make_full_size, make_images
 from benchmarks.machine import machine
 from benchmarks.script import read_log
-from train_llava.memory import Sharing, Step
+from train_llava.planning.memory import Sharing, Step
 
 STEPS, EVERY = 30, 5
 MEASURED = ("samples_per_second", "tokens_per_second", "mfu", "data_wait")
@@ -140,7 +140,7 @@ def main() -> None:
         work = Path(folder)
         build = make_full_size(work) if not args.smoke else small_model(work)
         subprocess.run(build, cwd=ROOT, check=True)
-        make_pictures(work / "data", 64 if args.smoke else 16 * STEPS * gpus)
+        make_images(work / "data", 64 if args.smoke else 16 * STEPS * gpus)
         for row in todo:
             result["rows"].append(
                 {**measure(row, work, gpus, args.smoke), "estimate": estimated(row, work / "llava", gpus)}

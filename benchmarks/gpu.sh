@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Measures the trainings of the full-size model on all GPUs of this machine, with random weights and made-up pictures:
+# Measures the trainings of the full-size model on all GPUs of this machine, with random weights and made-up images:
 #
 #   bash benchmarks/gpu.sh [--name h100-x8] [--work_dir DIR]     half an hour, 25 GB of disk; nothing but packages is downloaded
 #

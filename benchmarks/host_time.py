@@ -2,7 +2,7 @@
 
     python -m benchmarks.host_time [--json benchmarks/results/host_time.json]
 
-A model as deep as CLIP-ViT-L/336 + Qwen1.5-4B, but 32 wide and with pictures of 16 patches, trains under ZeRO-2 on one
+A model as deep as CLIP-ViT-L/336 + Qwen1.5-4B, but 32 wide and with images of 16 patches, trains under ZeRO-2 on one
 core with 2, 4 and 8 samples a step; "fixed" is the straight line through these (least squares) at no samples at all,
 where no arithmetic is left. A GPU's driver adds some microseconds for each operation. Eager and with --torch_compile.
 Eight minutes; needs a C++ compiler.
@@ -20,7 +20,8 @@ from benchmarks.inference import random_halves
 from benchmarks.machine import machine
 from benchmarks.script import short_run
 from demo.make_data import write_split
-from train_llava.build_model import build_llava, save_llava
+from train_llava.build_model import build_llava
+from train_llava.model.folder import save_llava
 
 SIZES, STEPS, EVERY, SIDE = (2, 4, 8), 60, 10, 56
 WAYS: dict[str, dict[str, str]] = {"eager": {}, "compiled": {"torch_compile": "true"}}

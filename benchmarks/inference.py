@@ -24,14 +24,15 @@ from transformers.utils import logging
 
 from benchmarks.machine import machine
 from demo.tokenizer import make_tokenizer
-from train_llava.build_model import build_llava, save_llava
-from train_llava.images import open_image
-from train_llava.infer import answers, ask, generate
-from train_llava.load import load
+from train_llava.build_model import build_llava
+from train_llava.model.folder import save_llava
+from train_llava.model.generate import answers, ask, generate
+from train_llava.model.load import load
+from train_llava.processing.images import open_image
 
 ROOT = Path(__file__).parent.parent
-PICTURES, SIDE = 200, 140  # pixels
-QUESTION = "What do you see in this picture?"
+IMAGES, SIDE = 200, 140  # pixels
+QUESTION = "What do you see in this image?"
 ROUNDS = {"single": 15, "folder": 3}
 
 
@@ -43,7 +44,7 @@ def middle_size(folder: Path, layers: int = 6) -> tuple[Path, Path]:
 
 
 def random_halves(folder: Path, side: int, vision: dict[str, int], language: dict[str, int]) -> tuple[Path, Path]:
-    """Folders with the configs of a CLIP for pictures of `side` pixels and of a Qwen2 with the demo's tokenizer."""
+    """Folders with the configs of a CLIP for images of `side` pixels and of a Qwen2 with the demo's tokenizer."""
     folders = folder / "vision", folder / "language"
     CLIPVisionConfig(**vision, image_size=side, patch_size=14).save_pretrained(folders[0])
     shape = {"shortest_edge": side}, {"height": side, "width": side}
@@ -70,7 +71,7 @@ def compared(ways: dict[str, Callable[[], list[str]]], rounds: int) -> dict[str,
 
 
 def measured(model_folder: Path, files: list[Path], tokens: int, batch_size: int) -> dict[str, Any]:
-    """One question and a folder of them, from picture files to text."""
+    """One question and a folder of them, from image files to text."""
     model, processor = load(model_folder, dtype=torch.float32)
     pipe = pipeline("image-text-to-text", model=str(model_folder), dtype=torch.float32, device=model.device)
     options = {"max_new_tokens": tokens, "suppress_tokens": model.generation_config.eos_token_id}
@@ -112,7 +113,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         rng, files = np.random.default_rng(0), []
-        for i in range(PICTURES):
+        for i in range(IMAGES):
             low = Image.fromarray(rng.integers(0, 256, (12, 12, 3), dtype=np.uint8))
             files.append(folder / f"{i:03}.jpg")
             low.resize((320, 240), Image.Resampling.BICUBIC).save(files[-1])

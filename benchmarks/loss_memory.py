@@ -20,9 +20,9 @@ import torch
 from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration, Qwen2Config
 
 from benchmarks.machine import machine
-from train_llava.callbacks import peak_memory_gb
-from train_llava.chat import IGNORE_INDEX
-from train_llava.forward import trim_forward
+from train_llava.model.loss import trim_forward
+from train_llava.processing.chat import IGNORE_INDEX
+from train_llava.training.callbacks import peak_memory_gb
 
 ROOT = Path(__file__).parent.parent
 WAYS, ANSWERS, VOCABULARY = ("plain", "TRL", "ours"), (16, 128, 512, 2048, 8192), 151_936

@@ -2,7 +2,7 @@
 
     python -m benchmarks.opening [--records 595375] [--json benchmarks/results/opening.json]
 
-Makes a chat.json of that many records with (empty) picture files, loose in a folder and inside one zip, and opens each
+Makes a chat.json of that many records with (empty) image files, loose in a folder and inside one zip, and opens each
 in new processes. "own memory" is what a process holds for itself (anonymous pages), beyond what it held after its
 imports; the records are mapped from one file, which all processes share.
 """
@@ -25,11 +25,11 @@ ROOT = Path(__file__).parent.parent
 WORDS = "a man in a red shirt holding the hand of his child on an old wooden bridge over a quiet river at night"
 
 
-def write(folder: Path, records: int, packed: bool, pictures: int | None = None) -> None:
-    """Records in the layout of CC3M-595K with captions of 5 to 20 words, written one by one; they share the pictures
+def write(folder: Path, records: int, packed: bool, images: int | None = None) -> None:
+    """Records in the layout of CC3M-595K with captions of 5 to 20 words, written one by one; they share the images
     where there are to be fewer of these."""
     rng = random.Random(0)
-    names = [f"GCC_train_{i:09}.jpg" for i in range(pictures or records)]
+    names = [f"GCC_train_{i:09}.jpg" for i in range(images or records)]
     with (folder / "chat.json").open("w") as file:
         for i in range(records):
             name = names[i % len(names)]

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from transformers import Trainer
 
-from train_llava import trainer
 from train_llava.train import main
-from train_llava.trainer import LlavaTrainer
+from train_llava.training import trainer
+from train_llava.training.trainer import LlavaTrainer
 
 
 def plain_loss(self: LlavaTrainer, model: nn.Module, inputs: dict[str, torch.Tensor], *args, **kwargs) -> Any:

@@ -17,8 +17,8 @@ from transformers import AutoConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from benchmarks.machine import machine
 from train_llava.arguments import ModelArguments
-from train_llava.flops import PEAKS, StepFlops
-from train_llava.train_type import apply_train_type
+from train_llava.model.freeze import apply_train_type
+from train_llava.planning.flops import PEAKS, StepFlops
 
 HERE = Path(__file__).parent
 STRATEGIES = ("use_lora", "freeze_vision", "none", "projector")

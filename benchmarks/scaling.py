@@ -28,14 +28,15 @@ from benchmarks.script import ROOT, short_run
 from benchmarks.tricks import TABLES, write_data
 from demo.make_data import write_split
 from train_llava.arguments import ModelArguments
-from train_llava.build_model import build_llava, save_llava
-from train_llava.chat import IGNORE_INDEX
-from train_llava.flops import StepFlops
-from train_llava.forward import trim_forward
-from train_llava.train_type import apply_train_type
+from train_llava.build_model import build_llava
+from train_llava.model.folder import save_llava
+from train_llava.model.freeze import apply_train_type
+from train_llava.model.loss import trim_forward
+from train_llava.planning.flops import StepFlops
+from train_llava.processing.chat import IGNORE_INDEX
 
 RECORDS = (1_000, 10_000, 100_000, 1_000_000, 5_000_000)
-PICTURES = 10_000  # files; the records share them
+IMAGES = 10_000  # files; the records share them
 RANKS = {"1 rank, 1 thread": (1, 1), "1 rank, 2 threads": (1, 2), "2 ranks, 1 thread each": (2, 1)}
 ROUNDS = 3
 LENGTHS, BATCHES = (128, 256, 512, 1024, 1536, 2048), (1, 2, 4, 8, 12)
@@ -50,7 +51,7 @@ def records(work: Path) -> list[dict[str, Any]]:
         with tempfile.TemporaryDirectory(dir=work) as folder:
             data, cache = Path(folder, "data"), Path(folder, "cache")
             data.mkdir()
-            written(data, number, False, min(number, PICTURES))
+            written(data, number, False, min(number, IMAGES))
             first = open_anew(data, cache)
             later = [open_anew(data, cache) for _ in range(ROUNDS)]
         row = {"records": number, "first": first}
@@ -110,7 +111,7 @@ def steps(work: Path) -> list[dict[str, Any]]:
 
 
 def one_step(model: LlavaForConditionalGeneration, batch: int, length: int) -> Callable[[], None]:
-    """Forward and backward pass over samples of one picture, words, and an answer at their end."""
+    """Forward and backward pass over samples of one image, words, and an answer at their end."""
     ids = torch.full((batch, length), 100)
     ids[:, : model.config.image_seq_length] = model.config.image_token_id
     labels = torch.where(torch.arange(length) < length - ANSWER, IGNORE_INDEX, ids)
@@ -170,7 +171,7 @@ def draw_steps(rows: list[dict[str, Any]], axes: Any) -> None:
 
 
 def draw(what: str, rows: list[dict[str, Any]], path: Path) -> None:
-    """One picture of a table."""
+    """One image of a table."""
     import matplotlib.pyplot as plt
 
     drawn, panels = {"records": (draw_records, 3), "ranks": (draw_ranks, 2), "steps": (draw_steps, 2)}[what]

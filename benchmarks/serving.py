@@ -3,7 +3,7 @@
     python -m benchmarks.serving [--seconds 60] [--json benchmarks/results/serving.json]
 
 Needs the demo's adapter (bash run_zero2.sh) and pip install "transformers[serving]". Every answer is compared with the
-one that infer.generate gives about that picture alone, in this process.
+one that infer.generate gives about that image alone, in this process.
 """
 
 import argparse
@@ -31,14 +31,14 @@ from urllib.request import Request, urlopen
 from PIL import Image
 
 from benchmarks.machine import machine
-from train_llava.images import open_image
-from train_llava.infer import ask, generate
-from train_llava.load import load
+from train_llava.model.generate import ask, generate
+from train_llava.model.load import load
+from train_llava.processing.images import open_image
 
 ROOT = Path(__file__).parent.parent
 ADAPTER, DATA = ROOT / "output" / "demo-use_lora", ROOT / "output" / "demo" / "data" / "held_out"
 QUESTION = "Give a short caption for the picture."
-CLIENTS, PICTURES, BAD = 10, 40, 200
+CLIENTS, IMAGES, BAD = 10, 40, 200
 TOKENS = 64
 
 
@@ -81,9 +81,9 @@ def ask_app(url: str, messages: list[dict[str, Any]], **settings) -> list[dict[s
     return [{"status": status, **json.loads(line)} for line in body.splitlines()]
 
 
-def user(text: str, *pictures: bytes) -> dict[str, Any]:
+def user(text: str, *photos: bytes) -> dict[str, Any]:
     """A question as the page sends it."""
-    return {"role": "user", "content": text, "pictures": [base64.b64encode(data).decode() for data in pictures]}
+    return {"role": "user", "content": text, "images": [base64.b64encode(data).decode() for data in photos]}
 
 
 def said(lines: list[dict[str, Any]]) -> str:
@@ -93,18 +93,18 @@ def said(lines: list[dict[str, Any]]) -> str:
 
 def ask_openai(url: str, model: str, data: bytes, tokens: int = TOKENS) -> str:
     """An answer by chat completions."""
-    picture = {"type": "image_url", "image_url": {"url": "data:image/jpeg;base64," + base64.b64encode(data).decode()}}
-    message = {"role": "user", "content": [picture, {"type": "text", "text": QUESTION}]}
+    image = {"type": "image_url", "image_url": {"url": "data:image/jpeg;base64," + base64.b64encode(data).decode()}}
+    message = {"role": "user", "content": [image, {"type": "text", "text": QUESTION}]}
     _, body = post(f"{url}/v1/chat/completions", {"model": model, "messages": [message], "max_tokens": tokens})
     return json.loads(body)["choices"][0]["message"]["content"].strip()
 
 
 def bad_uploads(good: list[bytes], seed: int = 0) -> Iterator[tuple[str, bytes]]:
-    """Without end: files that Pillow cannot read to their end, other kinds of files, and pictures of 100 megapixels."""
-    rng, picture = random.Random(seed), Image.new("RGB", (64, 64), "red")
+    """Without end: files that Pillow cannot read to their end, other kinds of files, and images of 100 megapixels."""
+    rng, image = random.Random(seed), Image.new("RGB", (64, 64), "red")
     others = [b"", b"hello", b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"%PDF-1.7\n", b"PK\x03\x04" + bytes(99)]
     for kind in ("EPS", "TIFF", "PPM"):
-        picture.save(file := io.BytesIO(), kind)
+        image.save(file := io.BytesIO(), kind)
         others.append(file.getvalue())
     while True:
         yield "mutated", mutated(rng, rng.choice(good))
@@ -143,7 +143,7 @@ def megabytes(process: int, field: str = "VmRSS") -> int:
 
 
 def crowd(answer: Callable[[bytes], str], alone: dict[bytes, str], process: int, seconds: float) -> dict[str, Any]:
-    """Ten clients, each asking about pictures of its own choice, one after another."""
+    """Ten clients, each asking about images of its own choice, one after another."""
     warm = min(20.0, seconds / 3)
     start, early = time.perf_counter(), []
 
@@ -174,11 +174,11 @@ def refused(url: str, process: int, good: list[bytes], count: int) -> dict[str, 
     """Bad uploads, each shown to the check and asked about: how many of each kind got a sentence both times."""
     result: dict[str, Any] = {"mb_before": megabytes(process)}
     for kind, data in islice(bad_uploads(good), count):
-        status, body = post(f"{url}/picture?name={quote('mine.png')}", data)
+        status, body = post(f"{url}/image?name={quote('mine.png')}", data)
         checked = status == 400 and json.loads(body)["error"].startswith("mine.png: ")
         last = ask_app(url, [user(QUESTION, data)])[-1]
         right, total = result.get(kind, (0, 0))
-        result[kind] = (right + (checked and last.get("error", "").startswith("picture 1: ")), total + 1)
+        result[kind] = (right + (checked and last.get("error", "").startswith("image 1: ")), total + 1)
     result |= {kind: f"{of[0]} of {of[1]}" for kind, of in result.items() if isinstance(of, tuple)}
     return {**result, "mb_after": megabytes(process), "mb_at_most": megabytes(process, "VmHWM")}
 
@@ -186,12 +186,12 @@ def refused(url: str, process: int, good: list[bytes], count: int) -> dict[str, 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model_name_or_path", type=Path, default=ADAPTER, help="adapter of the demo")
-    parser.add_argument("--images", type=Path, default=DATA / "images", help="held-out pictures of the demo")
+    parser.add_argument("--images", type=Path, default=DATA / "images", help="held-out images of the demo")
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     result = {"command": "python -m benchmarks.serving", **machine(), "seconds": args.seconds}
-    good = [path.read_bytes() for path in sorted(args.images.iterdir())[:PICTURES]]
+    good = [path.read_bytes() for path in sorted(args.images.iterdir())[:IMAGES]]
 
     def alone(folder: Path) -> dict[bytes, str]:
         model = load(folder)
@@ -203,7 +203,7 @@ def main() -> None:
         print(name, *(f"  {key:<20}{value:>12}" for key, value in row.items()), sep="\n", flush=True)
 
     expected = alone(args.model_name_or_path)
-    result["different_answers_among_pictures"] = f"{len(set(expected.values()))} of {len(expected)}"
+    result["different_answers_among_images"] = f"{len(set(expected.values()))} of {len(expected)}"
     command = [sys.executable, "-m", "train_llava.app", "--model_name_or_path", args.model_name_or_path.resolve()]
     with served(*command) as (url, process):
         show(

@@ -13,12 +13,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import LlavaConfig, LlavaModel
 
-from train_llava import forward
-from train_llava.activations import Batch
 from train_llava.arguments import ModelArguments
-from train_llava.forward import trim_forward
-from train_llava.parts import llava_in
-from train_llava.skeleton import skeleton
+from train_llava.model import loss as forward
+from train_llava.model.loss import trim_forward
+from train_llava.model.structure import llava_in
+from train_llava.planning.activations import Batch
+from train_llava.planning.meta_model import skeleton
 
 
 class LiveStorages(TorchDispatchMode):
@@ -86,7 +86,7 @@ def peak_of_step(
 
 @contextmanager
 def on_fakes(answers: int) -> Iterator[None]:
-    """What looks at values, for as long as tensors are fake and have none: where pictures and answers stand, whether
+    """What looks at values, for as long as tensors are fake and have none: where images and answers stand, whether
     positions are packed. And dropout keeps a mask of bytes, as it does on a GPU."""
 
     def somewhere(self: LlavaModel, input_ids: torch.Tensor, **kwargs) -> torch.Tensor:

@@ -24,7 +24,8 @@ import torch
 
 from benchmarks.machine import machine
 from benchmarks.script import read_log
-from train_llava.build_model import build_llava, save_llava
+from train_llava.build_model import build_llava
+from train_llava.model.folder import save_llava
 
 ROOT = Path(__file__).parent.parent
 WORK = ROOT / "output" / "strategies"
@@ -128,7 +129,7 @@ def measure(strategy: Strategy, seed: int) -> dict[str, Any]:
 
 
 def make_data() -> None:
-    """The demo's pictures, made once."""
+    """The demo's images, made once."""
     if not (WORK / "data").exists():
         make = [sys.executable, "-m", "demo.make_data", "--output_dir", str(WORK / "data")]
         subprocess.run(make, check=True, cwd=ROOT)

@@ -39,13 +39,14 @@ from benchmarks.data_pipeline import Original, write
 from benchmarks.machine import machine
 from benchmarks.qwen_tokenizer import qwen_tokenizer
 from train_llava.arguments import LlavaTrainingArguments, ModelArguments
-from train_llava.build_model import build_llava, save_llava
-from train_llava.callbacks import peak_memory_gb
-from train_llava.chat import IGNORE_INDEX
+from train_llava.build_model import build_llava
 from train_llava.data import LlavaCollator, LlavaDataset
-from train_llava.load import load
-from train_llava.train_type import apply_train_type
-from train_llava.trainer import LlavaTrainer
+from train_llava.model.folder import save_llava
+from train_llava.model.freeze import apply_train_type
+from train_llava.model.load import load
+from train_llava.processing.chat import IGNORE_INDEX
+from train_llava.training.callbacks import peak_memory_gb
+from train_llava.training.trainer import LlavaTrainer
 
 ROOT = Path(__file__).parent.parent
 WAYS = ("original", "plain", "TRL", "ours")

@@ -2,7 +2,7 @@
 
     python -m benchmarks.tricks [--output benchmarks/results/tricks]
 
-Two tables, as one load would hide the other. In the first the pictures are the work: the demo's own little model and
+Two tables, as one load would hide the other. In the first the images are the work: the demo's own little model and
 large JPEGs, in short epochs, so that workers which do not persist are started again and again. In the second the model
 is: a larger one with random weights, on answers of very different lengths.
 
@@ -31,7 +31,8 @@ import train_llava.train
 from benchmarks.inference import middle_size
 from benchmarks.machine import machine
 from benchmarks.script import read_log
-from train_llava.build_model import build_llava, save_llava
+from train_llava.build_model import build_llava
+from train_llava.model.folder import save_llava
 
 ROOT = Path(__file__).parent.parent
 ROUNDS, BATCH = 3, 8
@@ -43,7 +44,7 @@ class Table:
     """Rows with their flags, and what all of them train on."""
 
     title: str
-    picture: tuple[int, int]  # pixels
+    image: tuple[int, int]  # pixels
     longest: int  # how often the longest answer says its seven words
     records: int
     epochs: int
@@ -52,8 +53,8 @@ class Table:
 
 TABLES = {
     "loading": Table(
-        "little model, large pictures",
-        picture=(1024, 768),
+        "little model, large images",
+        image=(1024, 768),
         longest=1,
         records=72,
         epochs=4,
@@ -66,8 +67,8 @@ TABLES = {
         },
     ),
     "model": Table(
-        "larger model, small pictures",
-        picture=(140, 140),
+        "larger model, small images",
+        image=(140, 140),
         longest=30,
         records=64,  # Trainer's groups of length then are of two batches; of fewer than 64, of one
         epochs=1,
@@ -84,14 +85,14 @@ TABLES = {
 
 
 def write_data(folder: Path, table: Table) -> None:
-    """Pictures with the detail of photographs; most answers are far shorter than the longest."""
+    """Images with the detail of photographs; most answers are far shorter than the longest."""
     rng = np.random.default_rng(0)
     (folder / "images").mkdir(parents=True)
     records = []
     for i in range(table.records):
-        coarse = rng.integers(0, 256, (table.picture[1] // 16, table.picture[0] // 16, 3), dtype=np.uint8)
-        picture = Image.fromarray(coarse).resize(table.picture, Image.Resampling.BICUBIC)
-        picture.save(folder / "images" / f"{i}.jpg", quality=90)
+        coarse = rng.integers(0, 256, (table.image[1] // 16, table.image[0] // 16, 3), dtype=np.uint8)
+        image = Image.fromarray(coarse).resize(table.image, Image.Resampling.BICUBIC)
+        image.save(folder / "images" / f"{i}.jpg", quality=90)
         words = " ".join(["a red seven at the top left"] * int(1 + table.longest * rng.random() ** 3))
         turns = [{"from": "human", "value": "<image>\nWhat is this?"}, {"from": "gpt", "value": words}]
         records.append({"id": str(i), "image": f"{i}.jpg", "conversations": turns})

@@ -1,9 +1,9 @@
-"""Writes the demo's pictures in the layout of LLaVA-CC3M-Pretrain-595K.
+"""Writes the demo's images in the layout of LLaVA-CC3M-Pretrain-595K.
 
     python -m demo.make_data --output_dir output/demo/data
 
 makes `train/` and `held_out/`, each with `chat.json`, `metadata.json` and `images/`. The same seed gives the same
-bytes. Held-out pictures show handwriting that is in no training picture.
+bytes. Held-out images show handwriting that is in no training image.
 """
 
 import argparse
@@ -18,7 +18,7 @@ COUNTS = {"train": 6000, "held_out": 300}
 
 
 def write_split(folder: Path, split: str, count: int, seed: int) -> None:
-    """`count` pictures (nine in ten JPEG, the rest PNG) with their records; another seed gives other scenes."""
+    """`count` images (nine in ten JPEG, the rest PNG) with their records; another seed gives other scenes."""
     rng = np.random.default_rng([seed, list(COUNTS).index(split)])
     (folder / "images").mkdir(parents=True, exist_ok=True)
     chat, metadata = [], []
@@ -46,11 +46,11 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     for split, count in COUNTS.items():
-        parser.add_argument(f"--{split}", type=int, default=count, help="how many pictures")
+        parser.add_argument(f"--{split}", type=int, default=count, help="how many images")
     args = parser.parse_args()
     for split in COUNTS:
         write_split(args.output_dir / split, split, getattr(args, split), args.seed)
-        print(f"{getattr(args, split)} pictures in {args.output_dir / split}")
+        print(f"{getattr(args, split)} images in {args.output_dir / split}")
 
 
 if __name__ == "__main__":

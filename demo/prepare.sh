@@ -11,7 +11,7 @@ mkdir -p "$HERE/output" || { echo "error: the demo lives in $HERE/output; use a 
 exec 9>"$HERE/output/.demo.lock"
 flock 9  # another run may be making them
 if [ "$MAKERS" != "$(cat "$DEMO_DIR/makers" 2>/dev/null)" ]; then
-    echo "Making the demo's pictures and its untrained LLaVA (once) ..."
+    echo "Making the demo's images and its untrained LLaVA (once) ..."
     rm -rf "$DEMO_DIR.new"
     "$PYTHON" -m demo.make_data --output_dir "$DEMO_DIR.new/data" &
     "$PYTHON" -m train_llava.build_model --vision_model_name_or_path "$HERE/demo/clip" \

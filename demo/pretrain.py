@@ -1,12 +1,12 @@
-"""Trains the demo's two halves from nothing: a CLIP on pictures with captions, a Qwen2 chat model on text alone.
+"""Trains the demo's two halves from nothing: a CLIP on images with captions, a Qwen2 chat model on text alone.
 
     python -m demo.pretrain
 
 writes `demo/clip/` (a `CLIPModel` folder with its image processor), `demo/qwen/` (a Qwen2 chat folder with its own
 byte-level BPE) and `demo/pretrain.json` (command, machine, time, figures). The committed weights come from this
-command; --only trains one of the two. The CLIP sees training scans only; the language model sees no picture at all,
+command; --only trains one of the two. The CLIP sees training scans only; the language model sees no image at all,
 but learns to turn notes in words ("one blue bottom right, top left red seven") into a caption, as a real chat model
-can. With a projector that speaks its language, pictures then need no new skill.
+can. With a projector that speaks its language, images then need no new skill.
 """
 
 import argparse
@@ -47,7 +47,7 @@ from demo.tokenizer import make_tokenizer
 
 FOLDER = Path(__file__).parent
 PATCH_SIZE = 28  # a quadrant: a token that holds a whole digit, as the patches of a large CLIP hold whole things
-SPREAD = 2.5  # how much wilder the CLIP's pictures are drawn than the demo's, so that it knows more hands than 1,400
+SPREAD = 2.5  # how much wilder the CLIP's images are drawn than the demo's, so that it knows more hands than 1,400
 VOCAB_ROWS = 448  # like Qwen's, the table has more rows than tokens, so `<image>` finds a free one
 
 
@@ -128,7 +128,7 @@ def train_clip(
 
 @torch.no_grad()
 def retrieval(model: CLIPModel, processor: CLIPImageProcessorPil, tokenizer: PreTrainedTokenizerBase) -> float:
-    """Share of 256 held-out pictures whose own caption scores highest among the 256 (distinct) captions."""
+    """Share of 256 held-out images whose own caption scores highest among the 256 (distinct) captions."""
     rng = np.random.default_rng(2)
     scenes = list({caption(s): s for s in (random_scene(rng, "held_out") for _ in range(600))}.values())[:256]
     logits = model(**clip_batch(scenes, rng, "held_out", tokenizer, processor)).logits_per_image
@@ -172,7 +172,7 @@ def squeeze(model: Qwen2ForCausalLM, inputs: dict[str, torch.Tensor], bags: list
 def train_language_model(
     steps: int, batch_size: int, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[Qwen2ForCausalLM, float]:
-    """Trains on captions as chats, without pictures; returns the model and its last loss in nats per token."""
+    """Trains on captions as chats, without images; returns the model and its last loss in nats per token."""
     end_of_turn, pad = (tokenizer.convert_tokens_to_ids(t) for t in ("<|im_end|>", "<|endoftext|>"))
     config = Qwen2Config(
         vocab_size=VOCAB_ROWS,
@@ -257,7 +257,7 @@ def main() -> None:
     if args.only != "qwen":
         torch.manual_seed(0)
         started = time.perf_counter()
-        print("CLIP on pictures and captions")
+        print("CLIP on images and captions")
         model, processor, top1 = train_clip(args.clip_steps, 256, tokenizer)
         model.save_pretrained(args.output_dir / "clip")
         processor.save_pretrained(args.output_dir / "clip")

@@ -1,8 +1,8 @@
-"""The demo world: small pictures of one or two coloured handwritten digits, and their exact captions.
+"""The demo world: small images of one or two coloured handwritten digits, and their exact captions.
 
 The handwriting is real: 1,797 scans of 8 x 8 pixels that scikit-learn ships (`sklearn.datasets.load_digits`,
 from the UCI "Optical Recognition of Handwritten Digits" set). The scans are split once, so that a held-out
-picture shows handwriting that no training picture, and no pretraining, has used.
+image shows handwriting that no training image, and no pretraining, has used.
 """
 
 from dataclasses import dataclass
@@ -80,9 +80,9 @@ def caption(scene: Scene) -> str:
 
 
 def draw(scene: Scene, rng: np.random.Generator, split: str, spread: float = 1.0) -> Image.Image:
-    """The picture of a scene, 56 x 56 RGB; `rng` sets the background and moves, tilts and stretches each digit.
+    """The image of a scene, 56 x 56 RGB; `rng` sets the background and moves, tilts and stretches each digit.
 
-    `spread` scales tilt, slant and stretch; pretraining draws wilder pictures than the demo shows.
+    `spread` scales tilt, slant and stretch; pretraining draws wilder images than the demo shows.
     """
     scans = load_scans(split)[0]
     background = rng.integers(10, 40, size=3)

@@ -1,20 +1,21 @@
-"""Captions the demo's held-out pictures with a trained model and counts the captions that are exactly right.
+"""Captions the demo's held-out images with a trained model and counts the captions that are exactly right.
 
     python -m demo.show --model_name_or_path output/demo-use_lora --data_path output/demo/data/held_out
 
-Prints the first pictures' captions and the rate; `captions.png` and `captions.jsonl` go into the model's folder.
+Prints the first images' captions and the rate; `captions.png` and `captions.jsonl` go into the model's folder.
 """
 
 import argparse
 import json
 from pathlib import Path
 
-from train_llava.command import command
+from train_llava.cli import command
 from train_llava.data import LlavaDataset
-from train_llava.load import load
-from train_llava.samples import caption_rows, draw_sheet
+from train_llava.model.generate import caption_rows
+from train_llava.model.load import load
+from train_llava.pages.caption_sheet import draw_sheet
 
-SHOWN = 8  # pictures printed and drawn, the first ones: nobody chose them
+SHOWN = 8  # images printed and drawn, the first ones: nobody chose them
 
 
 @command
@@ -32,12 +33,12 @@ def main() -> None:
         del row["image"]
     answers.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
-    print("Pictures the model has never seen, and what it says:")
+    print("Images the model has never seen, and what it says:")
     for row in rows[:SHOWN]:
         note = "" if row["exact"] else f"   (should be: {row['reference']})"
         print(f"  {'right' if row['exact'] else 'WRONG'}  {row['id']}  {row['caption']}{note}")
     exact = sum(row["exact"] for row in rows)
-    print(f"Exactly right: {exact} of {len(rows)} held-out pictures, {100 * exact / len(rows):.1f}%")
+    print(f"Exactly right: {exact} of {len(rows)} held-out images, {100 * exact / len(rows):.1f}%")
     print(f"The first {SHOWN} with their captions: {sheet}   all: {answers}")
 
 

@@ -2,7 +2,7 @@
 
     python -m docs.draw_llava
 
-The sizes are those of CLIP-ViT-L/336 and Qwen1.5-4B-Chat; the picture is one of the demo's.
+The sizes are those of CLIP-ViT-L/336 and Qwen1.5-4B-Chat; the image is one of the demo's.
 """
 
 import base64
@@ -17,7 +17,7 @@ from demo.scenes import draw, random_scene
 
 FOLDER = Path(__file__).parent
 PATCHES = 24  # on a side: 336 pixels / 14
-SIDE = 192  # of the drawn picture
+SIDE = 192  # of the drawn image
 BLUE, GREEN, RED, INK = "#cfe0f7", "#d3efdc", "#f9dcd5", "#26303b"
 WORDS = {
     "llava": {
@@ -43,7 +43,7 @@ WORDS = {
 }
 
 
-def picture() -> str:
+def image() -> str:
     """One of the demo's scenes as a data URI, enlarged."""
     rng = np.random.default_rng(6)
     content = io.BytesIO()
@@ -82,7 +82,7 @@ def drawing(words: dict) -> str:
     )
     middle, sequence, below = top + SIDE / 2, 292, 420
     parts = [
-        f'<image x="{left}" y="{top}" width="{SIDE}" height="{SIDE}" href="{picture()}"/>',
+        f'<image x="{left}" y="{top}" width="{SIDE}" height="{SIDE}" href="{image()}"/>',
         f'<path d="{grid}" stroke="#ffffff" stroke-opacity="0.35" stroke-width="1"/>',
         text(left + SIDE / 2, top + SIDE + 22, words["image"][0], 15, "bold"),
         text(left + SIDE / 2, top + SIDE + 42, words["image"][1], 13),

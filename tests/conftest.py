@@ -27,13 +27,14 @@ import benchmarks.qwen_tokenizer
 from benchmarks.serving import served
 from demo.make_data import write_split
 from demo.tokenizer import make_tokenizer
-from train_llava.build_model import build_llava, save_llava
-from train_llava.images import open_image
-from train_llava.infer import ask, generate
-from train_llava.load import load
+from train_llava.build_model import build_llava
+from train_llava.model.folder import save_llava
+from train_llava.model.generate import ask, generate
+from train_llava.model.load import load
+from train_llava.processing.images import open_image
 
 ROOT = Path(__file__).parent.parent
-TOKENS = 48  # of an answer: by then those about different pictures differ
+TOKENS = 48  # of an answer: by then those about different images differ
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -145,7 +146,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def files(data):
-    """Pictures to ask about."""
+    """Images to ask about."""
     return sorted((data / "images").iterdir())[:12]
 
 
@@ -155,7 +156,7 @@ def page(llava, files, tmp_path_factory):
     examples = tmp_path_factory.mktemp("examples")
     for file in files[:3]:
         shutil.copy(file, examples)
-    (examples / "notes.txt").write_text("no picture")
+    (examples / "notes.txt").write_text("no image")
     with served(sys.executable, "-m", "train_llava.app", "--model_name_or_path", llava, "--examples", examples) as one:
         yield one
 
@@ -169,8 +170,8 @@ def loaded(llava):
 def alone(loaded):
     """What the model answers when nobody else asks."""
 
-    def answer(prompt, *pictures, **options):
-        images = [open_image(file) for file in pictures]
+    def answer(prompt, *photos, **options):
+        images = [open_image(file) for file in photos]
         return generate(*loaded, [ask(prompt, images)], **{"max_new_tokens": TOKENS, **options})[0]
 
     return answer

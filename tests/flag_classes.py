@@ -81,7 +81,7 @@ OURS = {
     "caption_fields": "test_the_example_of_an_own_format_in_the_docs",
     "image_folder": "test_images_elsewhere",
     "on_bad_record": "test_bad_records_are_skipped_on_request",
-    "max_bad_images": "test_broken_pictures_are_passed_over_and_listed",
+    "max_bad_images": "test_broken_images_are_passed_over_and_listed",
     "model_max_length": "test_what_is_too_long_is_cut_or_left_out",
     "packing": "test_packing_and_bytes_give_the_plain_gradients",
     "sample_steps": "test_sample_captions_do_not_change_the_run",

@@ -1,6 +1,6 @@
 """Small data in the exact layouts in which the datasets of docs/data.md are published.
 
-Every writer takes a folder and returns the conversations a reader must find there, as (messages, pictures), in order.
+Every writer takes a folder and returns the conversations a reader must find there, as (messages, images), in order.
 """
 
 import io
@@ -17,7 +17,7 @@ from PIL import Image
 ASK = "Describe this image in detail."
 
 
-def picture(seed):
+def image(seed):
     """JPEG bytes, different for each seed."""
     noise = np.random.default_rng(seed).integers(0, 255, (4, 5, 3), dtype=np.uint8)
     file = io.BytesIO()
@@ -54,7 +54,7 @@ def short(n):
     return [
         (
             chat("<image>\nWhat is it?" if i % 2 else "Write a terse caption.\n<image>", f"thing number {i}"),
-            [picture(i)],
+            [image(i)],
         )
         for i in range(n)
     ]
@@ -81,13 +81,13 @@ def cc3m(folder, n=12, unpacked=False):
 
 
 def sharegpt4o(folder, n=12):
-    """ShareGPT-4o: JSON Lines in a folder of its own, pictures where images.zip unpacks to, several turns."""
+    """ShareGPT-4o: JSON Lines in a folder of its own, images where images.zip unpacks to, several turns."""
     expected = []
     records = []
     for i in range(n):
         messages = chat("<image>\nWhat is here?", f"A {i}.", "Sure?", "Yes, quite sure. 🐈")
-        expected.append((messages, [picture(100 + i)]))
-        write(folder / "mnt/petrelfs/wangwenhai/workspace_cef/4o/image" / f"{i}.jpg", picture(100 + i))
+        expected.append((messages, [image(100 + i)]))
+        write(folder / "mnt/petrelfs/wangwenhai/workspace_cef/4o/image" / f"{i}.jpg", image(100 + i))
         records.append(
             {"id": i, "image": f"{i}.jpg", "width": 50, "height": 40, "conversations": llava_turns(messages)}
         )
@@ -96,7 +96,7 @@ def sharegpt4o(folder, n=12):
 
 
 def mix665k(folder, n=12):
-    """llava_v1_5_mix665k: pictures in several folders, rows without one, keys that only some rows have."""
+    """llava_v1_5_mix665k: images in several folders, rows without one, keys that only some rows have."""
     places = ["coco/train2017", "gqa/images", "ocr_vqa/images", "textvqa/train_images", "vg/VG_100K"]
     records, expected = [], []
     for i in range(n):
@@ -107,46 +107,46 @@ def mix665k(folder, n=12):
             continue
         messages = chat("<image>\nName it.", f"It is {i}.", "In one word?", "Number.")
         name = f"{places[i % 5]}/{i:012}.jpg"
-        write(folder / name, picture(200 + i))
+        write(folder / name, image(200 + i))
         records.append({"id": f"{i:012}", "image": name, "conversations": llava_turns(messages)})
-        expected.append((messages, [picture(200 + i)]))
+        expected.append((messages, [image(200 + i)]))
     write(folder / "llava_v1_5_mix665k.json", records)
     return expected
 
 
 def sharegpt4v(folder, n=12):
-    """ShareGPT4V: as LLaVA-Instruct, with pictures named by their dataset's folder; here with a role of others."""
+    """ShareGPT4V: as LLaVA-Instruct, with images named by their dataset's folder; here with a role of others."""
     records, expected = [], []
     for i in range(n):
         messages = chat("<image>\nDescribe it.", f"Long words about {i}.", system="Be thorough." if i % 2 else None)
-        write(folder / f"sam/images/sa_{i}.jpg", picture(300 + i))
+        write(folder / f"sam/images/sa_{i}.jpg", image(300 + i))
         turns = llava_turns(messages, ("user", "chatgpt"))
         records.append({"id": f"{i}", "image": f"sam/images/sa_{i}.jpg", "conversations": turns})
-        expected.append((messages, [picture(300 + i)]))
+        expected.append((messages, [image(300 + i)]))
     write(folder / "sharegpt4v_instruct_gpt4-vision_cap100k.json", records)
     return expected
 
 
 def textocr(folder, n=12):
-    """TextOCR-GPT4o: captions only; the pictures come from TextOCR and lie beside them."""
+    """TextOCR-GPT4o: captions only; the images come from TextOCR and lie beside them."""
     records, expected = [], []
     for i in range(n):
         text = f"DESCRIPTION A sign. TEXT number {i}"
         records.append({"image": f"{i:016x}.jpg", "image_width": 50, "image_height": 40, "caption": text})
-        write(folder / f"train_images/{i:016x}.jpg", picture(400 + i))
-        expected.append((chat(f"<image>\n{ASK}", text), [picture(400 + i)]))
+        write(folder / f"train_images/{i:016x}.jpg", image(400 + i))
+        expected.append((chat(f"<image>\n{ASK}", text), [image(400 + i)]))
     write(folder / "train.jsonl", lines(records))
     return expected
 
 
 def textocr_gpt4v(folder, n=12):
-    """textocr-gpt4v: several kinds of caption per picture, used here with --caption_fields."""
+    """textocr-gpt4v: several kinds of caption per image, used here with --caption_fields."""
     records, expected = [], []
     for i in range(n):
         kinds = {f"caption_{kind}": f"{kind} {i}" for kind in ("image", "text", "condensed")}
         records.append({"filename": f"{i:016x}.jpg", "caption": f"all {i}", **kinds})
-        write(folder / f"images/{i:016x}.jpg", picture(450 + i))
-        expected.append((chat("<image>\nRead it.", f"condensed {i}"), [picture(450 + i)]))
+        write(folder / f"images/{i:016x}.jpg", image(450 + i))
+        expected.append((chat("<image>\nRead it.", f"condensed {i}"), [image(450 + i)]))
     write(folder / "textocr.jsonl", lines(records))
     return expected
 
@@ -155,20 +155,20 @@ def messages_jsonl(folder, n=12):
     """TRL, LLaMA-Factory: content as text or as parts; images as a list, a single one, or none."""
     records, expected = [], []
     for i in range(n):
-        write(folder / f"pictures/{i}.jpg", picture(500 + i))
-        name, answer = f"pictures/{i}.jpg", {"role": "assistant", "content": f"Answer {i}."}
-        if i % 4 == 0:  # parts, one of them a picture
+        write(folder / f"images/{i}.jpg", image(500 + i))
+        name, answer = f"images/{i}.jpg", {"role": "assistant", "content": f"Answer {i}."}
+        if i % 4 == 0:  # parts, one of them an image
             parts = [{"type": "image"}, {"type": "text", "text": "What?"}]
             records.append({"messages": [{"role": "user", "content": parts}, answer], "images": [name]})
-            expected.append((chat("<image>\nWhat?", f"Answer {i}."), [picture(500 + i)]))
-        elif i % 4 == 1:  # text that says where the pictures stand, two of them
+            expected.append((chat("<image>\nWhat?", f"Answer {i}."), [image(500 + i)]))
+        elif i % 4 == 1:  # text that says where the images stand, two of them
             question = "<image> and <image>: same?"
-            names = [name, f"pictures/{i - 1}.jpg"]
+            names = [name, f"images/{i - 1}.jpg"]
             records.append({"messages": [{"role": "user", "content": question}, answer], "images": names})
-            expected.append((chat(question, f"Answer {i}."), [picture(500 + i), picture(500 + i - 1)]))
-        elif i % 4 == 2:  # a single picture, text without placeholder
+            expected.append((chat(question, f"Answer {i}."), [image(500 + i), image(500 + i - 1)]))
+        elif i % 4 == 2:  # a single image, text without placeholder
             records.append({"messages": [{"role": "user", "content": "What?"}, answer], "images": name})
-            expected.append((chat("<image>\nWhat?", f"Answer {i}."), [picture(500 + i)]))
+            expected.append((chat("<image>\nWhat?", f"Answer {i}."), [image(500 + i)]))
         else:  # text only
             records.append({"messages": [{"role": "user", "content": "Why?"}, answer], "images": []})
             expected.append((chat("Why?", f"Answer {i}."), []))
@@ -177,14 +177,14 @@ def messages_jsonl(folder, n=12):
 
 
 def messages_parquet(folder, n=12):
-    """The same as the hub keeps it: parquet with the pictures inside, held-out split beside the training one."""
+    """The same as the hub keeps it: parquet with the images inside, held-out split beside the training one."""
     rows, expected = [], []
     for i in range(n):
         parts = [{"type": "image", "text": None}, {"type": "text", "text": "What?"}]
         answer = [{"type": "text", "text": f"Answer {i}."}]
         messages = [{"role": "user", "content": parts}, {"role": "assistant", "content": answer}]
-        rows.append({"messages": messages, "images": [{"bytes": picture(600 + i), "path": None}]})
-        expected.append((chat("<image>\nWhat?", f"Answer {i}."), [picture(600 + i)]))
+        rows.append({"messages": messages, "images": [{"bytes": image(600 + i), "path": None}]})
+        expected.append((chat("<image>\nWhat?", f"Answer {i}."), [image(600 + i)]))
     (folder / "data").mkdir(parents=True)
     half = n // 2
     for k, part in enumerate((rows[:half], rows[half:])):
@@ -197,18 +197,18 @@ def cauldron(folder, n=12):
     """the_cauldron, FineVision: `images` and `texts` in parquet."""
     rows, expected = [], []
     for i in range(n):
-        pictures = [picture(700 + i + k) for k in range(1 + i % 2)]
+        photos = [image(700 + i + k) for k in range(1 + i % 2)]
         texts = [{"user": f"Question {k}?", "assistant": f"Reply {i}.", "source": "VQAv2"} for k in range(1 + i % 3)]
-        rows.append({"images": [{"bytes": data, "path": None} for data in pictures], "texts": texts})
+        rows.append({"images": [{"bytes": data, "path": None} for data in photos], "texts": texts})
         words = [word for text in texts for word in (text["user"], text["assistant"])]
-        expected.append((chat("<image>\n" * len(pictures) + words[0], *words[1:]), pictures))
+        expected.append((chat("<image>\n" * len(photos) + words[0], *words[1:]), photos))
     (folder / "vqav2").mkdir(parents=True)
     pq.write_table(pa.Table.from_pylist(rows), folder / "vqav2/train-00000-of-00001.parquet")
     return expected
 
 
 def webdataset(folder, n=12):
-    """WebDataset shards: pictures with a .json record or a .txt caption of the same name."""
+    """WebDataset shards: images with a .json record or a .txt caption of the same name."""
     expected = []
     folder.mkdir(parents=True)
     for shard in range(2):
@@ -216,25 +216,25 @@ def webdataset(folder, n=12):
             for i in range(shard * n // 2, (shard + 1) * n // 2):
                 messages = chat("<image>\nWhat?", f"Reply {i}.")
                 record = json.dumps({"id": f"{i:06}", "image": "x.jpg", "conversations": llava_turns(messages)})
-                for kind, data in ((".jpg", picture(800 + i)), (".json", record.encode())):
+                for kind, data in ((".jpg", image(800 + i)), (".json", record.encode())):
                     info = tarfile.TarInfo(f"{i:06}{kind}")
                     info.size = len(data)
                     tar.addfile(info, io.BytesIO(data))
-                expected.append((messages, [picture(800 + i)]))
+                expected.append((messages, [image(800 + i)]))
     return expected
 
 
 def captions_tar(folder, n=12):
-    """The simplest WebDataset: a picture and its .txt."""
+    """The simplest WebDataset: an image and its .txt."""
     expected = []
     folder.mkdir(parents=True)
     with tarfile.open(folder / "pairs.tar", "w") as tar:
         for i in range(n):
-            for kind, data in ((".png", picture(900 + i)), (".txt", f"caption {i}".encode())):
+            for kind, data in ((".png", image(900 + i)), (".txt", f"caption {i}".encode())):
                 info = tarfile.TarInfo(f"dir/{i:06}{kind}")
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
-            expected.append((chat(f"<image>\n{ASK}", f"caption {i}"), [picture(900 + i)]))
+            expected.append((chat(f"<image>\n{ASK}", f"caption {i}"), [image(900 + i)]))
     return expected
 
 

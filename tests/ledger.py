@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from train_llava.train import main
-from train_llava.trainer import LlavaTrainer
+from train_llava.training.trainer import LlavaTrainer
 
 
 def lines_of(trainer, batch):

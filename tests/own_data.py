@@ -7,7 +7,7 @@ import tarfile
 import layouts
 import pytest
 
-from train_llava.command import InputError
+from train_llava.cli import InputError
 from train_llava.data import LlavaDataset
 
 
@@ -22,7 +22,7 @@ def text(path, content):
 
 def images(folder, count, where="images"):
     for i in range(count):
-        layouts.write(folder / where / f"{i}.jpg", layouts.picture(i))
+        layouts.write(folder / where / f"{i}.jpg", layouts.image(i))
 
 
 def ids(path, **options):
@@ -45,7 +45,7 @@ def shard(path, spoil=None):
     with tarfile.open(path, "w") as tar:
         for i in range(4):
             text = json.dumps({"conversations": layouts.llava_turns(layouts.chat("<image>\nWhat?", f"{i}"))}).encode()
-            for suffix, data in ((".jpg", layouts.picture(i)), (".json", spoil if spoil and i == 1 else text)):
+            for suffix, data in ((".jpg", layouts.image(i)), (".json", spoil if spoil and i == 1 else text)):
                 info = tarfile.TarInfo(f"{i}{suffix}")
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))

@@ -11,10 +11,10 @@ from test_adapters import save_safe
 from test_loss import trainer_of
 from transformers import LlavaForConditionalGeneration
 
-from train_llava.adapter import RECORD
-from train_llava.command import InputError
-from train_llava.load import load
-from train_llava.trainer import LlavaTrainer
+from train_llava.cli import InputError
+from train_llava.model.adapters import RECORD
+from train_llava.model.load import load
+from train_llava.training.trainer import LlavaTrainer
 
 
 def test_resuming(llava, data, tmp_path):

@@ -17,9 +17,9 @@ from test_load import changed, equal
 from transformers import AutoModelForCausalLM, AutoProcessor, LlavaForConditionalGeneration
 
 from train_llava import evaluate, infer, merge_lora
-from train_llava.check_merge import check_merge
-from train_llava.command import InputError
-from train_llava.load import load
+from train_llava.cli import InputError
+from train_llava.model.load import load
+from train_llava.model.verify_merge import check_merge
 
 VERSIONS = ("4.41.2", "4.53")
 
@@ -45,7 +45,7 @@ def logits(model, asked):
 
 
 def assert_same(ours, theirs):
-    """Of 4.41.2 the logits behind the picture: it spread one token over the patches."""
+    """Of 4.41.2 the logits behind the image: it spread one token over the patches."""
     behind = min(ours.shape[1], theirs.shape[1]) - 4
     torch.testing.assert_close(ours[:, -behind:], theirs[:, -behind:], rtol=1e-4, atol=2e-5)
 
@@ -261,5 +261,5 @@ def test_a_processor_beside_an_adapter(llava, adapter):
     old = {"processor_class": "LlavaProcessor", "image_token": "<image>", "patch_size": None}
     (adapter / "processor_config.json").write_text(json.dumps(old | {"vision_feature_select_strategy": None}))
     ours, plain = load(llava, adapter)[1], AutoProcessor.from_pretrained(llava)
-    picture = Image.new("RGB", (30, 20))
-    assert ours(images=picture, text="<image> a").input_ids == plain(images=picture, text="<image> a").input_ids
+    image = Image.new("RGB", (30, 20))
+    assert ours(images=image, text="<image> a").input_ids == plain(images=image, text="<image> a").input_ids

@@ -20,12 +20,12 @@ from transformers.utils.import_utils import is_serve_available
 from benchmarks.serving import QUESTION, ask_app, ask_openai, bad_uploads, bomb, megabytes, post, said, served, user
 from train_llava import app
 from train_llava.app import App, options_of
-from train_llava.images import open_image
-from train_llava.infer import ask, generate
+from train_llava.model.generate import ask, generate
+from train_llava.processing.images import open_image
 
 
-def told(url, text, *pictures, **settings):
-    return ask_app(url, [user(text, *(file.read_bytes() for file in pictures))], max_new_tokens=TOKENS, **settings)
+def told(url, text, *photos, **settings):
+    return ask_app(url, [user(text, *(file.read_bytes() for file in photos))], max_new_tokens=TOKENS, **settings)
 
 
 def test_clients_at_once_get_the_answers_asked_alone(page, alone, files):
@@ -43,7 +43,7 @@ def test_a_conversation_is_the_one_of_the_page(page, loaded, files):
     first = ask("What are these?", shown[:2])["messages"] + [{"role": "assistant", "content": "Two digits."}]
     example = {"messages": first + ask("And this?", shown[2:])["messages"], "images": shown}
     data = [file.read_bytes() for file in files[:3]]
-    sent = [user("What are these?", *data[:2]), {**first[1], "pictures": []}, user("And this?", data[2])]
+    sent = [user("What are these?", *data[:2]), {**first[1], "images": []}, user("And this?", data[2])]
     expected = generate(*loaded, [example], max_new_tokens=TOKENS)[0]
     assert said(ask_app(page[0], sent, max_new_tokens=TOKENS)) == expected
     assert said(ask_app(page[0], sent[2:], max_new_tokens=TOKENS)) != expected
@@ -69,23 +69,23 @@ def test_bad_uploads_get_a_sentence_each(page, alone, files):
     url, process = page
     before = megabytes(process)
     for kind, data in islice(bad_uploads([file.read_bytes() for file in files], seed=1), 20):
-        status, body = post(f"{url}/picture?name=mine.png", data)
-        reason = {"bomb": "more than 50,000,000 pixels"}.get(kind, "not a readable picture")
+        status, body = post(f"{url}/image?name=mine.png", data)
+        reason = {"bomb": "more than 50,000,000 pixels"}.get(kind, "not a readable image")
         assert status == 400 and json.loads(body)["error"].startswith(f"mine.png: {reason}"), (kind, data[:40])
         (line,) = [line for line in ask_app(url, [user("What?", data)]) if "error" in line]
-        assert line["error"].startswith(f"picture 1: {reason}")
+        assert line["error"].startswith(f"image 1: {reason}")
     assert megabytes(process, "VmHWM") - before < 100
     assert said(told(url, "What?", files[0])) == alone("What?", files[0])
 
 
 def test_limits(page):
-    assert post(f"{page[0]}/picture", bomb(10_000, 4_999))[0] == 200
-    status, body = post(f"{page[0]}/picture?name=a.png", bytes((20 << 20) + 1))
+    assert post(f"{page[0]}/image", bomb(10_000, 4_999))[0] == 200
+    status, body = post(f"{page[0]}/image?name=a.png", bytes((20 << 20) + 1))
     assert (status, json.loads(body)["error"]) == (400, "a.png: larger than 20 MB.")
-    status, body = post(f"{page[0]}/picture", bytes(81 << 20))
+    status, body = post(f"{page[0]}/image", bytes(81 << 20))
     assert (status, json.loads(body)["error"]) == (413, "more than 80 MB at once.")
     Image.new("RGB", (9, 9)).save(file := io.BytesIO(), "PNG")
-    assert "more than 8 pictures" in said(ask_app(page[0], [user("What?", *[file.getvalue()] * 9)]))
+    assert "more than 8 images" in said(ask_app(page[0], [user("What?", *[file.getvalue()] * 9)]))
     assert "of the model's 512 positions" in said(ask_app(page[0], [user("word " * 600)]))
     assert "the prompt has 2 <image>" in said(ask_app(page[0], [user("<image> <image>", file.getvalue())]))
 
@@ -99,13 +99,13 @@ def test_limits(page):
         b"{}",
         b'{"messages": 5}',
         b'{"messages": [{"role": "system", "content": ""}]}',
-        b'{"messages": [{"role": "user", "content": "", "pictures": ["?"]}]}',
+        b'{"messages": [{"role": "user", "content": "", "images": ["?"]}]}',
         b'{"messages": [], "max_new_tokens": 1e999}',
     ],
 )
 def test_other_requests_get_a_sentence(page, body):
     _, reply = post(f"{page[0]}/answer", body)
-    assert json.loads(reply.splitlines()[-1])["error"].startswith(("not a question", "not a conversation", "picture 1"))
+    assert json.loads(reply.splitlines()[-1])["error"].startswith(("not a question", "not a conversation", "image 1"))
 
 
 def test_examples(page, files):

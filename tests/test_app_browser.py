@@ -34,9 +34,9 @@ def opened(browser, url, tokens):
     return tab
 
 
-def ask_in(tab, text, *pictures):
-    tab.set_input_files("#files", [str(path) for path in pictures])
-    tab.wait_for_function("n => chosen.length === n", arg=len(pictures))
+def ask_in(tab, text, *images):
+    tab.set_input_files("#files", [str(path) for path in images])
+    tab.wait_for_function("n => chosen.length === n", arg=len(images))
     tab.fill("#question", text)
     tab.click("#go")
 
@@ -69,7 +69,7 @@ def test_a_browser_says_what_is_wrong_with_a_file(browser, page, files, tmp_path
     tab = opened(browser, page[0], 16)
     tab.set_input_files("#files", [str(tmp_path / "notes.png"), str(files[0])])
     tab.wait_for_function("chosen.length === 1")
-    assert "notes.png: not a readable picture" in tab.inner_text("#error")
+    assert "notes.png: not a readable image" in tab.inner_text("#error")
     tab.fill("#question", "word " * 600)
     tab.click("#go")
     tab.wait_for_selector("#error:has-text('positions')")

@@ -18,12 +18,13 @@ from transformers import (
     pipeline,
 )
 
-from train_llava.build_model import build_llava, save_llava
-from train_llava.check_build import check_answers, check_weights
-from train_llava.command import InputError
-from train_llava.images import open_image
-from train_llava.infer import ask, generate
-from train_llava.load import load
+from train_llava.build_model import build_llava
+from train_llava.cli import InputError
+from train_llava.model.folder import save_llava
+from train_llava.model.generate import ask, generate
+from train_llava.model.load import load
+from train_llava.model.verify_build import check_answers, check_weights
+from train_llava.processing.images import open_image
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +212,7 @@ def test_a_batch_of_prompts_in_plain_transformers(llava, loaded, data, tmp_path)
     model, processor = load(tmp_path / "old")
     save_llava(model, processor, tmp_path / "again")
     files = sorted((data / "images").iterdir())
-    prompts = ["What?", "What is in this picture, and of which colour is it?", "Where?", "Say all that you see."]
+    prompts = ["What?", "What is in this image, and of which colour is it?", "Where?", "Say all that you see."]
     chats = []
     for file, prompt in zip(files, prompts, strict=False):
         content = [{"type": "image", "image": str(file)}, {"type": "text", "text": prompt}]

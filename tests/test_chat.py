@@ -8,9 +8,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import LlavaProcessor
 
-from train_llava.build_model import CONTENT_PARTS, load_tokenizer
-from train_llava.chat import IGNORE_INDEX, IMAGE_TOKEN, ChatEncoder
-from train_llava.command import InputError
+from train_llava.cli import InputError
+from train_llava.ingest.conversation import IMAGE_TOKEN
+from train_llava.model.backbones import load_tokenizer
+from train_llava.processing.chat import IGNORE_INDEX, ChatEncoder
+from train_llava.processing.chat_template import CONTENT_PARTS
 
 SYSTEM = {"role": "system", "content": "You are a helpful assistant."}
 QUESTION = {"role": "user", "content": "<image>\nWhat are these?"}

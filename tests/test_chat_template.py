@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 from transformers.utils import chat_template_utils
 
 from demo.tokenizer import make_tokenizer
-from train_llava import chat_template
-from train_llava.build_model import load_tokenizer
-from train_llava.chat import IGNORE_INDEX, IMAGE_TOKEN, ChatEncoder
-from train_llava.chat_template import CONTENT_PARTS
-from train_llava.command import InputError
+from train_llava.cli import InputError
+from train_llava.ingest.conversation import IMAGE_TOKEN
+from train_llava.model.backbones import load_tokenizer
+from train_llava.processing import chat_template
+from train_llava.processing.chat import IGNORE_INDEX, ChatEncoder
+from train_llava.processing.chat_template import CONTENT_PARTS
 
 
 @pytest.fixture(scope="module")

@@ -16,19 +16,19 @@ from PIL import Image
 from transformers import AutoProcessor
 
 from train_llava import check_data, show_batch
-from train_llava.command import InputError
+from train_llava.cli import InputError
 from train_llava.data import LlavaCollator, LlavaDataset
-from train_llava.formats import FORMATS
+from train_llava.ingest.formats import FORMATS
 from train_llava.show_batch import batch_page
 
 
 def faulty(folder, good=40):
-    """Good records, a copy, two without an answer, one broken picture."""
+    """Good records, a copy, two without an answer, one broken image."""
     layouts.cc3m(folder, good, unpacked=True)
     records = json.loads((folder / "chat.json").read_text())
     records += [{**records[0], "id": "copy"}]
     records += [{**records[1], "id": f"mute{i}", "conversations": records[1]["conversations"][:1]} for i in range(2)]
-    layouts.write(folder / "images_dl" / "broken.jpg", layouts.picture(1)[:200])
+    layouts.write(folder / "images_dl" / "broken.jpg", layouts.photo(1)[:200])
     records += [{**records[2], "id": "torn", "image": "broken.jpg"}]
     layouts.write(folder / "chat.json", records)
     return records
@@ -39,9 +39,9 @@ def test_check_data(llava, tmp_path):
     flags = ["--data_path", tmp_path / "d", "--output_dir", tmp_path / "report", "--workers", 2]
     done = call(check_data.main, *flags, "--model_name_or_path", llava)
     assert done.returncode == 2 and "2 records cannot be trained on" in done.stderr, done.stderr
-    for line in ("44 of 44 records read", "2 records to learn nothing from", "1 pictures that cannot be read"):
+    for line in ("44 of 44 records read", "2 records to learn nothing from", "1 images that cannot be read"):
         assert line in done.stdout
-    assert re.search(r"roles: user +42\n", done.stdout) and re.search(r"pictures in a record: 1 +42\n", done.stdout)
+    assert re.search(r"roles: user +42\n", done.stdout) and re.search(r"images in a record: 1 +42\n", done.stdout)
     assert "1 records that are copies of another" in done.stdout and "█" in done.stdout
     refused = [json.loads(line) for line in (tmp_path / "report" / "refused.jsonl").read_text().splitlines()]
     assert sorted(line["id"] for line in refused) == ["mute0", "mute1", "torn"]
@@ -52,7 +52,7 @@ def test_check_data_calls_good_data_good(tmp_path):
     layouts.messages_jsonl(tmp_path / "d")
     done = call(check_data.main, "--data_path", tmp_path / "d", "--output_dir", tmp_path / "report")
     assert done.returncode == 0 and "verdict: good to train on" in done.stdout, done.stderr
-    assert re.search(r"pictures in a record: none, text only +3\n", done.stdout)
+    assert re.search(r"images in a record: none, text only +3\n", done.stdout)
 
 
 def test_ctrl_c_tells_what_was_found(tmp_path):
@@ -149,7 +149,7 @@ def test_two_thousand_fuzzed_records(tmp_path, name):
 
 
 class NoLimit:
-    """Pictures that mutated records name may be missing; that is another test's subject."""
+    """Images that mutated records name may be missing; that is another test's subject."""
 
     def __init__(self, _):
         self.found = []

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoProcessor
 
-from train_llava.command import InputError
+from train_llava.cli import InputError
 from train_llava.data import LlavaCollator, LlavaDataset, tokens_per_image
 
 
@@ -28,14 +28,14 @@ def test_records_are_read_whole(data):
 
 
 @pytest.mark.parametrize("name", ["images_dl", "."])
-def test_other_places_for_pictures(data, tmp_path, name):
+def test_other_places_for_images(data, tmp_path, name):
     shutil.copy(data / "chat.json", tmp_path)
     shutil.copytree(data / "images", tmp_path / name, dirs_exist_ok=True)
     assert len(LlavaDataset(tmp_path)) == len(LlavaDataset(tmp_path / "chat.json")) == 64
 
 
 def refused(tmp_path, *records):
-    (tmp_path / "a.jpg").write_bytes(b"not a picture")
+    (tmp_path / "a.jpg").write_bytes(b"not an image")
     (tmp_path / "chat.json").write_text(json.dumps(records))
     with pytest.raises(InputError) as error:
         LlavaDataset(tmp_path)
@@ -46,7 +46,7 @@ def turns(question="<image>\nWhat?", answer="A cat."):
     return [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
 
 
-def test_a_missing_picture_is_named(data, tmp_path):
+def test_a_missing_image_is_named(data, tmp_path):
     shutil.copytree(data, tmp_path / "data")
     records = json.loads((data / "chat.json").read_text())
     lost = tmp_path / "data" / "images" / records[40]["image"]
@@ -59,8 +59,8 @@ def test_a_missing_picture_is_named(data, tmp_path):
 def test_bad_records_are_refused_by_name(tmp_path):
     good = {"id": "good", "image": "a.jpg", "conversations": turns()}
     cases = {
-        "1 <image> in the text, 0 pictures": {"conversations": turns()},
-        "2 <image> in the text, 1 pictures": {"image": "a.jpg", "conversations": turns("<image><image>")},
+        "1 <image> in the text, 0 images": {"conversations": turns()},
+        "2 <image> in the text, 1 images": {"image": "a.jpg", "conversations": turns("<image><image>")},
         "no answer to learn from": {"image": "a.jpg", "conversations": turns(answer="  ")},
         "a turn from 'robot'": {"image": "a.jpg", "conversations": [{"from": "robot", "value": "<image>"}]},
         "not a record of the format": {"image": "a.jpg"},
@@ -79,10 +79,10 @@ def test_what_is_no_data_is_refused(tmp_path):
         LlavaDataset(tmp_path)
 
 
-def test_an_unreadable_picture_is_named_when_read(tmp_path):
-    (tmp_path / "a.jpg").write_bytes(b"not a picture")
+def test_an_unreadable_image_is_named_when_read(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"not an image")
     (tmp_path / "chat.json").write_text(json.dumps([{"id": "7", "image": "a.jpg", "conversations": turns()}]))
-    with pytest.raises(InputError, match=r"record '7': .*a\.jpg: not a readable picture"):
+    with pytest.raises(InputError, match=r"record '7': .*a\.jpg: not a readable image"):
         LlavaDataset(tmp_path)[0]
 
 

@@ -42,7 +42,7 @@ def test_the_layout_is_that_of_cc3m(tmp_path):
         assert (tmp_path / "train" / "images" / record["image"]).is_file()
 
 
-def test_pictures_show_what_captions_say():
+def test_images_show_what_captions_say():
     rng = np.random.default_rng(0)
     for _ in range(20):
         scene = random_scene(rng, "train")

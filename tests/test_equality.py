@@ -13,7 +13,7 @@ from conftest import ROOT, call, run
 from test_loss import TRAIN_TYPES
 from training import FLAGS, losses, weights, zero2
 
-from train_llava.load import load
+from train_llava.model.load import load
 from train_llava.train import main
 
 PLAIN = [*FLAGS, "--use_cpu", "true", "--warmup_steps", 0.03]

@@ -15,15 +15,16 @@ import train_llava.estimate
 import train_llava.train
 from benchmarks.simulate import peak_of_step
 from train_llava import check_data, train
-from train_llava.activations import Batch
 from train_llava.arguments import ModelArguments
-from train_llava.command import InputError
+from train_llava.cli import InputError
 from train_llava.data import LlavaCollator, LlavaDataset
-from train_llava.load import load_processor
-from train_llava.memory import Sharing, Step
-from train_llava.sampling import LlavaSampler
-from train_llava.skeleton import join, skeleton
-from train_llava.workload import Workload
+from train_llava.model.config import join
+from train_llava.model.load import load_processor
+from train_llava.planning.activations import Batch
+from train_llava.planning.memory import Sharing, Step
+from train_llava.planning.meta_model import skeleton
+from train_llava.planning.workload import Workload
+from train_llava.training.sampler import LlavaSampler
 
 SHAPE = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4, "num_attention_heads": 4}
 CLIP = CLIPVisionConfig(**SHAPE, image_size=112, patch_size=14)

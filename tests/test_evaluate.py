@@ -17,16 +17,16 @@ from test_merge_lora import make_adapter
 from transformers import LlavaForConditionalGeneration, pipeline
 
 from train_llava import train
-from train_llava.caption_metrics import caption_metrics, words
-from train_llava.command import InputError
+from train_llava.cli import InputError
 from train_llava.data import LlavaCollator, LlavaDataset
 from train_llava.evaluate import answer_losses, main, metrics_of, report_page
-from train_llava.load import load
+from train_llava.model.load import load
+from train_llava.pages.caption_metrics import caption_metrics, words
 
 
 @pytest.fixture(scope="module")
 def folder(llava, data, tmp_path_factory):
-    """Eleven records: six answers are what a plain pipeline says, five are not; one has two rounds, one no picture."""
+    """Eleven records: six answers are what a plain pipeline says, five are not; one has two rounds, one no image."""
     folder = tmp_path_factory.mktemp("held_out")
     (folder / "images").symlink_to(data / "images")
     records = json.loads((data / "chat.json").read_text())[:11]
@@ -90,7 +90,7 @@ def test_an_adapter(llava, folder, tmp_path):
 
 
 def test_losses_of_a_text_batch(llava, folder):
-    """Beside a hidden picture, of which nothing is counted."""
+    """Beside a hidden image, of which nothing is counted."""
     model, processor = load(llava)
     text = LlavaDataset(folder)[9]
     assert text["images"] == []
@@ -161,7 +161,7 @@ def test_the_page_shows_the_worst_and_the_best(folder):
     shown = re.findall(r"(r\d+) · ROUGE-L", page)
     # one right word (and "b") first, the highest loss first among equals; at the end, the lowest loss first
     assert shown[:3] == ["r4", "r8", "r0"] and shown[6:9] == ["r3", "r7", "r2"] and len(shown) == 11
-    assert page.count("data:image/png;base64,") == 10 and page.count("no picture") == 1
+    assert page.count("data:image/png;base64,") == 10 and page.count("no image") == 1
     assert "a &lt; b" in page and "one&lt;b&gt;" in page and "http" not in page
 
 
@@ -170,7 +170,7 @@ def test_wrong_usage(llava, folder, tmp_path):
     assert done.returncode == 2 and str(tmp_path / "none") in done.stderr
     shutil.copytree(folder, tmp_path / "bad")
     name = json.loads((folder / "chat.json").read_text())[5]["image"]
-    (tmp_path / "bad" / "images" / name).write_bytes(b"no picture")
+    (tmp_path / "bad" / "images" / name).write_bytes(b"no image")
     done = call(main, "--model_name_or_path", llava, "--data_path", tmp_path / "bad")
     assert done.returncode == 2 and "record 'train_000005'" in done.stderr
 

@@ -23,17 +23,18 @@ from transformers import (
 )
 
 from train_llava.arguments import ModelArguments
-from train_llava.backbones import SUPPORTED as SUPPORTED_IN_HELP
 from train_llava.build_model import build_llava, main
-from train_llava.check_build import check_logits, text_logits
-from train_llava.command import InputError
+from train_llava.cli import InputError
 from train_llava.data import LlavaCollator, LlavaDataset
-from train_llava.infer import ask, collator_of, generate
-from train_llava.load import load
-from train_llava.memory import Step
 from train_llava.merge_lora import main as merge
-from train_llava.skeleton import joined_config, skeleton
-from train_llava.train_type import apply_train_type
+from train_llava.model.config import SUPPORTED as SUPPORTED_IN_HELP
+from train_llava.model.config import joined_config
+from train_llava.model.freeze import apply_train_type
+from train_llava.model.generate import ask, collator_of, generate
+from train_llava.model.load import load
+from train_llava.model.verify_build import check_logits, text_logits
+from train_llava.planning.memory import Step
+from train_llava.planning.meta_model import skeleton
 
 NAMES = {each.name: each for each in SUPPORTED}
 

@@ -220,8 +220,8 @@ def test_the_estimate_of_a_checkpoint_is_what_it_takes(llava, data, tmp_path, tr
     """Weights and optimizer; the tokenizer and other small files are not counted."""
     from test_loss import trainer_of
 
-    from train_llava.resources import checkpoint_bytes
-    from train_llava.trainer import LlavaTrainer
+    from train_llava.planning.budget import checkpoint_bytes
+    from train_llava.training.trainer import LlavaTrainer
 
     flags = {"max_steps": 1, "save_strategy": "steps", "save_steps": 1}
     trainer = trainer_of(LlavaTrainer, llava, data, tmp_path, train_type, **flags)
@@ -234,11 +234,11 @@ def test_the_estimate_of_a_checkpoint_is_what_it_takes(llava, data, tmp_path, tr
 
 def test_what_does_not_fit_into_memory_is_refused_before_the_weights_are_loaded(tmp_path):
     """A trillion weights, which this test itself only talks about."""
-    from train_llava.activations import Batch, Stage
     from train_llava.arguments import LlavaTrainingArguments
-    from train_llava.command import InputError
-    from train_llava.memory import Sharing, Step
-    from train_llava.resources import check_memory
+    from train_llava.cli import InputError
+    from train_llava.planning.activations import Batch, Stage
+    from train_llava.planning.budget import check_memory
+    from train_llava.planning.memory import Sharing, Step
 
     args = LlavaTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
     batch, alone = Batch(1, 10, 1, 5), Sharing(deepspeed=False)

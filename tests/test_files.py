@@ -8,8 +8,8 @@ import subprocess
 import pytest
 from own_data import ids, images, record, refusal, two_records
 
-from train_llava import readers
 from train_llava.data import LlavaDataset
+from train_llava.ingest import readers
 
 AS_TEXT = {
     "a list": lambda records: json.dumps(records),

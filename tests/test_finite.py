@@ -7,8 +7,8 @@ from test_loss import trainer_of
 from training import zero2
 from transformers import TrainerCallback
 
-from train_llava.finite import MOST_BATCHES, MOST_SKIPPED
-from train_llava.trainer import LlavaTrainer
+from train_llava.training.finite import MOST_BATCHES, MOST_SKIPPED
+from train_llava.training.trainer import LlavaTrainer
 
 SILENT = {"logging_strategy": "no"}
 

@@ -13,9 +13,9 @@ from transformers import Trainer
 
 from train_llava import train
 from train_llava.arguments import REFUSED, RENAMED, DataArguments, LlavaTrainingArguments, ModelArguments, check_flags
-from train_llava.command import InputError
+from train_llava.cli import InputError
 from train_llava.estimate import main as estimate
-from train_llava.trainer import LlavaTrainer
+from train_llava.training.trainer import LlavaTrainer
 
 FIELDS = {f.name for kind in (ModelArguments, DataArguments, LlavaTrainingArguments) for f in dataclasses.fields(kind)}
 BASE = {"max_steps": 3, "per_device_train_batch_size": 4, "logging_steps": 1, "learning_rate": 1e-3, "seed": 5}
@@ -181,7 +181,7 @@ def test_the_estimate_says_what_it_does_not_know(llava, flags):
 
 
 def test_a_text_stream_shows_samples(llava, tmp_path):
-    """Without a single picture."""
+    """Without a single image."""
     turns = [{"from": "human", "value": "How are you?"}, {"from": "gpt", "value": "Fine, thank you."}]
     lines = [json.dumps({"id": str(i), "conversations": turns}) for i in range(6)]
     (tmp_path / "talk.jsonl").write_text("\n".join(lines))

@@ -11,11 +11,11 @@ from transformers import IntervalStrategy, TrainerCallback
 from benchmarks import flops_limit
 from train_llava.arguments import ModelArguments
 from train_llava.data import LlavaCollator, LlavaDataset
-from train_llava.flops import StepFlops
-from train_llava.forward import trim_forward
-from train_llava.load import load, load_processor
-from train_llava.train_type import apply_train_type
-from train_llava.trainer import LlavaTrainer
+from train_llava.model.freeze import apply_train_type
+from train_llava.model.load import load, load_processor
+from train_llava.model.loss import trim_forward
+from train_llava.planning.flops import StepFlops
+from train_llava.training.trainer import LlavaTrainer
 
 
 @pytest.mark.parametrize("train_type", TRAIN_TYPES)

@@ -14,10 +14,11 @@ import pytest
 from conftest import call
 from own_data import ids, images, record, refusal, shard, text, two_records
 
-from train_llava import check_data, readers
-from train_llava.bad_images import BadImages
-from train_llava.command import InputError
+from train_llava import check_data
+from train_llava.cli import InputError
 from train_llava.data import LlavaDataset
+from train_llava.ingest import readers
+from train_llava.ingest.bad_images import BadImages
 
 
 def passed_over(dataset):
@@ -131,7 +132,7 @@ def test_an_archive_below_is_named(tmp_path):
     (tmp_path / "chat.json").write_text(json.dumps([record(0)]))
     (tmp_path / "images").mkdir()
     with zipfile.ZipFile(tmp_path / "images" / "part1.zip", "w") as zipped:
-        zipped.writestr("0.jpg", layouts.picture(0))
+        zipped.writestr("0.jpg", layouts.image(0))
     assert f"unpack {tmp_path}/images/part1.zip, or move it into {tmp_path}" in refusal(tmp_path)
     (tmp_path / "images" / "part1.zip").rename(tmp_path / "part1.ZIP")
     assert len(LlavaDataset(tmp_path)) == 1
@@ -147,14 +148,14 @@ def test_one_broken_image_does_not_end_a_small_run(tmp_path):
     done = call(check_data.main, "--data_path", tmp_path / "d", "--output_dir", tmp_path / "report", "--workers", 0)
     assert done.returncode == 0 and "verdict: good to train on" in done.stdout
     (tmp_path / "d" / "images" / "3.jpg").unlink()
-    with pytest.raises(InputError, match=r"2 pictures cannot be read, more than --max_bad_images 0\.001 allows"):
+    with pytest.raises(InputError, match=r"2 images cannot be read, more than --max_bad_images 0\.001 allows"):
         ids(tmp_path / "d", bad_images=BadImages(tmp_path / "more.jsonl", 0.001))
     with pytest.raises(InputError, match="more than 0"):
         ids(tmp_path / "d", bad_images=BadImages(tmp_path / "none.jsonl", 0))
 
 
 def test_rows_of_large_images_are_written_in_parts(tmp_path, monkeypatch):
-    from train_llava import sources
+    from train_llava.ingest import sources
 
     monkeypatch.setattr(sources, "BYTES", 10_000)
     expected = layouts.cauldron(tmp_path, 12)
@@ -162,8 +163,8 @@ def test_rows_of_large_images_are_written_in_parts(tmp_path, monkeypatch):
     assert dataset.records.data.column("id").num_chunks > 1 and len(dataset) == len(expected)
     table = pa.table({"texts": [[{"user": "Q", "assistant": "A"}]], "images": [[{"bytes": b"x" * 2000, "path": None}]]})
     pq.write_table(table, tmp_path / "large.parquet")
-    monkeypatch.setattr("train_llava.formats.MOST_IMAGE_BYTES", 1000)
-    assert "MB of pictures" in refusal(tmp_path / "large.parquet")
+    monkeypatch.setattr("train_llava.ingest.formats.MOST_IMAGE_BYTES", 1000)
+    assert "MB of images" in refusal(tmp_path / "large.parquet")
 
 
 def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Every published layout is read as it is: messages, pictures, order; from the cache and as a stream."""
+"""Every published layout is read as it is: messages, images, order; from the cache and as a stream."""
 
 import os
 import re
@@ -15,13 +15,13 @@ import pytest
 from conftest import ROOT
 from datasets import Dataset, Features, Value
 
-from train_llava import data_files, formats
-from train_llava.chat import ChatEncoder
-from train_llava.command import InputError
+from train_llava.cli import InputError
 from train_llava.data import LlavaDataset
-from train_llava.formats import parse, recognise
-from train_llava.parquet_images import WINDOW
-from train_llava.sources import GROUPS, ROW_BITS, Source, blocks_of, caption_mapping
+from train_llava.ingest import data_files, formats
+from train_llava.ingest.formats import parse, recognise
+from train_llava.ingest.parquet_images import WINDOW
+from train_llava.ingest.sources import GROUPS, ROW_BITS, Source, blocks_of, caption_mapping
+from train_llava.processing.chat import ChatEncoder
 from train_llava.train import main
 
 
@@ -33,10 +33,10 @@ def encoder(llava):
     return ChatEncoder(processor.tokenizer, 4, processor.chat_template)
 
 
-def same(example, messages, pictures):
+def same(example, messages, images):
     assert [(m["role"], m["content"]) for m in example["messages"]] == [(m["role"], m["content"]) for m in messages]
-    assert len(example["images"]) == len(pictures)
-    for image, data in zip(example["images"], pictures, strict=True):
+    assert len(example["images"]) == len(images)
+    for image, data in zip(example["images"], images, strict=True):
         assert np.array_equal(np.asarray(image), layouts.pixels(data))
 
 
@@ -47,32 +47,32 @@ def test_layout(tmp_path, name, encoder):
     dataset = LlavaDataset(tmp_path / "d", caption_fields=fields)
     assert dataset.sources[0].format == format
     assert len(dataset) == len(expected)
-    for example, (messages, pictures) in zip(dataset, expected, strict=True):
-        same(example, messages, pictures)
+    for example, (messages, images) in zip(dataset, expected, strict=True):
+        same(example, messages, images)
     dataset.fit(encoder)
     assert dataset.lengths.tolist() == [len(encoder.encode(messages)[0]) for messages, _ in expected]
 
     in_place = LlavaDataset(tmp_path / "d", caption_fields=fields, streaming=True)
     assert len(in_place) == len(expected)
-    for example, (messages, pictures) in zip(in_place, expected, strict=True):
-        same(example, messages, pictures)
+    for example, (messages, images) in zip(in_place, expected, strict=True):
+        same(example, messages, images)
     copied = [image["bytes"] for record in in_place.records for image in record["images"]]
     assert not any(copied)
 
 
-def test_unpacked_and_packed_pictures_are_the_same(tmp_path):
+def test_unpacked_and_packed_images_are_the_same(tmp_path):
     layouts.cc3m(tmp_path / "zip")
     layouts.cc3m(tmp_path / "folder", unpacked=True)
     for a, b in zip(LlavaDataset(tmp_path / "zip"), LlavaDataset(tmp_path / "folder"), strict=True):
         assert a["messages"] == b["messages"] and a["images"][0].tobytes() == b["images"][0].tobytes()
 
 
-def test_pictures_that_come_later_are_found(tmp_path):
-    """The Arrow copy of a folder is made anew when pictures were unpacked, moved or taken away."""
+def test_images_that_come_later_are_found(tmp_path):
+    """The Arrow copy of a folder is made anew when images were unpacked, moved or taken away."""
     expected = layouts.cc3m(tmp_path, unpacked=True)
     away = tmp_path.with_name("away")
     shutil.move(tmp_path / "images_dl", away)
-    with pytest.raises(InputError, match=f"{len(expected)} of {len(expected)} records name pictures that are not"):
+    with pytest.raises(InputError, match=f"{len(expected)} of {len(expected)} records name images that are not"):
         LlavaDataset(tmp_path)
     shutil.move(away, tmp_path / "images")
     assert len(LlavaDataset(tmp_path)[3]["images"]) == 1
@@ -110,8 +110,8 @@ def test_a_dataset_of_the_hub_is_read_there(tmp_path, monkeypatch):
     dataset = LlavaDataset("texts=someone/cauldron:2.0", streaming=True)
     assert dataset.sources[0].files == [f"{where}/train-0.parquet"] and dataset.sources[0].weight == 2
     assert dataset.sources[0].passed_over == {f"{where}/test-0.parquet": "held out"}
-    for row, (messages, pictures) in zip(dataset, expected, strict=True):
-        same(row, messages, pictures)
+    for row, (messages, images) in zip(dataset, expected, strict=True):
+        same(row, messages, images)
     memory.rm("/hub", recursive=True)
     with pytest.raises(InputError, match="no parquet files"):
         LlavaDataset("someone/cauldron", streaming=True)
@@ -144,7 +144,7 @@ def test_weights_and_names(tmp_path):
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd.jpg", "../other/a.jpg", "http://host/a.jpg", "a/../../b.jpg"])
-def test_a_picture_outside_its_folder_is_refused(tmp_path, path):
+def test_an_image_outside_its_folder_is_refused(tmp_path, path):
     turns = layouts.llava_turns(layouts.chat("<image>\nWhat?", "A."))
     layouts.write(tmp_path / "chat.json", [{"id": "1", "image": path, "conversations": turns}])
     with pytest.raises(InputError, match="must be a file inside the data folder"):
@@ -177,9 +177,9 @@ def test_the_example_of_an_own_format_in_the_docs(tmp_path, monkeypatch):
     names = dict(vars(formats))
     exec(code, names)
     monkeypatch.setitem(formats.FORMATS, "quiz", ("photo", names["quiz"]))
-    layouts.write(tmp_path / "a.jpg", layouts.picture(1))
+    layouts.write(tmp_path / "a.jpg", layouts.photo(1))
     layouts.write(tmp_path / "quiz.jsonl", layouts.lines([{"photo": "a.jpg", "q": "What is it?", "a": "A cat."}]))
-    same(LlavaDataset(tmp_path)[0], layouts.chat("<image>\nWhat is it?", "A cat."), [layouts.picture(1)])
+    same(LlavaDataset(tmp_path)[0], layouts.chat("<image>\nWhat is it?", "A cat."), [layouts.photo(1)])
 
 
 @pytest.mark.parametrize("name", layouts.LAYOUTS)

@@ -39,7 +39,7 @@ def copy(tmp_path, monkeypatch):
     (folder / "models" / "qwen").symlink_to(ROOT / "demo" / "qwen")
     for seed, name in enumerate(("LLaVA-CC3M-Pretrain-595K", "mine", "held_out")):
         write_split(folder / "data" / name, "held_out", 24, seed=seed)
-    shutil.copy(next((folder / "data" / "mine" / "images").iterdir()), folder / "picture.jpg")
+    shutil.copy(next((folder / "data" / "mine" / "images").iterdir()), folder / "image.jpg")
     monkeypatch.chdir(folder)
     return folder
 

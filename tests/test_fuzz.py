@@ -19,10 +19,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from train_llava.command import InputError
+from train_llava.cli import InputError
 from train_llava.data import LlavaDataset
-from train_llava.images import open_image
-from train_llava.sources import Source
+from train_llava.ingest.sources import Source
+from train_llava.processing.images import open_image
 
 CASES = 300  # of one seed
 SEEDS = [*range(4), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(4, 24))]

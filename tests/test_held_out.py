@@ -9,13 +9,13 @@ from training import zero2
 
 from train_llava.data import LlavaCollator, LlavaDataset
 from train_llava.evaluate import main as evaluate
-from train_llava.load import load_processor
-from train_llava.trainer import LlavaTrainer
+from train_llava.model.load import load_processor
+from train_llava.training.trainer import LlavaTrainer
 
 
 @pytest.fixture(scope="module")
 def held_out(data, tmp_path_factory):
-    """Nine records, as uneven as users have them: a long answer, three rounds, one without a picture."""
+    """Nine records, as uneven as users have them: a long answer, three rounds, one without an image."""
     folder = tmp_path_factory.mktemp("held_out")
     (folder / "images").symlink_to(data / "images")
     records = json.loads((data / "chat.json").read_text())[:9]

@@ -1,4 +1,4 @@
-"""Pictures of every kind against Pillow and the image processors of transformers, and broken ones."""
+"""Images of every kind against Pillow and the image processors of transformers, and broken ones."""
 
 import io
 import struct
@@ -11,9 +11,9 @@ import transformers
 from PIL import Image, ImageOps
 from transformers import CLIPImageProcessorPil, LlavaImageProcessorPil, SiglipImageProcessorPil
 
-from train_llava.command import InputError
-from train_llava.image_kinds import KINDS
-from train_llava.images import Pixels, open_image
+from train_llava.cli import InputError
+from train_llava.ingest.image_kinds import KINDS
+from train_llava.processing.images import Pixels, open_image
 from train_llava.show_batch import as_bytes
 
 SIZES = [(50, 80), (333, 500), (224, 224), (57, 56), (400, 31), (336, 336), (30, 30)]
@@ -64,7 +64,7 @@ IMAGE_PROCESSORS = [
 
 
 @pytest.mark.parametrize("processor", IMAGE_PROCESSORS, ids=lambda each: type(each).__name__)
-def test_any_processor_whose_pictures_have_one_size(processor):
+def test_any_processor_whose_images_have_one_size(processor):
     """By the table where it is proven to be equal, else by the processor itself."""
     images = [Image.fromarray(noise(height, width)) for height, width in [*SIZES, (300, 31)]]
     pixels = Pixels(processor)
@@ -72,7 +72,7 @@ def test_any_processor_whose_pictures_have_one_size(processor):
     assert torch.equal(pixels.normalise(pixels(images)), expected)
 
 
-def test_a_page_shows_pictures_that_only_the_processor_can_make():
+def test_a_page_shows_images_that_only_the_processor_can_make():
     made = Pixels(transformers.Owlv2ImageProcessorPil(size={"height": 32, "width": 32}))([Image.new("RGB", (40, 30))])
     assert made.dtype == torch.float32
     shown = as_bytes(made[0].numpy())
@@ -119,11 +119,11 @@ def test_cmyk():
 
 
 def test_exif_turns_upright():
-    picture = Image.fromarray(noise(20, 30))
+    photo = Image.fromarray(noise(20, 30))
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned: to be shown rotated by 90 degrees
-    upright = open_image(saved(picture, "PNG", exif=exif))
-    assert np.array_equal(upright, np.rot90(np.asarray(picture), -1))
+    upright = open_image(saved(photo, "PNG", exif=exif))
+    assert np.array_equal(upright, np.rot90(np.asarray(photo), -1))
 
 
 def test_animation_shows_its_first_frame():
@@ -155,17 +155,17 @@ def test_bombs_are_refused(tmp_path, size):
         open_image(tmp_path / "bomb.png")
 
 
-@pytest.mark.parametrize("data", [b"", b"not a picture", saved(Image.new("RGB", (99, 99)), "JPEG")["bytes"][:-300]])
+@pytest.mark.parametrize("data", [b"", b"not an image", saved(Image.new("RGB", (99, 99)), "JPEG")["bytes"][:-300]])
 def test_broken_files_are_named(tmp_path, data):
     (tmp_path / "a.jpg").write_bytes(data)
-    with pytest.raises(InputError, match=r"a\.jpg: not a readable picture"):
+    with pytest.raises(InputError, match=r"a\.jpg: not a readable image"):
         open_image(tmp_path / "a.jpg")
-    with pytest.raises(InputError, match=r"b\.jpg: no such picture file"):
+    with pytest.raises(InputError, match=r"b\.jpg: no such image file"):
         open_image(tmp_path / "b.jpg")
 
 
 def test_a_thousand_mutated_files():
-    """Whatever is done to the bytes of a picture: a picture comes out, or an InputError."""
+    """Whatever is done to the bytes of an image: an image comes out, or an InputError."""
     rng = np.random.default_rng(0)
     kinds = ["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "PPM", "ICO", "TGA", "JPEG2000"]
     originals = [saved(Image.fromarray(noise(24, 32)), kind)["bytes"] for kind in kinds]
@@ -204,7 +204,7 @@ def test_what_is_no_image_is_named_and_runs_nothing(tmp_path, monkeypatch, what)
     (tmp_path / "gs").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     (tmp_path / "a.jpg").write_bytes(STRANGERS[what])
-    with pytest.raises(InputError, match=rf"a\.jpg: not a readable picture \({what}"):
+    with pytest.raises(InputError, match=rf"a\.jpg: not a readable image \({what}"):
         open_image(tmp_path / "a.jpg")
     assert not (tmp_path / "ran").exists()
 
@@ -240,13 +240,13 @@ def test_values_of_another_range_are_refused(tmp_path, values):
 
 def test_the_eight_orientations():
     """As Pillow's own transposition has them."""
-    picture = Image.fromarray(noise(20, 30))
+    photo = Image.fromarray(noise(20, 30))
     for orientation in range(10):
         exif = Image.Exif()
         exif[0x0112] = orientation
         for kind in ("PNG", "WEBP", "TIFF"):
             options = {"lossless": True} if kind == "WEBP" else {}
-            written = saved(picture, kind, exif=exif, **options)
+            written = saved(photo, kind, exif=exif, **options)
             expected = ImageOps.exif_transpose(Image.open(io.BytesIO(written["bytes"])))
             assert np.array_equal(open_image(written), expected), (orientation, kind)
 
@@ -257,23 +257,23 @@ BROKEN_BLOCKS = [b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0nothing", b"MM\0*\0
 @pytest.mark.parametrize("block", BROKEN_BLOCKS)
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 def test_a_broken_exif_block_costs_no_image(block, kind):
-    picture = Image.fromarray(noise(20, 30))
+    photo = Image.fromarray(noise(20, 30))
     options = {"lossless": True} if kind == "WEBP" else {}
-    assert open_image(saved(picture, kind, exif=block, **options)).size == (30, 20)
+    assert open_image(saved(photo, kind, exif=block, **options)).size == (30, 20)
 
 
 def test_xmp_that_is_no_text_costs_no_image():
-    picture = Image.fromarray(noise(20, 30))
-    assert open_image(saved(picture, "WEBP", xmp=b"\xff\xfe\xfd tiff:Orientation", lossless=True)).size == (30, 20)
+    photo = Image.fromarray(noise(20, 30))
+    assert open_image(saved(photo, "WEBP", xmp=b"\xff\xfe\xfd tiff:Orientation", lossless=True)).size == (30, 20)
 
 
-def test_the_reason_of_a_picture_inside_a_record_is_whole():
+def test_the_reason_of_an_image_inside_a_record_is_whole():
     torn = {"bytes": saved(Image.fromarray(noise(99, 99)), "JPEG")["bytes"][:-3000], "path": ""}
     with pytest.raises(OSError) as plain:
         Image.open(io.BytesIO(torn["bytes"])).load()
     with pytest.raises(InputError) as error:
         open_image(torn)
-    assert str(error.value) == f"picture inside the record: not a readable picture ({plain.value})."
+    assert str(error.value) == f"image inside the record: not a readable image ({plain.value})."
     with pytest.raises(InputError) as long:
         open_image({"bytes": None, "path": "x" * 100_000})
     assert len(str(long.value)) < 1000

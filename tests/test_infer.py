@@ -12,14 +12,14 @@ from PIL import Image
 from transformers import pipeline
 
 from train_llava import infer
-from train_llava.chat import IGNORE_INDEX
-from train_llava.command import InputError
+from train_llava.cli import InputError
 from train_llava.data import LlavaCollator, LlavaDataset
-from train_llava.images import open_image
-from train_llava.infer import answers, ask, collator_of, generate, stream
-from train_llava.load import load
+from train_llava.model.generate import answers, ask, collator_of, generate, stream
+from train_llava.model.load import load
+from train_llava.processing.chat import IGNORE_INDEX
+from train_llava.processing.images import open_image
 
-PICTURE = Image.radial_gradient("L").convert("RGB")
+IMAGE = Image.radial_gradient("L").convert("RGB")
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def test_prompts_are_those_of_training(loaded, data):
 
 
 def test_many_answer_as_plain_transformers_one_at_a_time(loaded, plain, data):
-    """Two windows of batches, prompts of many lengths, with two pictures, one or none."""
+    """Two windows of batches, prompts of many lengths, with two images, one or none."""
     dataset = LlavaDataset(data)
     examples = []
     for i in range(11):
@@ -71,9 +71,9 @@ def test_prompts_made_at_the_same_time_are_whole(loaded, monkeypatch):
 
 
 def test_a_stream_is_the_answer_and_can_be_stopped(loaded, plain):
-    example = ask("What?", [PICTURE])
+    example = ask("What?", [IMAGE])
     pieces = list(stream(*loaded, example, max_new_tokens=12))
-    assert len(pieces) > 1 and "".join(pieces).strip() == plain(example["messages"], [PICTURE], max_new_tokens=12)
+    assert len(pieces) > 1 and "".join(pieces).strip() == plain(example["messages"], [IMAGE], max_new_tokens=12)
     stop = Event()
     stop.set()
     few = "".join(stream(*loaded, example, stop, max_new_tokens=400))
@@ -85,7 +85,7 @@ def test_a_stream_is_the_answer_and_can_be_stopped(loaded, plain):
 def test_closing_a_stream_ends_its_thread(loaded):
     forwards = []
     hook = loaded[0].register_forward_hook(lambda *_: forwards.append(1))
-    pieces = stream(*loaded, ask("What?", [PICTURE]), max_new_tokens=400, eos_token_id=447)
+    pieces = stream(*loaded, ask("What?", [IMAGE]), max_new_tokens=400, eos_token_id=447)
     next(pieces)
     pieces.close()
     hook.remove()
@@ -105,13 +105,13 @@ def test_generation_stops_at_the_end_of_turn(llava):
 
 
 def test_placeholders(loaded):
-    picture = Image.new("RGB", (9, 9))
-    assert ask("What?", [picture, picture])["messages"][0]["content"] == "<image>\n<image>\nWhat?"
-    assert ask("What is <image>?", [picture])["messages"][0]["content"] == "What is <image>?"
-    with pytest.raises(InputError, match="has 2 <image>, but the number of pictures given is 1"):
-        ask("<image> <image>", [picture])
-    with pytest.raises(InputError, match="has 0 <image>, but the number of pictures given is 1"):
-        generate(*loaded, [{"messages": user("What?"), "images": [picture]}])
+    image = Image.new("RGB", (9, 9))
+    assert ask("What?", [image, image])["messages"][0]["content"] == "<image>\n<image>\nWhat?"
+    assert ask("What is <image>?", [image])["messages"][0]["content"] == "What is <image>?"
+    with pytest.raises(InputError, match="has 2 <image>, but the number of images given is 1"):
+        ask("<image> <image>", [image])
+    with pytest.raises(InputError, match="has 0 <image>, but the number of images given is 1"):
+        generate(*loaded, [{"messages": user("What?"), "images": [image]}])
 
 
 def test_the_positions_of_the_model_end_prompt_and_answer(loaded):
@@ -182,24 +182,24 @@ def test_a_chat_remembers(llava, plain, data, monkeypatch):
     said += [plain(turns, [first, second], max_new_tokens=8), plain(user("Hello"), [], max_new_tokens=8)]
     assert done.returncode == 0, done.stderr
     assert [text for line in done.stdout.splitlines() if (text := line.replace(">", "").strip())] == said
-    assert "error: the prompt has 1 <image>" in done.stderr and "none.png: no such picture" in done.stderr
+    assert "error: the prompt has 1 <image>" in done.stderr and "none.png: no such image" in done.stderr
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     assert call(infer.main, *flags).returncode == 0  # the end of the input ends it, too
 
 
 def test_it_answers_as_a_pipeline(llava, loaded):
-    content = [{"type": "image", "image": PICTURE}, {"type": "text", "text": "What is this?"}]
+    content = [{"type": "image", "image": IMAGE}, {"type": "text", "text": "What is this?"}]
     pipe = pipeline("image-text-to-text", model=str(llava))
     said = pipe(text=user(content), return_full_text=False, max_new_tokens=12, do_sample=False)[0]["generated_text"]
-    assert generate(*loaded, [ask("What is this?", [PICTURE])], max_new_tokens=12) == [said.strip()]
+    assert generate(*loaded, [ask("What is this?", [IMAGE])], max_new_tokens=12) == [said.strip()]
 
 
 def test_bad_images_and_flags(llava, data, tmp_path):
-    with pytest.raises(InputError, match="no such picture"):
+    with pytest.raises(InputError, match="no such image"):
         open_image(tmp_path / "none.png")
     (tmp_path / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     done = call(infer.main, "--model_name_or_path", llava, "--image", tmp_path / "bad.png")
-    assert done.returncode == 2 and "bad.png: not a readable picture" in done.stderr
+    assert done.returncode == 2 and "bad.png: not a readable image" in done.stderr
 
     def refused(*flags):
         done = call(infer.main, "--model_name_or_path", llava, *flags)
@@ -210,7 +210,7 @@ def test_bad_images_and_flags(llava, data, tmp_path):
     out = ["--output_file", tmp_path / "out.jsonl"]
     assert "no such folder or list" in refused("--images", tmp_path / "none", *out)
     (tmp_path / "empty").mkdir()
-    assert "no pictures here" in refused("--images", tmp_path / "empty", *out)
+    assert "no images here" in refused("--images", tmp_path / "empty", *out)
     (tmp_path / "list").write_text('{"file": 1}')
     assert "a line is neither a path nor" in refused("--images", tmp_path / "list", *out)
     mine = (data / "chat.json").read_bytes()
@@ -220,8 +220,8 @@ def test_bad_images_and_flags(llava, data, tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "CMYK", "1", "I;16"])
-def test_every_kind_of_picture_becomes_rgb(tmp_path, mode):
-    picture = Image.new(mode, (20, 10))
-    picture.save(tmp_path / ("p.tif" if mode == "CMYK" else "p.png"))
+def test_every_kind_of_image_becomes_rgb(tmp_path, mode):
+    image = Image.new(mode, (20, 10))
+    image.save(tmp_path / ("p.tif" if mode == "CMYK" else "p.png"))
     opened = open_image(next(tmp_path.glob("p.*")))
     assert (opened.mode, opened.size) == ("RGB", (20, 10))

@@ -1,4 +1,4 @@
-"""Questions about many pictures, whose answers go into a file: all, what is missing, and nobody else's."""
+"""Questions about many images, whose answers go into a file: all, what is missing, and nobody else's."""
 
 import json
 import re
@@ -8,8 +8,9 @@ import torch
 from conftest import call, user
 
 from train_llava import infer
-from train_llava.build_model import build_llava, save_llava
-from train_llava.images import open_image
+from train_llava.build_model import build_llava
+from train_llava.model.folder import save_llava
+from train_llava.processing.images import open_image
 
 
 def test_a_folder_is_answered_and_resumed(llava, plain, data, tmp_path):
@@ -17,7 +18,7 @@ def test_a_folder_is_answered_and_resumed(llava, plain, data, tmp_path):
     (tmp_path / "p").mkdir()
     for file in sorted((data / "images").iterdir())[:7]:
         (tmp_path / "p" / file.name).write_bytes(file.read_bytes())
-    (tmp_path / "p" / "notes.txt").write_text("no picture")
+    (tmp_path / "p" / "notes.txt").write_text("no image")
     output = tmp_path / "new" / "answers.jsonl"
     flags = ["--model_name_or_path", llava, "--max_new_tokens", 8, "--batch_size", 3, "--prompt", "What?"]
     flags += ["--images", tmp_path / "p", "--output_file", output]
@@ -27,8 +28,8 @@ def test_a_folder_is_answered_and_resumed(llava, plain, data, tmp_path):
     lines = [json.loads(line) for line in whole.splitlines()]
     assert [line["image"] for line in lines] == sorted(path.name for path in (tmp_path / "p").glob("*.jpg"))
     for line in lines:
-        picture = open_image(tmp_path / "p" / line["image"])
-        assert line["answer"] == plain(user("<image>\nWhat?"), [picture], max_new_tokens=8)
+        image = open_image(tmp_path / "p" / line["image"])
+        assert line["answer"] == plain(user("<image>\nWhat?"), [image], max_new_tokens=8)
     mark = lines[0] | {"answer": "kept"}
     output.write_text("\n".join([json.dumps(mark), *whole.splitlines()[1:5]])[:-9])
     done = call(infer.main, *flags)
@@ -45,7 +46,7 @@ def test_a_list_with_questions_of_its_own(llava, plain, data, tmp_path):
     flags += ["--images", tmp_path / "list.txt", "--output_file", tmp_path / "out.jsonl"]
     done = call(infer.main, *flags)
     assert done.returncode == 2 and "1 of 4 could not be asked, the first: " in done.stderr
-    assert "bad.png: not a readable picture" in done.stderr
+    assert "bad.png: not a readable image" in done.stderr
     said = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert said[0]["image"] == names[:2]  # the longest first
     for line in said:

@@ -13,9 +13,9 @@ from transformers import modeling_flash_attention_utils as flash
 from transformers.integrations import liger
 
 from train_llava.data import LlavaCollator
-from train_llava.load import load
+from train_llava.model.load import load
 from train_llava.train import main
-from train_llava.trainer import LlavaTrainer
+from train_llava.training.trainer import LlavaTrainer
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from safetensors import safe_open
 
 from train_llava.check_data import WRITTEN as REPORT
 from train_llava.evaluate import WRITTEN as EVALUATION
-from train_llava.new_folder import CONFIGS, MODEL_FILES, mend
+from train_llava.model.folder import CONFIGS, MODEL_FILES, mend
 
 MOMENTS = 50  # of each command
 COMMANDS = ["build_model", "merge_lora", "infer", "evaluate", "check_data", "show_batch", "train"]

@@ -12,11 +12,11 @@ from conftest import ROOT
 from PIL import Image
 from transformers import CLIPImageProcessorPil
 
-from train_llava import limits
-from train_llava.build_model import load_tokenizer
-from train_llava.chat import ChatEncoder
-from train_llava.command import InputError
-from train_llava.images import Pixels, open_image
+from train_llava.cli import InputError
+from train_llava.ingest import limits
+from train_llava.model.backbones import load_tokenizer
+from train_llava.processing.chat import ChatEncoder
+from train_llava.processing.images import Pixels, open_image
 
 
 @pytest.fixture
@@ -46,12 +46,12 @@ def test_a_member_that_grows_is_not_unpacked(tmp_path):
             file.write(bytes(1 << 20))
     code = """
 import resource, sys
-from train_llava.command import InputError
-from train_llava.images import open_image
-from train_llava.picture_folder import PictureFolder
+from train_llava.cli import InputError
+from train_llava.processing.images import open_image
+from train_llava.ingest.image_index import ImageIndex
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
-    open_image({"path": PictureFolder(sys.argv[1]).find("a.png"), "bytes": None})
+    open_image({"path": ImageIndex(sys.argv[1]).find("a.png"), "bytes": None})
 except InputError as error:
     print(error)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)

@@ -11,11 +11,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor, LlavaForConditionalGeneration, pipeline
 
-from train_llava.command import InputError
-from train_llava.infer import ask, generate
-from train_llava.load import load, load_processor
+from train_llava.cli import InputError
+from train_llava.model.generate import ask, generate
+from train_llava.model.load import load, load_processor
 
-PICTURE = Image.radial_gradient("L").convert("RGB")
+IMAGE = Image.radial_gradient("L").convert("RGB")
 
 
 class Evil:
@@ -42,7 +42,7 @@ def equal(one, other):
 @pytest.fixture
 def old_llava(llava, tmp_path):
     """The same model as transformers 4.39 saved it: names with `vision_model.`, a config of old keys, processor files
-    without what belongs to pictures, the chat template inside the tokenizer's config, no end of turn anywhere."""
+    without what belongs to images, the chat template inside the tokenizer's config, no end of turn anywhere."""
     folder = tmp_path / "old"
     folder.mkdir()
     weights = load_file(llava / "model.safetensors")
@@ -55,8 +55,8 @@ def old_llava(llava, tmp_path):
     config["text_config"]["rope_theta"] = config["text_config"].pop("rope_parameters")["rope_theta"]
     del config["image_seq_length"], config["text_config"]["layer_types"], config["text_config"]["eos_token_id"]
     (folder / "config.json").write_text(json.dumps(config | {"ignore_index": -100, "transformers_version": "4.39.0"}))
-    picture = json.loads((llava / "processor_config.json").read_text())["image_processor"]
-    (folder / "preprocessor_config.json").write_text(json.dumps(picture | {"processor_class": "LlavaProcessor"}))
+    image = json.loads((llava / "processor_config.json").read_text())["image_processor"]
+    (folder / "preprocessor_config.json").write_text(json.dumps(image | {"processor_class": "LlavaProcessor"}))
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(llava / name, folder)
     plain = (llava / "chat_template.jinja").read_text().split("{%- set messages = flat.messages -%}\n")[-1]
@@ -79,12 +79,12 @@ def test_a_folder_of_transformers_4(llava, old_llava, form):
     model, processor = load(old_llava)
     assert equal(model, LlavaForConditionalGeneration.from_pretrained(llava))
     new = AutoProcessor.from_pretrained(llava)
-    ours, theirs = (p(images=PICTURE, text="<image> a", return_tensors="pt") for p in (processor, new))
+    ours, theirs = (p(images=IMAGE, text="<image> a", return_tensors="pt") for p in (processor, new))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    content = [{"type": "image", "image": PICTURE}, {"type": "text", "text": "What?"}]
+    content = [{"type": "image", "image": IMAGE}, {"type": "text", "text": "What?"}]
     asked = {"text": [{"role": "user", "content": content}], "return_full_text": False, "max_new_tokens": 12}
     said = pipeline("image-text-to-text", model=str(llava))(**asked)[0]["generated_text"]
-    assert generate(model, processor, [ask("What?", [PICTURE])], max_new_tokens=12) == [said.strip()]
+    assert generate(model, processor, [ask("What?", [IMAGE])], max_new_tokens=12) == [said.strip()]
 
 
 def test_an_old_folder_stops_at_the_end_of_turn(old_llava):
@@ -93,7 +93,7 @@ def test_an_old_folder_stops_at_the_end_of_turn(old_llava):
     model.lm_head = torch.nn.Linear(48, 448)  # can say nothing but the end of turn
     torch.nn.init.zeros_(model.lm_head.weight)
     model.lm_head.bias.data = 100.0 * torch.eye(448)[420]
-    assert generate(model, processor, [ask("What?", [PICTURE])]) == [""]
+    assert generate(model, processor, [ask("What?", [IMAGE])]) == [""]
 
 
 @pytest.fixture
@@ -220,7 +220,7 @@ def test_folders_of_llava_hf(llava, tmp_path, kind):
     more = [{"role": "assistant", "content": "A cat."}, {"role": "user", "content": "Sure?"}]
     for asked, text in ((messages, once), (messages + more, twice)):
         assert ours.apply_chat_template(asked, add_generation_prompt=True) == text
-    inputs = processor(images=PICTURE, text=once, return_tensors="pt")
+    inputs = processor(images=IMAGE, text=once, return_tensors="pt")
     ids = plain.generate(**inputs, max_new_tokens=8, do_sample=False)[0, inputs["input_ids"].shape[1] :]
     said = processor.decode(ids, skip_special_tokens=True).strip()
-    assert generate(model, ours, [ask("What?", [PICTURE])], max_new_tokens=8) == [said]
+    assert generate(model, ours, [ask("What?", [IMAGE])], max_new_tokens=8) == [said]

@@ -6,12 +6,12 @@ from torch.utils.data import DataLoader
 from transformers import LlavaForConditionalGeneration, Trainer
 from transformers.trainer_pt_utils import LabelSmoother
 
-from train_llava import forward
 from train_llava.arguments import LlavaTrainingArguments, ModelArguments
 from train_llava.data import LlavaCollator, LlavaDataset
-from train_llava.load import load, load_processor
-from train_llava.train_type import apply_train_type
-from train_llava.trainer import LlavaTrainer
+from train_llava.model import loss as forward
+from train_llava.model.freeze import apply_train_type
+from train_llava.model.load import load, load_processor
+from train_llava.training.trainer import LlavaTrainer
 
 TRAIN_TYPES = ["use_lora", "freeze_vision", "none", "projector"]
 SLOW = [pytest.param(train_type, marks=pytest.mark.slow) for train_type in ("freeze_vision", "projector")]
@@ -164,7 +164,7 @@ def test_held_out_loss_equals_the_plain_model(llava, data, tmp_path):
 
 
 def mixed_examples(data):
-    """Two with a picture, two without."""
+    """Two with an image, two without."""
     dataset = LlavaDataset(data)
     talk = [{"role": "user", "content": "How are you today?"}, {"role": "assistant", "content": "Fine, thank you."}]
     texts = [{"id": str(i), "messages": talk[:2] * (i + 1), "images": []} for i in range(2)]
@@ -172,7 +172,7 @@ def mixed_examples(data):
 
 
 @pytest.mark.parametrize("side", ["left", "right", "without a mask"])
-def test_the_hidden_picture_of_a_text_batch_changes_nothing(llava, data, side):
+def test_the_hidden_image_of_a_text_batch_changes_nothing(llava, data, side):
     """But the projector and the tower get a gradient, of zero, as DeepSpeed and DDP need on every rank."""
     model, processor = load(llava)
     processor.tokenizer.padding_side = side if side == "left" else "right"
@@ -193,14 +193,14 @@ def test_the_hidden_picture_of_a_text_batch_changes_nothing(llava, data, side):
         del batch["attention_mask"]
     loss = model(**batch).loss
     loss.backward()
-    with_picture = gradients(model)
+    with_image = gradients(model)
     model.zero_grad()
     expected = model(**plain, labels=labels).loss
     expected.backward()
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
     for name, gradient in gradients(model).items():
-        torch.testing.assert_close(with_picture[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
-    projector = [value for name, value in with_picture.items() if "projector" in name]
+        torch.testing.assert_close(with_image[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+    projector = [value for name, value in with_image.items() if "projector" in name]
     assert len(projector) == 4 and not any(value.any() for value in projector)
 
 
@@ -229,7 +229,7 @@ def test_packed_equals_unpacked_and_nothing_leaks(llava, data):
 
 @pytest.mark.parametrize("packing", [False, True])
 def test_packing_and_bytes_give_the_plain_gradients(llava, data, tmp_path, packing):
-    """Batches with and without pictures as training really sends them: as bytes, packed or padded."""
+    """Batches with and without images as training really sends them: as bytes, packed or padded."""
     plain, ours = plain_and_ours(llava, data, tmp_path, "none")
     examples = mixed_examples(data)
     ours.data_collator = LlavaCollator(load_processor(llava), for_trainer=True, packing=packing)

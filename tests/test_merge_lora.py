@@ -16,11 +16,11 @@ from safetensors.torch import load_file, save_file
 from test_load import changed, old_llava  # noqa: F401 (a fixture)
 from transformers import AutoProcessor, GenerationConfig, LlavaForConditionalGeneration, pipeline
 
-from train_llava.check_merge import check_merge
 from train_llava.data import LlavaDataset
-from train_llava.infer import answers
-from train_llava.load import load
 from train_llava.merge_lora import main
+from train_llava.model.generate import answers
+from train_llava.model.load import load
+from train_llava.model.verify_merge import check_merge
 
 LORA = "base_model.model.model.language_model.layers.{}.self_attn.q_proj.lora_{}.weight"
 SETTINGS = {"r": 4, "lora_alpha": 12, "target_modules": r".*language_model.*q_proj"}
@@ -65,7 +65,7 @@ def assert_sum(merged, base, adapter):
 
 
 def test_weights_and_answers(llava, adapter, data, tmp_path):
-    """Plain peft with one picture at a time, ours in batches, and the merged folder in a plain pipeline."""
+    """Plain peft with one image at a time, ours in batches, and the merged folder in a plain pipeline."""
     done = call(main, "--adapter_name_or_path", adapter, "--output_dir", tmp_path / "merged")
     assert done.returncode == 0, done.stderr
     assert "2 weights equal base + lora_alpha / r x B A within torch.float32" in done.stdout

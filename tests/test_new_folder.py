@@ -10,8 +10,8 @@ from test_outputs import snapshot
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from train_llava import infer, train
-from train_llava.new_folder import LEAVING, MODEL_FILES, REPLACED, check_output_dir, mend, new_folder, put_in_place
-from train_llava.outputs import UNFINISHED
+from train_llava.cli import UNFINISHED
+from train_llava.model.folder import LEAVING, MODEL_FILES, REPLACED, check_output_dir, mend, new_folder, put_in_place
 
 
 def model_files(folder, text):

@@ -11,7 +11,7 @@ from PIL import Image
 
 from demo import make_data
 from train_llava import build_model, train
-from train_llava.load import load
+from train_llava.model.load import load
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def one_png(demo):
 
 PARAMETERS = {
     "code03_build_model_show.ipynb": lambda demo: {},
-    "code05_infer.ipynb": lambda demo: {"MODEL": demo / "freeze_vision", "PICTURES": one_png(demo)},
+    "code05_infer.ipynb": lambda demo: {"MODEL": demo / "freeze_vision", "IMAGES": one_png(demo)},
     "code05_infer_lora.ipynb": lambda demo: {
         "ADAPTER": demo / "use_lora",
         "DATA": demo / "data" / "held_out",

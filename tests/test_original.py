@@ -24,10 +24,11 @@ from benchmarks.data_pipeline import Original
 from benchmarks.serving import served
 from train_llava import evaluate, infer, merge_lora
 from train_llava.arguments import ModelArguments
-from train_llava.build_model import build_llava, save_llava
+from train_llava.build_model import build_llava
 from train_llava.data import LlavaCollator, LlavaDataset
-from train_llava.load import load, load_processor
-from train_llava.train_type import apply_train_type
+from train_llava.model.folder import save_llava
+from train_llava.model.freeze import apply_train_type
+from train_llava.model.load import load, load_processor
 
 RECIPE = (ROOT / "recipes" / "original.sh").read_text()
 

@@ -14,9 +14,18 @@ import pytest
 from conftest import ROOT, call
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
-from train_llava import build_model, check_data, evaluate, infer, merge_lora, outputs, show_batch, train
-from train_llava.command import InputError
-from train_llava.outputs import HELD, UNFINISHED, check_apart, check_same, open_locked, output_folder, whole_file
+from train_llava import build_model, check_data, evaluate, infer, merge_lora, show_batch, train
+from train_llava import cli as outputs
+from train_llava.cli import (
+    HELD,
+    UNFINISHED,
+    InputError,
+    check_apart,
+    check_same,
+    open_locked,
+    output_folder,
+    whole_file,
+)
 
 
 def snapshot(folder):
@@ -91,7 +100,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from train_llava.outputs import open_locked, output_folder, whole_file
+from train_llava.cli import open_locked, output_folder, whole_file
 how = {"folder": output_folder, "file": open_locked, "whole": whole_file}[sys.argv[1]]
 with how(Path(sys.argv[2])):
     if not os.fork():  # a worker, which lives on for a while

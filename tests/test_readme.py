@@ -212,7 +212,7 @@ def test_the_notebook_has_the_answers_of_that_run():
 
 @pytest.mark.parametrize("name", draw_llava.WORDS)
 def test_the_drawings_are_those_of_their_script(name):
-    """But for the picture in them, whose bytes are Pillow's."""
+    """But for the image in them, whose bytes are Pillow's."""
     drawn = draw_llava.drawing(draw_llava.WORDS[name])
     kept = text_of(f"docs/{name}.svg")
     assert re.sub(r'href="[^"]*"', "", drawn) == re.sub(r'href="[^"]*"', "", kept)

@@ -12,10 +12,10 @@ from own_data import images, record, refusal
 from PIL import Image
 
 from train_llava import check_data
-from train_llava.command import InputError
+from train_llava.cli import InputError
 from train_llava.data import LlavaDataset
-from train_llava.formats import parse
-from train_llava.sources import caption_mapping
+from train_llava.ingest.formats import parse
+from train_llava.ingest.sources import caption_mapping
 
 FIELDS = caption_mapping(None)
 
@@ -97,9 +97,9 @@ def test_several_captions_of_one_image(tmp_path):
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
 def test_images_in_base64(tmp_path, kind):
     """Bare, as an address, and as the bytes of a table that became JSON."""
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8))
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8))
     file = io.BytesIO()
-    picture.save(file, kind)
+    photo.save(file, kind)
     text = base64.b64encode(file.getvalue()).decode()
     address = f"data:image/{kind.lower()};base64,{text}"
     records = [record(0, image=text), record(1, image=address), record(2, image={"bytes": text, "path": None})]

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from train_llava.sampling import LlavaSampler
+from train_llava.training.sampler import LlavaSampler
 
 
 def sampler(grouped=False, seed=3, sizes=(60, 40), weights=(1, 1), batch=8):

@@ -1,4 +1,4 @@
-"""A real chat model from its publisher's weights to a LLaVA that reads pictures it never saw (slow: 10 minutes)."""
+"""A real chat model from its publisher's weights to a LLaVA that reads images it never saw (slow: 10 minutes)."""
 
 import json
 import sys
@@ -10,8 +10,8 @@ from smollm2 import make_chat
 from training import losses, zero2
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from train_llava.infer import ask, generate
-from train_llava.load import load
+from train_llava.model.generate import ask, generate
+from train_llava.model.load import load
 
 QUESTIONS = [
     "What is the capital of France?", "What is 2 + 3?", "Name three colours.", "Write a sentence about the sea.",

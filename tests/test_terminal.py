@@ -12,14 +12,14 @@ from conftest import ROOT, call
 from PIL import Image
 
 from train_llava import infer
-from train_llava.command import InputError, command
-from train_llava.model_card import name_of
-from train_llava.samples import draw_sheet
+from train_llava.cli import InputError, command
+from train_llava.pages.caption_sheet import draw_sheet
+from train_llava.training.model_card import name_of
 
 
 @pytest.mark.parametrize("encoding", ["gbk", "ascii", "latin-1"])
 def test_what_a_terminal_cannot_show_ends_nothing(encoding):
-    code = "from train_llava.command import command\n@command\ndef main(): print('红 caf\\u00e9 \\U0001f600')\nmain()"
+    code = "from train_llava.cli import command\n@command\ndef main(): print('红 caf\\u00e9 \\U0001f600')\nmain()"
     environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
     assert done.returncode == 0 and b"\\U0001f600" in done.stdout, done.stderr
@@ -161,8 +161,8 @@ print(font.path if isinstance(font.path, str) else "Pillow's own")
 
 
 def test_a_sheet_wraps_what_has_no_blanks():
-    """No line of a caption is wider than its picture, in any script; without a verdict it is drawn in grey."""
-    from train_llava.fonts import font_for, wrapped
+    """No line of a caption is wider than its image, in any script; without a verdict it is drawn in grey."""
+    from train_llava.pages.fonts import font_for, wrapped
 
     for text in ("一个红色的七在左上角\uff0c一个蓝色的一在右下角\u3002" * 3, "word " * 50, "x" * 200, "", "a 红" * 60):
         font = font_for(text, 18)

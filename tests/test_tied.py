@@ -15,15 +15,16 @@ from training import losses, weights, zero2
 from transformers import LlavaForConditionalGeneration
 
 from train_llava.arguments import ModelArguments
-from train_llava.build_model import build_llava, save_llava
+from train_llava.build_model import build_llava
 from train_llava.data import LlavaCollator, LlavaDataset
-from train_llava.flops import StepFlops
-from train_llava.forward import trim_forward
-from train_llava.load import load
-from train_llava.memory import Step
-from train_llava.parts import parts_table
-from train_llava.resources import checkpoint_bytes, model_bytes
-from train_llava.train_type import apply_train_type
+from train_llava.model.folder import save_llava
+from train_llava.model.freeze import apply_train_type
+from train_llava.model.load import load
+from train_llava.model.loss import trim_forward
+from train_llava.model.structure import parts_table
+from train_llava.planning.budget import checkpoint_bytes, model_bytes
+from train_llava.planning.flops import StepFlops
+from train_llava.planning.memory import Step
 
 TIED = Family("tied", "Qwen2", {"tie_word_embeddings": True, "vocab_size": 4096}, "qwen2.5")
 

@@ -22,9 +22,9 @@ from training import FLAGS, STEPS, losses, weights, zero2
 from transformers import LlavaForConditionalGeneration
 
 from train_llava import infer
-from train_llava.command import InputError
-from train_llava.infer import ask, generate
-from train_llava.load import load
+from train_llava.cli import InputError
+from train_llava.model.generate import ask, generate
+from train_llava.model.load import load
 from train_llava.train import main
 
 
@@ -67,8 +67,8 @@ def test_resume_is_exact(runs, llava, data, tmp_path, train_type):
 @pytest.mark.parametrize("train_type", ["use_lora", "freeze_vision"])
 def test_the_output_folder_is_used_alone(runs, data, train_type):
     output, _ = runs(train_type)
-    picture = next((data / "images").iterdir())
-    done = call(infer.main, *("--model_name_or_path", output, "--image", picture, "--prompt", "What is this?"))
+    image = next((data / "images").iterdir())
+    done = call(infer.main, *("--model_name_or_path", output, "--image", image, "--prompt", "What is this?"))
     assert done.returncode == 0 and done.stdout.strip(), done.stderr
 
 
@@ -147,8 +147,8 @@ def test_four_formats_are_mixed_on_two_ranks(llava, tmp_path):
 
 
 @pytest.mark.parametrize("train_type", [pytest.param("use_lora", marks=pytest.mark.slow), "none"])
-def test_a_rank_without_pictures_neither_hangs_nor_changes_the_result(llava, tmp_path, train_type):
-    """In every step one rank gets four pictures and the other none; one process with all eight is the reference."""
+def test_a_rank_without_images_neither_hangs_nor_changes_the_result(llava, tmp_path, train_type):
+    """In every step one rank gets four images and the other none; one process with all eight is the reference."""
     expected = layouts.short(24)
     records = []
     for i, (messages, images) in enumerate(expected):
@@ -176,7 +176,7 @@ def test_a_rank_without_pictures_neither_hangs_nor_changes_the_result(llava, tmp
             torch.testing.assert_close(value, one[name], rtol=1e-3, atol=2e-4, msg=name)
 
 
-def test_broken_pictures_are_passed_over_and_listed(llava, data, tmp_path):
+def test_broken_images_are_passed_over_and_listed(llava, data, tmp_path):
     """1% of the files are broken: the run ends, names every one of them once, and is the same twice."""
     shutil.copytree(data, tmp_path / "d")
     chat = json.loads((data / "chat.json").read_text())
@@ -201,7 +201,7 @@ def test_broken_pictures_are_passed_over_and_listed(llava, data, tmp_path):
     assert losses(first) == losses(second) and len(losses(first)) == 25
     done, _ = train("third", 1)
     assert done.returncode == 2
-    assert "2 pictures cannot be read, more than --max_bad_images 1 allows" in done.stderr
+    assert "2 images cannot be read, more than --max_bad_images 1 allows" in done.stderr
     assert "Traceback" not in done.stderr.split("error: ")[-1]
 
 

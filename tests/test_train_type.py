@@ -10,13 +10,13 @@ from test_loss import TRAIN_TYPES, trainer_of
 from transformers import TrainerCallback
 
 from train_llava.arguments import ModelArguments
-from train_llava.command import InputError
+from train_llava.cli import InputError
 from train_llava.data import LlavaCollator, LlavaDataset
-from train_llava.load import load, load_processor
-from train_llava.parts import parts_table
+from train_llava.model.freeze import apply_train_type
+from train_llava.model.load import load, load_processor
+from train_llava.model.structure import parts_table
 from train_llava.train import main
-from train_llava.train_type import apply_train_type
-from train_llava.trainer import LlavaTrainer
+from train_llava.training.trainer import LlavaTrainer
 
 
 def promised(name, train_type):

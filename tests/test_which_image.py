@@ -13,13 +13,13 @@ import pytest
 from conftest import call
 from transformers import AutoProcessor
 
-from train_llava.bad_images import BadImages
 from train_llava.check_data import main as check_data
-from train_llava.command import InputError
+from train_llava.cli import InputError
 from train_llava.data import LlavaDataset
-from train_llava.images import open_image
-from train_llava.infer import collator_of
-from train_llava.picture_folder import PictureFolder
+from train_llava.ingest.bad_images import BadImages
+from train_llava.ingest.image_index import ImageIndex
+from train_llava.model.generate import collator_of
+from train_llava.processing.images import open_image
 
 
 def records(folder, names):
@@ -29,7 +29,7 @@ def records(folder, names):
 
 
 def same(image, seed):
-    return np.array_equal(np.asarray(image), layouts.pixels(layouts.picture(seed)))
+    return np.array_equal(np.asarray(image), layouts.pixels(layouts.photo(seed)))
 
 
 @pytest.mark.parametrize("packed", ["loose", "zip", "tar", "several zips"])
@@ -37,8 +37,8 @@ def test_a_missing_image_changes_nothing_for_the_others(tmp_path, packed):
     """Another folder holds files of the same names; none of them is ever shown."""
     names, data = [f"{i:03}.png" for i in range(30)], tmp_path / "d"
     for i, name in enumerate(names):
-        layouts.write(data / "images" / name, layouts.picture(i))
-        layouts.write(data / "masks" / name, layouts.picture(500 + i))
+        layouts.write(data / "images" / name, layouts.photo(i))
+        layouts.write(data / "masks" / name, layouts.photo(500 + i))
     (data / "images" / "010.png").unlink()
     records(data, names)
     if packed != "loose":
@@ -46,7 +46,7 @@ def test_a_missing_image_changes_nothing_for_the_others(tmp_path, packed):
         for number, some in enumerate(folders):
             pack(data, some, data / f"{number}.{'tar' if packed == 'tar' else 'zip'}")
         shutil.rmtree(data / "images"), shutil.rmtree(data / "masks")
-    with pytest.raises(InputError, match=r"1 of 30 records name pictures that are not there.*images/010\.png"):
+    with pytest.raises(InputError, match=r"1 of 30 records name images that are not there.*images/010\.png"):
         LlavaDataset(data)
     for _ in range(2):  # the second time from the cache
         for i, example in enumerate(LlavaDataset(data, bad_images=BadImages(tmp_path / "bad.jsonl", 1))):
@@ -69,8 +69,8 @@ def pack(data, folders, archive):
 @pytest.mark.parametrize("packed", ["loose", "zip", "tar"])
 def test_a_bare_name_in_two_places_is_refused(tmp_path, packed):
     for folder in ("train2017", "val2017"):
-        layouts.write(tmp_path / folder / "1.jpg", layouts.picture(1))
-        layouts.write(tmp_path / folder / "deep" / "2.jpg", layouts.picture(2))
+        layouts.write(tmp_path / folder / "1.jpg", layouts.photo(1))
+        layouts.write(tmp_path / folder / "deep" / "2.jpg", layouts.photo(2))
     records(tmp_path, ["1.jpg"])
     if packed != "loose":
         (tmp_path / "files").mkdir()
@@ -83,19 +83,19 @@ def test_a_bare_name_in_two_places_is_refused(tmp_path, packed):
         LlavaDataset(tmp_path)
     records(tmp_path, ["val2017/deep/2.jpg", "deep/../val2017/deep/2.jpg"])
     for name in ("val2017/deep/2.jpg",):
-        assert PictureFolder(str(tmp_path)).find(name) is not None
+        assert ImageIndex(str(tmp_path)).find(name) is not None
 
 
 def test_the_three_places_come_first(tmp_path):
     for place, seed in (("", 1), ("images_dl", 2), ("images", 3), ("other", 4)):
-        layouts.write(tmp_path / place / "a.jpg", layouts.picture(seed))
-    layouts.write(tmp_path / "other" / "b.jpg", layouts.picture(5))
-    finder = PictureFolder(str(tmp_path))
+        layouts.write(tmp_path / place / "a.jpg", layouts.photo(seed))
+    layouts.write(tmp_path / "other" / "b.jpg", layouts.photo(5))
+    finder = ImageIndex(str(tmp_path))
     for seed, place in ((3, "images"), (2, "images_dl"), (1, "")):
         for _ in range(2):
             assert same(open_image(finder.find("a.jpg")), seed)
             assert same(open_image(finder.find("b.jpg")), 5)
-        settled = PictureFolder(str(tmp_path), ["a.jpg", "b.jpg"])
+        settled = ImageIndex(str(tmp_path), ["a.jpg", "b.jpg"])
         assert same(open_image(settled.find("a.jpg")), seed) and settled.find("b.jpg") is None
         (tmp_path / place / "a.jpg").unlink()
 
@@ -107,7 +107,7 @@ def test_an_archive_that_is_made_anew_is_read_anew(tmp_path, kind):
     records(tmp_path / "d", names)
     for turn in (1, -1):
         for i, name in enumerate(names):
-            layouts.write(tmp_path / "images" / name, layouts.picture(i))
+            layouts.write(tmp_path / "images" / name, layouts.photo(i))
         archive = tmp_path / "d" / f"images.{kind}"
         archive.unlink(missing_ok=True)
         if kind == "zip":
@@ -127,7 +127,7 @@ def test_a_true_copy_stays(tmp_path):
     those who read it."""
     names = [f"{i}.jpg" for i in range(5)]
     for i, name in enumerate(names[1:], 1):
-        layouts.write(tmp_path / "d" / ("deep" if i == 4 else "images") / name, layouts.picture(i))
+        layouts.write(tmp_path / "d" / ("deep" if i == 4 else "images") / name, layouts.photo(i))
     records(tmp_path / "d", names)
     bad = BadImages(tmp_path / "bad.jsonl", 2)
     first = LlavaDataset(tmp_path / "d", bad_images=bad)
@@ -136,8 +136,8 @@ def test_a_true_copy_stays(tmp_path):
     for _ in range(3):
         again = LlavaDataset(tmp_path / "d", bad_images=bad)
         assert [os.stat(file["filename"]).st_ino for file in again.records.cache_files] == made
-    layouts.write(tmp_path / "d" / "images" / "0.jpg", layouts.picture(0))  # they came
-    layouts.write(tmp_path / "d" / "images" / "4.jpg", layouts.picture(4))
+    layouts.write(tmp_path / "d" / "images" / "0.jpg", layouts.photo(0))  # they came
+    layouts.write(tmp_path / "d" / "images" / "4.jpg", layouts.photo(4))
     now = LlavaDataset(tmp_path / "d")
     assert all(same(now[i]["images"][0], i) for i in range(5))
     assert [os.stat(file).st_ino for file in files] == made and len(list(first.records)) == 5
@@ -149,7 +149,7 @@ def test_the_example_of_another_name_is_drawn_not_the_next(tmp_path):
     names = [f"{i}.jpg" for i in range(100)]
     for i, name in enumerate(names):
         if not 20 <= i < 30:
-            layouts.write(tmp_path / "d" / "images" / name, layouts.picture(i))
+            layouts.write(tmp_path / "d" / "images" / name, layouts.photo(i))
     records(tmp_path / "d", names)
     seen = []
     for seed in (0, 0, 1):
@@ -167,7 +167,7 @@ def test_the_example_of_another_name_is_drawn_not_the_next(tmp_path):
 def test_a_substitute_is_of_the_same_source(tmp_path):
     for source, count in (("a", 3), ("b", 40)):
         for i in range(1 if source == "a" else 0, count):
-            layouts.write(tmp_path / source / "images" / f"{source}{i}.jpg", layouts.picture(i))
+            layouts.write(tmp_path / source / "images" / f"{source}{i}.jpg", layouts.photo(i))
         records(tmp_path / source, [f"{source}{i}.jpg" for i in range(count)])
     for seed in range(5):
         bad = BadImages(tmp_path / "bad.jsonl", 5)
@@ -234,7 +234,7 @@ def test_many_archives_are_not_all_kept_open(tmp_path):
     records(tmp_path, [])
     for i in range(600):
         with zipfile.ZipFile(tmp_path / f"{i:03}.zip", "w") as zipped:
-            zipped.writestr(f"{i}.jpg", layouts.picture(i % 7))
+            zipped.writestr(f"{i}.jpg", layouts.photo(i % 7))
     records(tmp_path, [f"{i}.jpg" for i in range(600)])
     before = len(os.listdir("/proc/self/fd"))
     dataset = LlavaDataset(tmp_path)

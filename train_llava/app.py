@@ -1,9 +1,9 @@
-"""A web page on which people show pictures to a trained LLaVA and ask about them.
+"""A web page on which people show images to a trained LLaVA and ask about them.
 
-    python -m train_llava.app --model_name_or_path output/first [--examples pictures]
+    python -m train_llava.app --model_name_or_path output/first [--examples images]
 
 Whoever has the page open asks through one queue; every answer is given alone, so none depends on who else is asking.
-The server remembers nothing: the page sends the conversation, pictures included, with every question.
+The server remembers nothing: the page sends the conversation, images included, with every question.
 """
 
 import argparse
@@ -22,11 +22,9 @@ from aiohttp import web
 from PIL import Image
 from transformers import LlavaProcessor
 
-from train_llava.command import InputError, command
-from train_llava.image_kinds import SHOWN, suffixes_of
-from train_llava.images import open_image
-from train_llava.infer import Example, ask, stream
-from train_llava.limits import (
+from train_llava.cli import InputError, command
+from train_llava.ingest.image_kinds import SHOWN, suffixes_of
+from train_llava.ingest.limits import (
     MOST_EXAMPLES,
     MOST_IMAGES,
     MOST_MEGABYTES,
@@ -34,9 +32,11 @@ from train_llava.limits import (
     MOST_PIXELS_ASKED,
     MOST_WAITING,
 )
-from train_llava.load import Model, load
+from train_llava.model.generate import Example, ask, stream
+from train_llava.model.load import Model, load
+from train_llava.processing.images import open_image
 
-PAGE = Path(__file__).with_name("app.html")
+PAGE = Path(__file__).parent / "pages" / "app.html"
 AUTH = "TRAIN_LLAVA_AUTH"
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -47,7 +47,7 @@ class App:
 
     Args:
         name: what the page calls the model.
-        examples: picture files that the page offers.
+        examples: image files that the page offers.
         auth: "user:password", asked for by the browser; None lets everybody in.
     """
 
@@ -56,7 +56,7 @@ class App:
     ) -> None:
         self.model, self.processor, self.name, self.examples, self.auth = model, processor, name, examples, auth
         self.turn = asyncio.Lock()  # first come, first served
-        self.checking = asyncio.Lock()  # one at a time, so that memory holds one such picture
+        self.checking = asyncio.Lock()  # one at a time, so that memory holds one such image
         self.waiting = 0
 
     def routes(self) -> web.Application:
@@ -65,7 +65,7 @@ class App:
         app.router.add_get("/", self.page)
         app.router.add_get("/about", self.about)
         app.router.add_get("/examples/{index:[0-9]+}", self.example)
-        app.router.add_post("/picture", self.check)
+        app.router.add_post("/image", self.check)
         app.router.add_post("/answer", self.answer)
         return app
 
@@ -84,7 +84,7 @@ class App:
 
     async def about(self, request: web.Request) -> web.StreamResponse:
         """What the page has to know of this server."""
-        limits = {"pictures": MOST_IMAGES, "megabytes": MOST_MEGABYTES, "tokens": MOST_NEW_TOKENS}
+        limits = {"images": MOST_IMAGES, "megabytes": MOST_MEGABYTES, "tokens": MOST_NEW_TOKENS}
         return web.json_response({"name": self.name, "examples": [path.name for path in self.examples], **limits})
 
     async def example(self, request: web.Request) -> web.StreamResponse:
@@ -97,8 +97,8 @@ class App:
         """Whether a file can be asked about, told as soon as it is chosen."""
         data = await request.read()
         async with self.checking:
-            picture = await asyncio.to_thread(read_picture, data, request.query.get("name", "the file"))
-        return web.json_response({"width": picture.width, "height": picture.height})
+            image = await asyncio.to_thread(read_image, data, request.query.get("name", "the file"))
+        return web.json_response({"width": image.width, "height": image.height})
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         """A line of JSON per piece: {"waiting": questions before this one}, {"text"}, or in the end {"error"}."""
@@ -162,11 +162,11 @@ async def say(request: web.Request, handler: Handler) -> web.StreamResponse:
         return web.json_response({"error": f"more than {4 * MOST_MEGABYTES} MB at once."}, status=413)
 
 
-def read_picture(data: bytes, name: str) -> Image.Image:
+def read_image(data: bytes, name: str) -> Image.Image:
     """An uploaded file as RGB.
 
     Raises:
-        InputError: too large a file, too many pixels, or not a picture that is read here.
+        InputError: too large a file, too many pixels, or not an image that is read here.
     """
     if len(data) > MOST_MEGABYTES << 20:
         raise InputError(f"{name}: larger than {MOST_MEGABYTES} MB.")
@@ -174,20 +174,20 @@ def read_picture(data: bytes, name: str) -> Image.Image:
 
 
 def conversation(asked: dict[str, Any]) -> Example:
-    """The page's {"messages": [{"role", "content", "pictures": [base64]}]} as an example.
+    """The page's {"messages": [{"role", "content", "images": [base64]}]} as an example.
 
     Raises:
-        InputError: of another form, or with a picture that cannot be read.
+        InputError: of another form, or with an image that cannot be read.
     """
     messages, images = [], []
     try:
-        if sum(len(message.get("pictures", [])) for message in asked["messages"]) > MOST_IMAGES:
-            raise InputError(f"more than {MOST_IMAGES} pictures. Start a new chat.")
+        if sum(len(message.get("images", [])) for message in asked["messages"]) > MOST_IMAGES:
+            raise InputError(f"more than {MOST_IMAGES} images. Start a new chat.")
         for message in asked["messages"]:
             role, content = message["role"], str(message["content"])
             if role == "user":
-                shown = [base64.b64decode(data) for data in message.get("pictures", [])]
-                shown = [read_picture(data, f"picture {len(images) + i}") for i, data in enumerate(shown, 1)]
+                shown = [base64.b64decode(data) for data in message.get("images", [])]
+                shown = [read_image(data, f"image {len(images) + i}") for i, data in enumerate(shown, 1)]
                 content, images = ask(content, shown)["messages"][0]["content"], images + shown
             messages.append({"role": {"user": "user", "assistant": "assistant"}[role], "content": content})
     except InputError:
@@ -212,7 +212,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model_name_or_path", required=True, help="LLaVA or adapter: a folder or a hub id")
     parser.add_argument("--adapter_name_or_path", help="adapter to put on top of the model")
-    parser.add_argument("--examples", type=Path, help="folder of pictures to offer on the page")
+    parser.add_argument("--examples", type=Path, help="folder of images to offer on the page")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 opens the page to the network")
     parser.add_argument("--port", type=int, default=7860)
     parser.add_argument("--auth", default=os.environ.get(AUTH), help=f"USER:PASSWORD to log in with; better in {AUTH}")

@@ -12,7 +12,7 @@ from transformers import HfArgumentParser, Trainer, TrainingArguments
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.utils import is_flash_attn_2_available, is_liger_kernel_available
 
-from train_llava.command import InputError
+from train_llava.cli import InputError
 
 SAMPLING = ("random", "sequential", "group_by_length")  # of --train_sampling_strategy
 MAX_BAD_IMAGES = 0.001  # the default of --max_bad_images
@@ -100,10 +100,8 @@ class DataArguments:
     )
     image_folder: str | None = flag("where the images are that records name, if not beside the data", default=None)
     on_bad_record: Literal["error", "skip"] = flag("what to do about records to learn nothing from", default="error")
-    max_bad_images: float = flag(
-        "unreadable pictures to pass over: a number, or below 1 a share", default=MAX_BAD_IMAGES
-    )
-    model_max_length: int | None = flag("cut longer conversations behind an answer; never a picture", default=None)
+    max_bad_images: float = flag("unreadable images to pass over: a number, or below 1 a share", default=MAX_BAD_IMAGES)
+    model_max_length: int | None = flag("cut longer conversations behind an answer; never an image", default=None)
     packing: bool = flag("join the samples of a batch into one sequence instead of padding them", default=False)
     sample_steps: int = flag("show captions of a few held-out records every so many steps; 0: never", default=0)
     streaming: bool = flag("leave images in their parquet files, here or on the hub, instead of copying", default=False)

@@ -2,7 +2,7 @@
 
     python -m train_llava.check_data --data_path data/LLaVA-CC3M-Pretrain-595K --model_name_or_path models/llava
 
-Reads every record and every picture in parallel, prints what is there and what is wrong, and writes `report.json`,
+Reads every record and every image in parallel, prints what is there and what is wrong, and writes `report.json`,
 `refused.jsonl` and `lengths.png` into --output_dir. Exit code 2 where training would fail. Ctrl-C reports what was
 found so far.
 """
@@ -24,16 +24,25 @@ from tqdm import tqdm
 from transformers import LlavaConfig
 
 from train_llava.arguments import MAX_BAD_IMAGES
-from train_llava.bad_images import most_bad_images
-from train_llava.chat import ChatEncoder
-from train_llava.command import InputError, command, not_negative, positive
+from train_llava.cli import (
+    InputError,
+    check_same,
+    command,
+    not_negative,
+    output_folder,
+    positive,
+    whole_file,
+    write_whole,
+)
 from train_llava.data import tokens_per_image, too_long
-from train_llava.data_files import paths_of
-from train_llava.images import open_image, read_bytes
-from train_llava.load import fetch, load_processor
-from train_llava.outputs import check_same, output_folder, whole_file, write_whole
-from train_llava.skeleton import positions_of
-from train_llava.sources import LISTED, Source
+from train_llava.ingest.bad_images import most_bad_images
+from train_llava.ingest.data_files import paths_of
+from train_llava.ingest.image_files import read_bytes
+from train_llava.ingest.sources import LISTED, Source
+from train_llava.model.config import positions_of
+from train_llava.model.load import fetch, load_processor
+from train_llava.processing.chat import ChatEncoder
+from train_llava.processing.images import open_image
 
 BARS, WIDTH = 12, 50  # of the histogram in the terminal: rows, and columns of the longest
 WRITTEN = ("report.json", "refused.jsonl", "lengths.png")
@@ -49,7 +58,7 @@ class Findings:
     lengths: list[int] = field(default_factory=list)
     sizes: list[tuple[int, int]] = field(default_factory=list)
     refused: list[dict[str, str]] = field(default_factory=list)
-    seen: Counter = field(default_factory=Counter)  # digests of pictures and of whole records
+    seen: Counter = field(default_factory=Counter)  # digests of images and of whole records
 
     def add(self, row: dict[str, Any]) -> None:
         """Takes in what a worker says about one record."""
@@ -61,7 +70,7 @@ class Findings:
         self.seen.update(row["digests"])
 
     def of_kind(self, kind: str) -> int:
-        """How many records were refused as "record" or as "picture"."""
+        """How many records were refused as "record" or as "image"."""
         return sum(line["kind"] == kind for line in self.refused)
 
 
@@ -82,15 +91,15 @@ class Checks(Dataset):
             return row
         messages = record["messages"]
         row["counts"] = Counter(f"roles: {message['role']}" for message in messages)
-        row["counts"][f"pictures in a record: {len(record['images']) or 'none, text only'}"] += 1
+        row["counts"][f"images in a record: {len(record['images']) or 'none, text only'}"] += 1
         row["counts"][f"answers in a record: {row['counts']['roles: assistant']}"] += 1
         try:
             if self.encoder:
                 row["length"] = len(self.encoder.encode(messages)[0])
-            row["kind"] = "picture"
-            for picture in record["images"]:
-                row["sizes"].append(open_image(picture).size)
-                row["digests"].append("picture " + hashlib.sha1(read_bytes(picture)).hexdigest())
+            row["kind"] = "image"
+            for ref in record["images"]:
+                row["sizes"].append(open_image(ref).size)
+                row["digests"].append("image " + hashlib.sha1(read_bytes(ref)).hexdigest())
         except Exception as error:  # a chat template's own errors are of many kinds
             row["reason"] = str(error)
         words = json.dumps([messages, row["digests"]]).encode()
@@ -129,7 +138,7 @@ def histogram(lengths: list[int]) -> str:
 
 
 def draw(lengths: list[int], path: Path) -> None:
-    """The histogram as a picture."""
+    """The histogram as an image."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
@@ -147,17 +156,17 @@ def report(findings: Findings, total: int, positions: int | None = None) -> str:
         lines.append(f"  {name:<40}{count:>10,}")
     if findings.sizes:
         widths, heights = np.array(findings.sizes).T
-        lines.append(f"{len(widths):,} pictures, width x height in pixels")
+        lines.append(f"{len(widths):,} images, width x height in pixels")
         for name, value in (("smallest", np.min), ("median", np.median), ("largest", np.max)):
             lines.append(f"  {name:<40}{f'{int(value(widths))} x {int(value(heights))}':>10}")
-    for kind in ("picture", "record"):
+    for kind in ("image", "record"):
         again = sum(n - 1 for name, n in findings.seen.items() if name.startswith(kind))
         lines.append(f"{again:,} {kind}s that are copies of another")
     if findings.lengths:
         mean, most = np.mean(findings.lengths), max(findings.lengths)
         lines += [f"tokens per record: {mean:.0f} on average, at most {most:,}", histogram(findings.lengths)]
         lines += filter(None, [too_long(findings.lengths, positions).strip()])
-    for kind, word in (("record", "records to learn nothing from"), ("picture", "pictures that cannot be read")):
+    for kind, word in (("record", "records to learn nothing from"), ("image", "images that cannot be read")):
         lines.append(f"{findings.of_kind(kind):,} {word}")
         found = [line for line in findings.refused if line["kind"] == kind]
         lines += [f"  {line['reason']}" for line in found[:5]]
@@ -169,8 +178,8 @@ def verdict(findings: Findings, source_count: int) -> str | None:
     if count := findings.of_kind("record"):
         return f"{count:,} records cannot be trained on. Mend them, or train with --on_bad_record skip."
     most = most_bad_images(MAX_BAD_IMAGES, source_count)
-    if (count := findings.of_kind("picture")) > most:
-        return f"{count:,} pictures cannot be read; --max_bad_images allows {most:,} unless it is raised."
+    if (count := findings.of_kind("image")) > most:
+        return f"{count:,} images cannot be read; --max_bad_images allows {most:,} unless it is raised."
     return "nothing to train on." if not findings.records else None
 
 

@@ -1,6 +1,6 @@
 """Data folders -> examples -> batches.
 
-`sources.py` finds and reads the records, `formats.py` knows their formats, `images.py` the pictures, `chat.py` makes
+`sources.py` finds and reads the records, `formats.py` knows their formats, `images.py` the images, `chat.py` makes
 ids and labels. Here they come together.
 """
 
@@ -19,34 +19,35 @@ from datasets import concatenate_datasets
 from PIL import Image
 from transformers import LlavaProcessor
 
-from train_llava.bad_images import BadImages
-from train_llava.chat import IGNORE_INDEX, ChatEncoder
-from train_llava.command import InputError
-from train_llava.data_files import files_below
-from train_llava.images import Pixels, name_of, open_image
-from train_llava.picture_folder import is_archive
-from train_llava.record import bad_records, column, usable
-from train_llava.sampling import token_lengths
-from train_llava.sources import Source, blocks_of
+from train_llava.cli import InputError
+from train_llava.ingest.bad_images import BadImages
+from train_llava.ingest.data_files import files_below
+from train_llava.ingest.image_files import image_name
+from train_llava.ingest.image_index import is_archive
+from train_llava.ingest.records import bad_records, column, usable
+from train_llava.ingest.sources import Source, blocks_of
+from train_llava.processing.chat import IGNORE_INDEX, ChatEncoder
+from train_llava.processing.images import Pixels, open_image
+from train_llava.processing.token_lengths import token_lengths
 
 MOST_TRIED = 1000  # substitutes for one record
 DataPath = str | Path | Sequence[str | Path]
 
 
 class LlavaDataset(torch.utils.data.Dataset):
-    """Examples of one or more sources: `{"id", "messages", "images": [RGB pictures]}`.
+    """Examples of one or more sources: `{"id", "messages", "images": [RGB images]}`.
 
     Args:
         data_path: one or more `[format=]path[:weight]`, see docs/data.md.
         on_bad_record: whether records that cannot be trained on are an `error` or a reason to `skip` them.
-        bad_images: where pictures that cannot be read are written down. A record with such a picture is replaced by
-            another of its source, drawn by seed and index, so batches keep their size and a run its order. None: such a
-            picture is an error.
+        bad_images: where images that cannot be read are written down. A record with such an image is replaced by
+            another of its source, drawn by seed and index, so batches keep their size and a run its order. None: an
+            error.
         caption_fields: `answer=..., image=..., instruction=...` of caption records.
         streaming: leave the images of parquet files where they are, instead of copying them; a dataset of the hub is
             then not downloaded.
         held_out: of a folder with files for training and held-out ones, take the latter.
-        image_folder: where the pictures are that records name, if not beside the data.
+        image_folder: where the images are that records name, if not beside the data.
         seed: of the substitutes.
 
     Raises:
@@ -157,10 +158,10 @@ class LlavaDataset(torch.utils.data.Dataset):
         limit = self.bad_images.limit(len(self)) if self.bad_images else 0
         if len(missing) > limit:
             record = self.records[int(missing[0])]
-            where = ", ".join(name_of(image) for image in record["images"])
-            count = f"{len(missing)} of {len(self)} records name pictures that are not there, more than {limit}"
+            where = ", ".join(image_name(image) for image in record["images"])
+            count = f"{len(missing)} of {len(self)} records name images that are not there, more than {limit}"
             hint = f"If they are elsewhere, give --image_folder{''.join(map(packed_below, self.sources))}"
-            raise InputError(f"{count}. The first: record {record['id']!r}: no such picture file: {where}. {hint}.")
+            raise InputError(f"{count}. The first: record {record['id']!r}: no such image file: {where}. {hint}.")
 
 
 def too_long(lengths: Sequence[int] | np.ndarray, positions: int | None) -> str:
@@ -176,7 +177,7 @@ def as_paths(data_path: DataPath) -> Sequence[str | Path]:
 
 
 def example_of(record: dict[str, Any]) -> dict[str, Any]:
-    """A normal record with its pictures opened."""
+    """A normal record with its images opened."""
     images = [open_image(image) for image in record["images"]]
     return {"id": record["id"], "messages": record["messages"], "images": images}
 
@@ -193,16 +194,16 @@ def packed_below(source: Source) -> str:
 class LlavaCollator:
     """Examples -> one batch.
 
-    `collator(examples)` gives, for `batch` conversations with `images` pictures in all and a longest one of `length`:
+    `collator(examples)` gives, for `batch` conversations with `images` images in all and a longest one of `length`:
     input_ids, attention_mask and labels (batch, length) int64; pixel_values (images, 3, height, width) float32.
 
-    A batch without any picture gets a grey one, whose image tokens stand beside the shortest conversation, hidden by
+    A batch without any image gets a grey one, whose image tokens stand beside the shortest conversation, hidden by
     the mask and without labels: the projector then takes part in every rank's backward pass, as DeepSpeed and DDP
     expect, and the loss does not change. No examples at all, as a rank may get at the end of an epoch, make a batch of
-    this picture alone.
+    this image alone.
 
     Args:
-        max_length: longer conversations are cut behind an answer, and the pictures of what is cut away left out.
+        max_length: longer conversations are cut behind an answer, and the images of what is cut away left out.
         for_trainer: what LlavaTrainer wants: pixel_values as (images, height, width, 3) uint8, to be normalised on the
             device (`pixels.normalise`), the `ids` of the records and `counts` of what is in them. Padded on the right
             and without attention_mask: no token sees what comes after it, so padding there changes nothing, and
@@ -238,7 +239,7 @@ class LlavaCollator:
         counts = {"images": len(images), "tokens": sum(lengths), "token_pairs": sum(n * n for n in lengths)}
         if not images:
             images = [Image.new("RGB", (32, 32), "grey")]
-            rows = self._with_hidden_picture(rows)
+            rows = self._with_hidden_image(rows)
             lengths = [row.shape[1] for row in rows]
         if self.packing:
             ids, labels, _ = torch.from_numpy(np.concatenate(rows, axis=1))[:, None]
@@ -263,9 +264,9 @@ class LlavaCollator:
         del batch["labels"]
         return batch | self._pixels([image for example in examples for image in example["images"]])
 
-    def _with_hidden_picture(self, rows: list[np.ndarray]) -> list[np.ndarray]:
-        picture = self.encoder.image_ids
-        hidden = as_row(picture, [IGNORE_INDEX] * len(picture), 0)
+    def _with_hidden_image(self, rows: list[np.ndarray]) -> list[np.ndarray]:
+        ids = self.encoder.image_ids
+        hidden = as_row(ids, [IGNORE_INDEX] * len(ids), 0)
         if self.packing or not rows:
             return [*rows, hidden]
         shortest = min(range(len(rows)), key=lambda i: rows[i].shape[1])
@@ -294,7 +295,7 @@ def as_row(ids: list[int], labels: list[int], seen: int) -> np.ndarray:
 
 
 def tokens_per_image(processor: LlavaProcessor) -> int:
-    """How many `<image>` ids stand for one picture; fixed, since every picture is brought to one size."""
+    """How many `<image>` ids stand for one image; fixed, since every image is brought to one size."""
     pixels = processor.image_processor(Image.new("RGB", (8, 8)), return_tensors="pt")["pixel_values"]
     patches = (pixels.shape[-2] // processor.patch_size) * (pixels.shape[-1] // processor.patch_size)
     return patches + processor.num_additional_image_tokens - (processor.vision_feature_select_strategy == "default")

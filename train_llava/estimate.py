@@ -18,17 +18,18 @@ import torch
 from transformers import LlavaConfig
 
 from train_llava.arguments import DataArguments, FlagParser, ModelArguments, check_lora, flag
-from train_llava.build_model import load_tokenizer
-from train_llava.chat import ChatEncoder
-from train_llava.command import InputError, command
+from train_llava.cli import InputError, command
 from train_llava.data import LlavaCollator, LlavaDataset
-from train_llava.flops import PEAKS, StepFlops
-from train_llava.load import load_processor
-from train_llava.memory import Sharing, Step
-from train_llava.parts import parts_table
-from train_llava.resources import checkpoint_bytes, model_bytes
-from train_llava.skeleton import joined_config, positions_of, skeleton, whole_config
-from train_llava.workload import DEFAULT_TOKENS, Workload
+from train_llava.model.backbones import load_tokenizer
+from train_llava.model.config import joined_config, positions_of, whole_config
+from train_llava.model.load import load_processor
+from train_llava.model.structure import parts_table
+from train_llava.planning.budget import checkpoint_bytes, model_bytes
+from train_llava.planning.flops import PEAKS, StepFlops
+from train_llava.planning.memory import Sharing, Step
+from train_llava.planning.meta_model import skeleton
+from train_llava.planning.workload import DEFAULT_TOKENS, Workload
+from train_llava.processing.chat import ChatEncoder
 
 ROOT = Path(__file__).parent.parent
 # Name in PEAKS, and GiB that torch finds on it, a little less than on the box
@@ -139,8 +140,8 @@ def report(
     step = Step.of(model, model_args.load_in_4bit)
     average, batch = workload.average, workload.batch
     yield f"--train_type {model_args.train_type}\n{parts_table(model)}\n"
-    pictures, answer = average["images"] * config.image_seq_length, average["answer_tokens"]
-    yield f"a sample has {average['tokens']:.0f} tokens, {pictures:.0f} of pictures, {answer:.0f} to be learned;"
+    image_tokens, answer = average["images"] * config.image_seq_length, average["answer_tokens"]
+    yield f"a sample has {average['tokens']:.0f} tokens, {image_tokens:.0f} of images, {answer:.0f} to be learned;"
     yield f"the longest has {batch.length}, {'as counted' if workload.records else 'as assumed (--data_path counts)'}"
     positions = positions_of(config)
     if positions and batch.length > positions:

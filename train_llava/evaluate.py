@@ -4,7 +4,7 @@
     torchrun --nproc_per_node 8 -m train_llava.evaluate --model_name_or_path output/first --data_path data/held_out
 
 Into --output_dir go metrics.json, samples.jsonl with a line per record, and report.html with the worst and the best
-answers beside their pictures.
+answers beside their images.
 """
 
 import argparse
@@ -17,30 +17,26 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from jinja2 import Environment
-from PIL import Image, ImageOps
 from torch import nn
 from tqdm import tqdm
 from transformers import LlavaProcessor
 
-from train_llava.caption_metrics import caption_metrics
-from train_llava.chat import IGNORE_INDEX
-from train_llava.command import InputError, command, positive
+from train_llava.cli import InputError, check_same, command, positive, shared_output_folder, write_whole
 from train_llava.data import LlavaDataset
-from train_llava.data_files import paths_of
-from train_llava.infer import SORTED, collator_of
-from train_llava.load import Model, load
-from train_llava.outputs import check_same, shared_output_folder, write_whole
-from train_llava.samples import caption_rows
-from train_llava.show_batch import png
+from train_llava.ingest.data_files import paths_of
+from train_llava.model.generate import SORTED, caption_rows, collator_of
+from train_llava.model.load import Model, load
+from train_llava.pages.caption_metrics import caption_metrics
+from train_llava.pages.thumbnails import thumbnail
+from train_llava.processing.chat import IGNORE_INDEX
 
-TEMPLATE = Path(__file__).with_name("evaluate.html.jinja")
+TEMPLATE = Path(__file__).parent / "pages" / "evaluate.html.jinja"
 WRITTEN = ("metrics.json", "samples.jsonl", "report.html")
-SHOWN, SIDE = 12, 360  # answers of either kind in the report, and the most pixels of a picture's side there
+SHOWN = 12  # answers of either kind in the report
 
 
 @torch.inference_mode()
@@ -94,18 +90,11 @@ def report_page(title: str, metrics: dict[str, float], rows: list[dict[str, Any]
     half = min(SHOWN, (len(ranked) + 1) // 2)
     parts = {"Worst": ranked[:half], "Best": ranked[half:][-half:][::-1]}
     parts = {
-        name: [{**row, "pictures": [thumbnail(image) for image in dataset[row["index"]]["images"]]} for row in part]
+        name: [{**row, "images": [thumbnail(image) for image in dataset[row["index"]]["images"]]} for row in part]
         for name, part in parts.items()
     }
     template = Environment(autoescape=True).from_string(TEMPLATE.read_text(encoding="utf-8"))
     return template.render(title=title, metrics=written(metrics), parts=parts)
-
-
-def thumbnail(image: Image.Image) -> str:
-    """A picture of a size that fits the page, as a base64 PNG."""
-    image = ImageOps.scale(image, max(1, SIDE // max(image.size)), Image.Resampling.NEAREST)  # a copy
-    image.thumbnail((SIDE, SIDE))
-    return png(np.asarray(image))
 
 
 def written(metrics: dict[str, float]) -> list[tuple[str, str]]:

@@ -13,15 +13,13 @@ from pathlib import Path
 import torch
 from huggingface_hub import HfApi
 
-from train_llava.build_model import save_llava
-from train_llava.check_build import GREY, QUESTION, check_answers, check_weights
-from train_llava.check_merge import check_merge, check_mergeable
-from train_llava.command import InputError, command
-from train_llava.infer import ask, collator_of, generate
-from train_llava.load import base_of, fetch, load
-from train_llava.model_card import merged_card
-from train_llava.new_folder import check_output_dir, new_folder
-from train_llava.outputs import output_folder
+from train_llava.cli import InputError, command, output_folder
+from train_llava.model.folder import check_output_dir, new_folder, save_llava
+from train_llava.model.generate import ask, collator_of, generate
+from train_llava.model.load import base_of, fetch, load
+from train_llava.model.verify_build import GREY, QUESTION, check_answers, check_weights
+from train_llava.model.verify_merge import check_merge, check_mergeable
+from train_llava.training.model_card import merged_card
 
 
 @command
@@ -70,8 +68,8 @@ def merge(adapter: Path, base: str, args: argparse.Namespace) -> None:
         del model, merged  # so that memory holds one copy at a time
         after = check_answers(folder).strip()
         if before != after and dtype == torch.float32:  # 16 bits may round one answer into another
-            raise RuntimeError(f"{folder} answers {after!r} about a grey picture, and {before!r} before")
-    print(f"pipeline('image-text-to-text') answers about a grey picture: {after!r}, and before the merge: {before!r}")
+            raise RuntimeError(f"{folder} answers {after!r} about a grey image, and {before!r} before")
+    print(f"pipeline('image-text-to-text') answers about a grey image: {after!r}, and before the merge: {before!r}")
     print(f"saved to {args.output_dir}")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9  # Linux counts in KiB
     print(f"at most {peak:.1f} GB of memory were used")

@@ -1,4 +1,4 @@
-"""Shows what the model really sees: pictures after resize and crop, tokens, labels, padding, as one HTML page.
+"""Shows what the model really sees: images after resize and crop, tokens, labels, padding, as one HTML page.
 
     python -m train_llava.show_batch --model_name_or_path models/llava --data_path data/mine --output batch.html
 
@@ -6,25 +6,22 @@ In a notebook: `IPython.display.HTML(batch_page(processor, [dataset[0], dataset[
 """
 
 import argparse
-import base64
-import io
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jinja2 import Environment
-from PIL import Image
 from transformers import LlavaProcessor
 
-from train_llava.chat import IGNORE_INDEX
-from train_llava.command import InputError, command, positive
+from train_llava.cli import InputError, check_apart, command, positive, whole_file
 from train_llava.data import LlavaCollator, LlavaDataset
-from train_llava.data_files import paths_of
-from train_llava.load import load_processor
-from train_llava.outputs import check_apart, whole_file
+from train_llava.ingest.data_files import paths_of
+from train_llava.model.load import load_processor
+from train_llava.pages.thumbnails import png
+from train_llava.processing.chat import IGNORE_INDEX
 
-TEMPLATE = Path(__file__).with_name("show_batch.html.jinja")
+TEMPLATE = Path(__file__).parent / "pages" / "show_batch.html.jinja"
 MARK = b"<title>What the model sees</title>"  # in it
 
 
@@ -32,7 +29,7 @@ def batch_page(processor: LlavaProcessor, examples: list[dict[str, Any]], max_le
     """The batch that the collator makes of some examples, as a self-contained page."""
     collator = LlavaCollator(processor, max_length, for_trainer=True)
     batch = collator(examples)
-    pictures = iter(batch["pixel_values"].numpy())
+    images = iter(batch["pixel_values"].numpy())
     image_id, per_image = collator.encoder.image_ids[0], len(collator.encoder.image_ids)
     rows, totals = [], dict.fromkeys(("learned", "image", "read", "padding"), 0)
     for i, example in enumerate(examples):
@@ -41,11 +38,11 @@ def batch_page(processor: LlavaProcessor, examples: list[dict[str, Any]], max_le
         kinds = [kind_of(*token, k < own, image_id) for k, token in enumerate(zip(ids, labels, strict=True))]
         for kind in kinds:
             totals[kind] += 1
-        shown = [png(as_bytes(next(pictures))) for _ in range(kinds.count("image") // per_image)]
+        shown = [png(as_bytes(next(images))) for _ in range(kinds.count("image") // per_image)]
         spans = [span for kind, part in groupby(zip(ids, kinds, strict=True), key=lambda pair: pair[1])
                  for span in spans_of(kind, [token for token, _ in part], collator)]  # fmt: skip
         learned = kinds.count("learned")
-        row = {"id": example.get("id", i), "pictures": shown, "spans": spans, "learned": learned, "tokens": own}
+        row = {"id": example.get("id", i), "images": shown, "spans": spans, "learned": learned, "tokens": own}
         rows.append(row)
     names = {"learned": "learned", "image": "image tokens", "read": "other text, read only", "padding": "padding"}
     summary = [(names[kind], count) for kind, count in totals.items()]
@@ -54,7 +51,7 @@ def batch_page(processor: LlavaProcessor, examples: list[dict[str, Any]], max_le
 
 
 def as_bytes(pixels: np.ndarray) -> np.ndarray:
-    """A picture as people can see it, (height, width, 3); also of numbers that only the image processor can make."""
+    """An image as people can see it, (height, width, 3); also of numbers that only the image processor can make."""
     if pixels.dtype == np.uint8:
         return pixels
     low, high = pixels.min(), pixels.max()
@@ -62,14 +59,14 @@ def as_bytes(pixels: np.ndarray) -> np.ndarray:
 
 
 def kind_of(token: int, label: int, seen: bool, image_id: int) -> str:
-    """What a position is: behind the conversation, a part of a picture, learned, or only read."""
+    """What a position is: behind the conversation, a part of an image, learned, or only read."""
     if not seen:
         return "padding"
     return "image" if token == image_id else "learned" if label != IGNORE_INDEX else "read"
 
 
 def spans_of(kind: str, ids: list[int], collator: LlavaCollator) -> list[dict[str, Any]]:
-    """Neighbouring tokens of one kind as pieces of text: pictures and padding folded, the rest one per token."""
+    """Neighbouring tokens of one kind as pieces of text: images and padding folded, the rest one per token."""
     if kind == "padding":
         return [{"kind": kind, "text": f"padding x {len(ids)}", "ids": ""}]
     if kind == "image":
@@ -86,13 +83,6 @@ def spans_of(kind: str, ids: list[int], collator: LlavaCollator) -> list[dict[st
         spans.append({"kind": names, "text": text.replace("\n", "⏎\n"), "ids": held})
         held = []
     return spans
-
-
-def png(pixels: np.ndarray) -> str:
-    """(height, width, 3) bytes as a base64 PNG."""
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return base64.b64encode(file.getvalue()).decode()
 
 
 @command

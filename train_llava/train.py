@@ -20,20 +20,24 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.trainer_callback import ProgressCallback
 
 from train_llava.arguments import DataArguments, LlavaTrainingArguments, ModelArguments, check_flags, parse_flags
-from train_llava.bad_images import BadImages
-from train_llava.callbacks import ProgressLine
-from train_llava.chat import ChatEncoder
-from train_llava.command import InputError, command
+from train_llava.cli import InputError, command, shared_output_folder
 from train_llava.data import LlavaCollator, LlavaDataset
-from train_llava.data_files import paths_of
-from train_llava.load import fetch, load, load_processor
-from train_llava.memory import Sharing, Step
-from train_llava.model_card import write_card
-from train_llava.output_dir import check_unclaimed, drop_old_runs, last_words, set_aside
-from train_llava.outputs import shared_output_folder
-from train_llava.parts import parts_table
-from train_llava.resources import EnoughDisk, check_memory
-from train_llava.resume import (
+from train_llava.ingest.bad_images import BadImages
+from train_llava.ingest.data_files import paths_of
+from train_llava.model.config import positions_of, whole_config
+from train_llava.model.freeze import apply_train_type
+from train_llava.model.load import fetch, load, load_processor
+from train_llava.model.structure import parts_table
+from train_llava.planning.budget import check_memory
+from train_llava.planning.memory import Sharing, Step
+from train_llava.planning.meta_model import skeleton
+from train_llava.planning.workload import longest_batch
+from train_llava.processing.chat import ChatEncoder
+from train_llava.training.callbacks import EnoughDisk, ProgressLine
+from train_llava.training.fault_tolerance import StopSignal, Watchdog
+from train_llava.training.model_card import write_card
+from train_llava.training.output_dir import check_unclaimed, drop_old_runs, last_words, set_aside
+from train_llava.training.resume import (
     ObeyStepFlags,
     check_data,
     check_resumable,
@@ -44,13 +48,8 @@ from train_llava.resume import (
     run_data,
     run_flags,
 )
-from train_llava.samples import SampleCaptions
-from train_llava.skeleton import positions_of, skeleton, whole_config
-from train_llava.stop_signal import StopSignal
-from train_llava.train_type import apply_train_type
-from train_llava.trainer import LlavaTrainer
-from train_llava.watchdog import Watchdog
-from train_llava.workload import longest_batch
+from train_llava.training.samples import SampleCaptions
+from train_llava.training.trainer import LlavaTrainer
 
 
 @command
@@ -198,7 +197,7 @@ def compile_layers(model: nn.Module, args: LlavaTrainingArguments) -> None:
     """Compiles the language model's layers in place; all share what was compiled for the first.
 
     Trainer would compile the whole model, many times as long and again for each kind of batch, since what comes between
-    the layers depends on data (where pictures and answers are). So it is told that nothing is left to compile. The
+    the layers depends on data (where images and answers are). So it is told that nothing is left to compile. The
     tower's layers are few operations, and hooks inside them would break their graphs.
     """
     how = {"backend": args.torch_compile_backend, "mode": args.torch_compile_mode}

@@ -1,0 +1,264 @@
+"""What all commands share: errors in one line, numbers as flags, and writing that nothing can harm.
+
+Where a command writes: apart from what it reads, one process at a time, and in place only when it is whole. A lock is
+the system's own (flock) on the folder or file itself, so nothing of it is left behind when a process dies. Forked
+workers give it up at once: one that outlives its parent must not keep it.
+"""
+
+import argparse
+import fcntl
+import functools
+import json
+import math
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from transformers.utils import logging
+
+
+class InputError(ValueError):
+    """Wrong usage or input. The message names the file or record and says how to mend it."""
+
+
+def command(main: Callable[[], None]) -> Callable[[], None]:
+    """Wraps a command's `main`: an InputError becomes one line on stderr and exit code 2, once per machine; what the
+    terminal cannot show is written by its number, and so ends nothing."""
+
+    @functools.wraps(main)
+    def wrapper() -> None:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(AttributeError):  # of what a notebook or a test has put there
+                stream.reconfigure(errors="backslashreplace")
+        # transformers reports, for one, each weight of CLIP's text tower, which a LLaVA leaves behind on purpose
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        try:
+            main()
+        except InputError as error:
+            reason = str(error).rpartition("InputError: ")[2]  # a loader's worker puts its traceback in front
+            if int(os.environ.get("LOCAL_RANK", "0")) <= 0:
+                print(f"error: {reason}", file=sys.stderr, flush=True)
+            sys.exit(2)
+
+    return wrapper
+
+
+def number(kind: type, least: float, most: float, words: str) -> Callable[[str], float]:
+    """A type for argparse: a finite number from `least` to `most`."""
+
+    def read(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {words}") from error
+        if not (math.isfinite(value) and least <= value <= most):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {words}")
+        return value
+
+    return read
+
+
+positive = number(int, 1, 2**63 - 1, "a whole number from 1 on")
+not_negative = number(int, 0, 2**63 - 1, "a whole number from 0 on")
+
+
+# ---------------------------------------------------------------- where a command writes
+
+UNFINISHED = ".unfinished-"  # how names of files and folders begin that are being made
+HELD: dict[tuple[int, int], int] = {}  # what this process has locked: device and inode, and the open file
+
+
+def check_apart(output: str | Path, *read: str | Path | None, is_file: bool = False) -> None:
+    """Refuses an output that is a file or folder that the command reads, links followed; or a folder above it, or a
+    file in it. A folder inside of what is read is a place of its own.
+
+    Raises:
+        InputError: see there.
+    """
+    target = Path(os.path.realpath(output))
+    for name in read:
+        if name is None or not os.path.exists(name):  # an id of the hub
+            continue
+        place = Path(os.path.realpath(name))
+        if is_file:
+            how = "is" if target == place else "lies in" if target.parent == place else None
+        else:
+            how = "is" if target == place else "lies above" if target in place.parents else None
+        if how:
+            raise InputError(f"{output} {how} {name}, which is read here. Give another place to write to.")
+
+
+@contextmanager
+def output_folder(folder: Path, *read: str | Path | None) -> Iterator[None]:
+    """A folder that is this process's alone until the block ends; made where it is not there, and taken away again
+    where nothing was written into it.
+
+    Raises:
+        InputError: see `check_apart`; or it is a file, cannot be written to, or another process writes into it.
+    """
+    check_apart(folder, *read)
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        take_away(made)
+        raise InputError(f"{folder}: cannot be written to ({error.strerror}). Give another place.") from error
+    with locked(folder):
+        try:
+            yield
+        finally:
+            take_away(made)
+
+
+@contextmanager
+def shared_output_folder(folder: Path, check: Callable[[], None], *read: str | Path | None) -> Iterator[None]:
+    """The same of several ranks, of which the first writes, and `check`s the folder before: what it refuses, all do.
+
+    Raises:
+        InputError: see `output_folder` and `check`.
+    """
+    with ExitStack() as stack:
+        reason = None
+        if PartialState().is_main_process:
+            try:
+                stack.enter_context(output_folder(folder, *read))
+                check()
+            except InputError as error:
+                reason = str(error)
+        [reason] = broadcast_object_list([reason])
+        if reason:
+            raise InputError(reason)
+        yield
+
+
+def take_away(folders: list[Path]) -> None:
+    """Those of these folders that are empty, from the innermost on."""
+    with suppress(OSError):
+        for path in folders:
+            path.rmdir()
+
+
+def taken(path: Path) -> InputError:
+    """What to say where somebody else writes."""
+    return InputError(f"{path}: another process is writing there. Wait for it, or give another place.")
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds a file or folder against other processes; a folder that this one holds already, it has.
+
+    Raises:
+        InputError: another process holds it, or another thread the file.
+    """
+    try:
+        place = os.open(path, os.O_RDONLY)
+    except FileNotFoundError as error:  # the other one has finished meanwhile, and moved it to its place
+        raise taken(path) from error
+    inode = (os.fstat(place).st_dev, os.fstat(place).st_ino)
+    if inode in HELD and path.is_dir():
+        os.close(place)
+        yield
+        return
+    try:
+        fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not os.path.exists(path) or not os.path.samestat(os.stat(path), os.fstat(place)):
+            raise BlockingIOError  # the other process has finished meanwhile, and replaced it
+    except BlockingIOError as error:
+        os.close(place)
+        raise taken(path) from error
+    except OSError:
+        print(f"warning: no locks on the disk of {path}; let nothing else write there", file=sys.stderr)
+    HELD[inode] = place
+    try:
+        yield
+    finally:
+        if HELD.pop(inode, None) is not None:
+            os.close(place)
+
+
+def give_up() -> None:
+    """In a forked process: what its parent holds."""
+    for place in HELD.values():
+        os.close(place)
+    HELD.clear()
+
+
+os.register_at_fork(after_in_child=give_up)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """The path of a new file beside one, to be written within the block, whose place it takes when the block ends.
+
+    Raises:
+        InputError: nothing can be written there, or another process does.
+    """
+    new = path.with_name(f"{UNFINISHED}{path.name}")
+    with open_locked(new) as file:
+        try:
+            file.truncate(0)
+            yield new
+            os.replace(new, path)
+        except BaseException:
+            new.unlink(missing_ok=True)
+            raise
+
+
+def write_whole(path: Path, text: str) -> None:
+    """A text as a `whole_file`."""
+    with whole_file(path) as new:
+        new.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def open_locked(path: Path) -> Iterator[BinaryIO]:
+    """A file to append to, with nobody else doing so; made where it is not there, and taken away again if it stays
+    empty.
+
+    Raises:
+        InputError: nothing can be written there, or another process does.
+    """
+    made = not path.exists()
+    if not made and not path.is_file():
+        raise InputError(f"{path} is no file. Give another place.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("ab")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror}). Give another place.") from error
+    with file, locked(path):
+        if not os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+            raise taken(path)  # what was opened has been moved to its place since, and is whole
+        try:
+            yield file
+        finally:
+            if made and path.exists() and not path.stat().st_size:
+                path.unlink()
+
+
+def check_same(facts: dict[str, Any], file: Path, *others: Path) -> None:
+    """Refuses to write over what was found out about something else.
+
+    Args:
+        facts: that this is about, and that `file`, if it is there, must hold.
+        others: files that are written beside it.
+
+    Raises:
+        InputError: see there.
+    """
+    if not any(path.exists() for path in (file, *others)):
+        return
+    known = None
+    with suppress(OSError, ValueError):
+        known = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(known, dict) or any(known.get(name) != value for name, value in facts.items()):
+        about = {name: known.get(name) for name in facts} if isinstance(known, dict) else "something else"
+        raise InputError(f"{file.parent} holds results about {about}. Give another place to write to.")

@@ -1,0 +1,71 @@
+"""Lists of questions about images, and the files of JSON lines that hold their answers."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from train_llava.cli import InputError
+from train_llava.ingest.image_kinds import SUFFIXES
+from train_llava.ingest.readers import reason_of
+
+Question = dict[str, Any]  # {"image": file or list of files, "prompt": text}, then what else tells it from others
+
+
+def questions(source: Path, prompt: str) -> list[Question]:
+    """One per image file in a folder, or per line of a list: a path, from where the list lies, or a Question's JSON.
+
+    Raises:
+        InputError: no such folder or list, nothing in it, or a line of another kind.
+    """
+    if source.is_dir():
+        names = sorted(path.name for path in source.iterdir() if path.suffix.lower() in SUFFIXES)
+        found = [{"image": name, "prompt": prompt} for name in names if not name.startswith(".")]
+    elif source.is_file():
+        try:
+            lines = source.read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{source}: {reason_of(error, str(source))}.") from error
+        found = [
+            question(line.strip(), f"{source}, line {i}", prompt) for i, line in enumerate(lines, 1) if line.strip()
+        ]
+    else:
+        raise InputError(f"{source}: no such folder or list of images.")
+    if not found:
+        raise InputError(f"{source}: no images here.")
+    return found
+
+
+def question(line: str, place: str, prompt: str) -> Question:
+    """A line of a list.
+
+    Raises:
+        InputError: it is of another kind.
+    """
+    try:
+        asked = json.loads(line) if line.startswith("{") else {"image": line}
+        asked = {"image": asked["image"], "prompt": asked.get("prompt", prompt)}
+    except (ValueError, KeyError, RecursionError) as error:
+        raise InputError(f'{place}: a line is neither a path nor {{"image": ..., "prompt": ...}}.') from error
+    names = asked["image"] if isinstance(asked["image"], list) else [asked["image"]]
+    if not all(isinstance(text, str) and text for text in (*names, asked["prompt"])):
+        raise InputError(f"{place}: the names of its images and its prompt must be texts.")
+    return asked
+
+
+def answered(output_file: Path) -> set[str]:
+    """What a file has answers to: its lines without these. A last line that was cut off is taken away from it.
+
+    Raises:
+        InputError: the file holds something else than answers.
+    """
+    *lines, last = output_file.read_bytes().split(b"\n")
+    try:
+        done = [json.loads(line) for line in lines]
+        if not all("answer" in line and "weights" in line for line in done) or (last and not done):
+            raise ValueError
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{output_file}: holds something else than answers. Give another --output_file.") from error
+    if last:
+        os.truncate(output_file, sum(len(line) + 1 for line in lines))
+    return {json.dumps({key: value for key, value in line.items() if key != "answer"}) for line in done}

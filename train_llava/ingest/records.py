@@ -1,0 +1,97 @@
+"""The normal form of a record, in which all reading ends, whatever the source looks like:
+
+    {"id": "0001", "messages": [{"role": "user", "content": "<image>\\nWhat?"}, ...],
+     "images": [{"path": "/data/images/a.jpg", "bytes": None}],
+     "problem": None, "missing": False, "file": 0, "place": None}
+
+`problem` says why a record cannot be trained on; `missing`, that a file it names is not there; `file`, from which of
+the source's files it is; `place`, in which row group and row of a parquet file its images were left, if they were.
+"""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset, Features, List, Value
+from datasets import Image as ImageFeature
+
+from train_llava.cli import InputError
+from train_llava.ingest.formats import Fields, parse
+from train_llava.ingest.image_index import ImageIndex
+from train_llava.ingest.readers import Unreadable
+
+STRING = Value("string")
+RECORD = Features(
+    {
+        "id": STRING,
+        "images": List(ImageFeature(decode=False)),
+        "messages": List({"role": STRING, "content": STRING}),
+        "problem": STRING,
+        "missing": Value("bool"),
+        "file": Value("int32"),
+        "place": Value("int64"),
+    }
+)
+
+
+def normal(record: Any, number: int, file: str, format: str, fields: Fields, finder: ImageIndex) -> dict[str, Any]:
+    """One record in the normal form."""
+    name = record.get("id", number) if isinstance(record, dict) else number
+    row = {
+        "id": str(name).encode(errors="replace").decode(),
+        "images": [],
+        "messages": [],
+        "problem": None,
+        "missing": False,
+    }
+    try:
+        if isinstance(record, Unreadable):
+            raise InputError(record)
+        messages, images = parse(record, format, fields)
+        for image in images:
+            data, path = image.get("bytes"), image.get("path")
+            if not data:
+                found = finder.find(path)
+                row["missing"] |= found is None
+                path = found or finder.wanted(path)
+            row["images"].append({"bytes": data, "path": path})
+        return row | {"messages": messages}
+    except Exception as error:  # a record may hold anything at all; whatever it is, it is one bad record
+        reason = str(error) if isinstance(error, InputError) else f"malformed, {type(error).__name__}: {error}"
+        reason = reason.encode(errors="replace").decode()
+        return row | {"images": [], "problem": f"{file}, record {row['id']!r} (number {number}): {reason}"}
+
+
+def names_in(record: Any, format: str, fields: Fields) -> list[str]:
+    """The names of a raw record's image files, none of one that is malformed."""
+    try:
+        names = [image["path"] for image in parse(record, format, fields)[1] if not image.get("bytes")]
+        return [name for name in names if "::" not in name and "://" not in name]
+    except Exception:  # as in `normal`, where it is said
+        return []
+
+
+def usable(records: Dataset, on_bad_record: str) -> Dataset:
+    """The records that can be trained on."""
+    problems = records.data["problem"]
+    bad = np.flatnonzero(problems.is_valid().to_numpy())
+    if len(bad) == 0:
+        return records
+    if on_bad_record == "error":
+        count = f"{len(bad)} of {len(records)} records cannot be trained on"
+        hint = "Mend them or leave them out with --on_bad_record skip"
+        raise InputError(f"{count}. The first: {problems[int(bad[0])].as_py()}. {hint}.")
+    return records.select(np.setdiff1d(np.arange(len(records)), bad))
+
+
+def bad_records(parts: list[Dataset]) -> str:
+    """How many records cannot be trained on, and the first reason, in a line; empty without any."""
+    problems = pa.chunked_array([chunk for part in parts for chunk in column(part, "problem").chunks], pa.string())
+    if not (count := len(problems) - problems.null_count):
+        return ""
+    return f"{count:>10,} records cannot be trained on and are left out; the first: {problems.drop_null()[0]}"
+
+
+def column(records: Dataset, name: str) -> pa.ChunkedArray:
+    """One column, without reading the others."""
+    return records.select_columns(name).with_format("arrow")[:][name]

@@ -1,0 +1,244 @@
+"""Where data lies -> normal records, read one at a time and kept as one Arrow file in the cache of `datasets`."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain, count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from datasets import (
+    ArrowBasedBuilder,
+    BuilderConfig,
+    Dataset,
+    DatasetInfo,
+    SplitGenerator,
+)
+from datasets.builder import Key
+from datasets.exceptions import DatasetGenerationError
+
+from train_llava.cli import InputError
+from train_llava.ingest.data_files import Beginnings, hub_files, local_folder, parts_of, stamp
+from train_llava.ingest.formats import CAPTION_FIELDS, FORMATS, Fields, unfolded
+from train_llava.ingest.image_files import MEMBER, forget_files
+from train_llava.ingest.image_index import ImageIndex, archives_in
+from train_llava.ingest.parquet_images import IN_PARQUET, PLACE, WINDOW
+from train_llava.ingest.readers import records_in
+from train_llava.ingest.records import RECORD, column, names_in, normal
+
+VERSION = 3  # of the normal form: copies made by another version are not read
+GROUPS, ROW_BITS = 100_000, 24  # row groups in a file, and bits for a row in one: room for millions of files
+ROWS, BYTES = 500, 256 << 20  # written at a time: rows, or fewer that hold so many bytes of images
+SAMPLE = 200  # images looked for at every opening, to see that the Arrow copy is still true
+LISTED = 8  # files named in a summary
+
+
+@dataclass
+class Source:
+    """One entry of --data_path, `[format=]path[:weight]`: files in one format below one folder.
+
+    `in_place`: the images in parquet files stay there, and are read while training; `passed_over`: files that hold
+    something else, or more than was asked for, and why they are not read.
+    """
+
+    path: str
+    format: str
+    weight: float
+    folder: str
+    images: str  # the folder that they are in
+    files: list[str]
+    fields: Fields
+    in_place: bool = False
+    passed_over: dict[str, str] = field(default_factory=dict)
+    first: list[str] = field(default_factory=list)  # names of images in the first records
+
+    @classmethod
+    def find(
+        cls,
+        text: str | Path,
+        caption_fields: list[str] | None = None,
+        streaming: bool = False,
+        held_out: bool = False,
+        image_folder: str | Path | None = None,
+    ) -> "Source":
+        """Finds the files and their format. A dataset of the hub is downloaded first, unless it is to be streamed.
+
+        Of a folder with files for training and held-out ones, `held_out` says which are meant. `image_folder` is where
+        the images are that records name, if not beside them.
+
+        Raises:
+            InputError: nothing there, or nothing of a known format.
+        """
+        name, path, weight = parts_of(str(text))
+        if name is not None and name not in FORMATS:
+            raise InputError(f"{text}: no format {name!r}; known are {', '.join(FORMATS)}.")
+        if image_folder is not None and not Path(image_folder).is_dir():
+            raise InputError(f"--image_folder {image_folder}: no such folder.")
+        look = Beginnings(caption_mapping(caption_fields), streaming, name, path, held_out)
+        if streaming and not Path(path).exists():
+            folder, files = hub_files(path)
+            look.at(folder, files)
+        else:
+            place = local_folder(path)
+            folder = str(place if place.is_dir() else place.parent)
+            try:
+                look.into(place, folder)
+            except OSError as error:
+                raise InputError(f"{error.filename or path}: cannot be read ({error.strerror}).") from error
+        format, files = look.result()
+        raw = (record for file in files for record in look.records[file])
+        single = (one for record in raw for one in unfolded(record, format, look.fields))
+        first = [name for record in single for name in names_in(record, format, look.fields)]
+        images = os.path.abspath(image_folder) if image_folder else folder
+        return cls(path, format, weight, folder, images, files, look.fields, streaming, look.passed_over, first)
+
+    def open(self) -> Dataset:
+        """The records as a memory-mapped Arrow file, made by the first process that asks while others wait.
+
+        A copy that is not true any more stays for the processes that read it; the next one gets another number.
+        """
+        forget_files()
+        stamps = [stamp(file) for file in [*self.files, *archives_in(self.images)]]
+        names = (VERSION, self.folder, self.images, self.format, self.fields, self.in_place, stamps)
+        key = hashlib.sha256(repr(names).encode()).hexdigest()[:32]
+        # every batch of rows takes memory in every process; for images, datasets would write 100 rows each
+        copy = partial(NormalRecords, source=self, writer_batch_size=ROWS)
+        try:
+            builder, number = copy(config_id=f"{key}-0"), 0
+        except OSError as error:
+            hint = "Set HF_DATASETS_CACHE to a folder that can be written to"
+            raise InputError(f"no cache for the data ({error}). {hint}.") from error
+        while os.path.isdir(builder.cache_dir.replace(f"{key}-0", f"{key}-{number + 1}")):
+            number += 1
+        records = made(copy(config_id=f"{key}-{number}") if number else builder)
+        if self._is_stale(records):  # images came, went or moved
+            records = made(copy(config_id=f"{key}-{number + 1}"))
+        return records
+
+    def read(self) -> Iterator[dict[str, Any]]:
+        """The records one after the other."""
+        finder = self.finder()
+        for at, file in enumerate(self.files):
+            records = records_in(file, self.fields, self.in_place)
+            records = (one for record in records for one in unfolded(record, self.format, self.fields))
+            for number, record in enumerate(records):
+                where: dict[str, int | None] = {"file": at, "place": None}
+                if self.in_place and isinstance(record, dict) and PLACE in record:
+                    group, row = record[PLACE]
+                    where["place"] = ((at * GROUPS + group) << ROW_BITS) + row
+                yield normal(record, number, file, self.format, self.fields, finder) | where
+
+    def finder(self) -> ImageIndex:
+        """Of the images that records name."""
+        return ImageIndex(self.images, self.first, self.folder)
+
+    def files_read(self, records: Dataset) -> str:
+        """File by file, how many records were read, what was passed over and why, and broken archives in which an
+        image may be that is not found."""
+        counts = np.bincount(records.data["file"].to_numpy(), minlength=len(self.files))
+        base = self.folder + "/"
+        lines = [f"{count:>14,} {file.removeprefix(base)}" for file, count in zip(self.files, counts, strict=True)]
+        lines = lines if len(lines) > 1 or self.passed_over else []
+        over = [f"   passed over: {file.removeprefix(base)}: {why}" for file, why in self.passed_over.items()]
+        missing = records.data["missing"].to_numpy().any()
+        broken = self.finder().broken() if missing else {}
+        over += [f"   broken: {archive.removeprefix(f'{self.images}/')}: {why}" for archive, why in broken.items()]
+        return "\n".join([*shortened(lines), *shortened(over)])
+
+    def _is_stale(self, records: Dataset) -> bool:
+        missing = records.data["missing"].to_numpy()
+        finder = self.finder()
+        for index in missing.nonzero()[0][:SAMPLE].tolist():
+            names = [os.path.relpath(i["path"], finder.roots[0]) for i in records[index]["images"] if not i["bytes"]]
+            if all(in_some_place(finder, name) for name in names):
+                return True
+        for index in range(0, len(records), max(1, len(records) // SAMPLE)):
+            for image in [] if missing[index] else records[index]["images"]:
+                if image["bytes"] is None and not is_there(image["path"]):
+                    return True
+        return False
+
+
+@dataclass
+class SourceConfig(BuilderConfig):
+    """What `datasets` hands to the builder below."""
+
+    source: Source | None = None
+
+
+class NormalRecords(ArrowBasedBuilder):
+    """How `datasets` makes the Arrow file of a source: under a lock, in a folder that is renamed when it is whole."""
+
+    BUILDER_CONFIG_CLASS = SourceConfig
+
+    def _info(self) -> DatasetInfo:
+        return DatasetInfo(features=RECORD)
+
+    def _split_generators(self, dl_manager: Any) -> list[SplitGenerator]:
+        return [SplitGenerator(name="train", gen_kwargs={"source": self.config.source})]
+
+    def _generate_tables(self, source: Source) -> Iterator[tuple[Key, pa.Table]]:
+        rows, number, part, size = source.read(), count(), [], 0
+        for row in chain(rows, [None]):
+            if part and (row is None or len(part) == ROWS or size > BYTES):
+                yield Key(0, next(number)), pa.Table.from_pylist(part, schema=RECORD.arrow_schema)
+                part, size = [], 0
+            part.append(row)
+            size += sum(len(image["bytes"] or b"") for image in row["images"]) if row else 0
+
+
+def made(builder: NormalRecords) -> Dataset:
+    """Its records, once they are an Arrow file.
+
+    Raises:
+        InputError: the cache cannot be written.
+    """
+    try:
+        builder.download_and_prepare(verification_mode="no_checks")
+    except DatasetGenerationError as error:
+        cause = error.__cause__
+        if isinstance(cause, InputError):
+            raise cause from None
+        raise InputError(f"{builder.cache_dir}: the copy of the data cannot be made ({cause}).") from error
+    return builder.as_dataset(split="train")
+
+
+def caption_mapping(pairs: list[str] | None) -> Fields:
+    """`--caption_fields answer=text ...` over the defaults."""
+    given = dict(pair.partition("=")[::2] for pair in pairs or [])
+    if unknown := [key for key in given if key not in CAPTION_FIELDS or not given[key]]:
+        raise InputError(
+            f"--caption_fields {unknown[0]}: expected {', '.join(f'{key}=...' for key in CAPTION_FIELDS)}."
+        )
+    return CAPTION_FIELDS | given
+
+
+def is_there(path: str) -> bool:
+    """Whether the file or archive of an image still is; one on the hub is not asked for."""
+    place = IN_PARQUET.match(path) or MEMBER.match(path)
+    return "://" in path or os.path.isfile(place[1] if place else path)
+
+
+def in_some_place(finder: ImageIndex, name: str) -> bool:
+    """Whether an image that was missing would be found, or found in several places, now."""
+    try:
+        return finder.find(name) is not None
+    except InputError:
+        return True
+
+
+def shortened(lines: list[str]) -> list[str]:
+    """The first lines, and how many more there are."""
+    rest = len(lines) - LISTED
+    return lines if rest <= 0 else [*lines[:LISTED], f"{'':>15}and {rest:,} more"]
+
+
+def blocks_of(records: Dataset, source: int) -> np.ndarray:
+    """(2, records): row group, numbered over all sources, and window in it of each record's images; -1: of none."""
+    places = column(records, "place").fill_null(-1).to_numpy()
+    blocks = np.where(places < 0, -1, (places >> ROW_BITS) + source * 10**12)
+    return np.stack([blocks, (places & (2**ROW_BITS - 1)) // WINDOW])

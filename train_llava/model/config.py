@@ -1,0 +1,155 @@
+"""Which vision towers and chat models fit into a LLaVA, told from their configs before any weight is loaded."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, LlavaConfig, PreTrainedConfig
+
+from train_llava.cli import InputError
+from train_llava.model.load import read_json
+from train_llava.model.structure import CLIP, SIGLIP
+
+SUPPORTED = (  # a test builds each of them
+    "Supported are CLIP, SigLIP and SigLIP 2 of fixed size, and dense chat models such as Qwen1.5, Qwen2, Qwen2.5, "
+    "Qwen3, Llama 2 and 3, SmolLM2, SmolLM3, Mistral, Gemma 1, Gemma 3, Phi-3, OLMo 2, Granite 3 and Command R; all of "
+    "them: docs/models.md"
+)
+
+
+def read_config(name: str | Path, flag: str = "") -> PreTrainedConfig:
+    """The config of a folder, of a config.json, or of a hub id, of which nothing else is downloaded.
+
+    Raises:
+        InputError: there is none, of an unknown kind, or one that wants its own code to run.
+    """
+    try:
+        return AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0][:100]
+        if "trust_remote_code" in str(error):
+            reason = "it wants code of its own to run, which is never done"
+        hint = "Give a folder with one, a config.json or an id of the hub"
+        raise InputError(f"{flag} {name}: no config to be read there ({reason}). {hint}.".strip()) from error
+
+
+def tower_config(name: str | Path, flag: str = "") -> PreTrainedConfig:
+    """The config of a vision tower, alone or as a part of a CLIP or SigLIP.
+
+    Raises:
+        InputError: it is of another kind, or without patches of a fixed size.
+    """
+    config = read_config(name, flag)
+    config = getattr(config, "vision_config", config)
+    sizes = {key: getattr(config, key, None) for key in ("image_size", "patch_size")}
+    if config.model_type not in (CLIP, SIGLIP) or not all(isinstance(size, int) and size for size in sizes.values()):
+        raise InputError(
+            f"{flag} {name}: not a vision model that fits here ({config.model_type}, {sizes}). {SUPPORTED}.".strip()
+        )
+    return config
+
+
+def text_config(name: str | Path, flag: str = "") -> PreTrainedConfig:
+    """The config of a chat model.
+
+    Raises:
+        InputError: a LLaVA's class or training cannot hold such a model; says what is in the way.
+    """
+    config = read_config(name, flag)
+    try:
+        with torch.device("meta"):
+            reason = misfit(AutoModelForCausalLM.from_config(config, trust_remote_code=False))
+    except (ValueError, TypeError, AttributeError) as error:
+        reason = str(error).strip().splitlines()[0][:100]
+    if reason:
+        raise InputError(
+            f"{flag} {name}: not a language model that fits here ({config.model_type}: {reason}). {SUPPORTED}.".strip()
+        )
+    return config
+
+
+def misfit(chat_model: nn.Module) -> str | None:
+    """What keeps a chat model from being the language model of a LLaVA and from being trained; None if nothing does.
+
+    LLaVA's class puts the last hidden states through a matrix. The training works on the layers' plain matrices
+    (train_type.py, forward.py, activations.py).
+    """
+    config, head = chat_model.config, getattr(chat_model, "lm_head", None)
+    inner = getattr(chat_model, "model", None)
+    layers = getattr(inner, "layers", None)
+    if not isinstance(head, nn.Linear) or not isinstance(layers, nn.ModuleList):
+        return "it has no lm_head behind model.layers"
+    if head.bias is not None:
+        return "its lm_head has a bias, and LLaVA's has none"
+    if getattr(config, "final_logit_softcapping", None):
+        return "it caps its logits, and LLaVA does not"
+    for layer in layers:
+        if not (
+            hasattr(layer, "mlp") and isinstance(getattr(getattr(layer, "self_attn", None), "o_proj", None), nn.Linear)
+        ):
+            return "a layer lacks self_attn.o_proj or mlp"
+        plain = {id(module.weight) for module in layer.modules() if isinstance(module, nn.Linear)}
+        for name, parameter in layer.named_parameters():
+            if parameter.ndim > 1 and id(parameter) not in plain:
+                return f"{name} is not a plain matrix, as in a mixture of experts or a convolution"
+    return None if hasattr(inner, "norm") else "it has no model.norm"
+
+
+def logit_scale(config: PreTrainedConfig) -> float:
+    """By what a chat model multiplies its head's logits: Cohere's logit_scale, one over Granite's logits_scaling."""
+    return getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
+
+
+def join(tower: PreTrainedConfig, text: PreTrainedConfig, **options) -> LlavaConfig:
+    """Both configs as a LLaVA's, with all of CLIP's features but CLS, or all of SigLIP's.
+
+    Logits are scaled by the head itself (see `build_model.scaled_head`), which then is no longer the embedding table.
+    """
+    tied = text.tie_word_embeddings and logit_scale(text) == 1
+    for name in {"logit_scale", "logits_scaling"} & {*text.to_dict()}:
+        setattr(text, name, 1.0)
+    text.tie_word_embeddings = tied
+    return LlavaConfig(
+        vision_config=tower,
+        text_config=text,
+        image_seq_length=(tower.image_size // tower.patch_size) ** 2,
+        vision_feature_select_strategy="default" if tower.model_type == CLIP else "full",
+        tie_word_embeddings=tied,
+        **options,
+    )
+
+
+def whole_config(name: str | Path) -> LlavaConfig:
+    """The config of a LLaVA.
+
+    Raises:
+        InputError: there is none, or not that of a whole LLaVA.
+    """
+    if (Path(name) / "adapter_config.json").is_file():
+        hint = "Give --model_name_or_path a whole model; train_llava.merge_lora makes one of it"
+        raise InputError(f"{name}: an adapter. {hint}.")
+    if Path(name).is_dir():
+        read_json(Path(name), "config.json")  # whose error knows more about folders
+    config = read_config(name, "--model_name_or_path")
+    if config.model_type != "llava":
+        hint = "Build one with python -m train_llava.build_model, or give both halves"
+        raise InputError(f"{name}: a {config.model_type!r} model, not a LLaVA. {hint}.")
+    return config
+
+
+def joined_config(vision: str | Path, language: str | Path) -> LlavaConfig:
+    """The config of the LLaVA that train_llava.build_model would make of two halves.
+
+    Raises:
+        InputError: one of them is not of a supported kind.
+    """
+    tower, text = (
+        tower_config(vision, "--vision_model_name_or_path"),
+        text_config(language, "--language_model_name_or_path"),
+    )
+    return join(tower, text)
+
+
+def positions_of(config: LlavaConfig) -> int | None:
+    """The most tokens that the language model was made for; None where its config does not say."""
+    return getattr(config.text_config, "max_position_embeddings", None)

@@ -1,0 +1,150 @@
+"""The forward pass of training: what the loss needs, and nothing else.
+
+The plain model works out logits for every token, a last layer of the vision tower that it then does not read, a last
+layer of the language model of which only the answers' positions are read, and a cache of keys and values for tokens to
+come. docs/performance.md tells what is left, and why.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers import LlavaForConditionalGeneration
+from transformers.models.llava.modeling_llava import LlavaCausalLMOutputWithPast
+
+from train_llava.model.structure import unread_layers
+from train_llava.processing.chat import IGNORE_INDEX
+
+ROWS = "answer_rows"  # the name under which layers are told them
+CHUNK = 512  # rows of logits at a time: 0.3 GB of them in fp32 with Qwen's vocabulary
+
+
+def predicting(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Labels (batch, length) -> where in the flattened batch a token is to be predicted, and which: both (answers,)."""
+    following = nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX).flatten()
+    rows = (following != IGNORE_INDEX).nonzero().squeeze(1)
+    return rows, following[rows]
+
+
+def answer_loss(head: nn.Module, hidden: torch.Tensor, targets: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
+    """Sum of -log p(target) over rows of hidden states (answers, width) and targets (answers,), in fp32.
+
+    `smoothing` gives that share of the target's probability to all tokens alike (Szegedy et al., arXiv:1512.00567,
+    section 7), as --label_smoothing_factor asks.
+
+    Rows go through the head in chunks. With more than one, logits are not kept but worked out again in the backward
+    pass (Chen et al., arXiv:1604.06174), so memory does not grow with the answers. The price, one more product with
+    the head, is below 2% of a step whose answers are half of its tokens.
+    """
+
+    def loss_of(hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return nn.functional.cross_entropy(head(hidden).float(), targets, reduction="sum", label_smoothing=smoothing)
+
+    if len(targets) <= CHUNK:
+        return loss_of(hidden, targets)
+    chunks = zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True)
+    return torch.stack([checkpoint(loss_of, *chunk, use_reentrant=False) for chunk in chunks]).sum()
+
+
+def record_losses(
+    head: nn.Module, hidden: torch.Tensor, targets: torch.Tensor, records: torch.Tensor, batch: int
+) -> torch.Tensor:
+    """(batch, 2) in fp64: -log p of each record's answers summed up, and how many tokens these are.
+
+    `records` (answers,) says which record a row is of. Rows go through the head in chunks, too.
+    """
+    table = torch.zeros(batch, 2, dtype=torch.float64, device=hidden.device)
+    for chunk, target, record in zip(hidden.split(CHUNK), targets.split(CHUNK), records.split(CHUNK), strict=True):
+        losses = nn.functional.cross_entropy(head(chunk).float(), target, reduction="none").double()
+        table.index_add_(0, record, torch.stack([losses, torch.ones_like(losses)], dim=1))
+    return table
+
+
+def after_last_attention(llava: LlavaForConditionalGeneration) -> list[nn.Module]:
+    """What works on each position alone and is read where a token is to be predicted, but for norms and the head: the
+    output projection and the MLP of the language model's last layer."""
+    last = llava.model.language_model.layers[-1]
+    return [last.self_attn.o_proj, last.mlp]
+
+
+def trim_forward(llava: LlavaForConditionalGeneration, smoothing: float = 0.0) -> None:
+    """Changes a model in place: asked with `labels`, it gives the plain model's loss without the plain model's waste.
+
+    In training mode the loss may be smoothed (see `answer_loss`). In eval mode it is the plain mean over the batch's
+    tokens, and `logits` holds what a mean over many batches is made of: (batch, 2), see `record_losses`. Without
+    labels, as in `generate`, the model answers as before. What is saved does not change.
+    """
+    work_at_rows(llava.model.language_model.layers[-1], after_last_attention(llava))
+    plain: Callable[..., Any] = llava.forward
+
+    @wraps(plain)  # transformers reads from the signature what a model takes
+    def forward(
+        *args, labels: torch.Tensor | None = None, num_items_in_batch: torch.Tensor | int | None = None, **inputs
+    ) -> Any:
+        if labels is None:
+            return plain(*args, **inputs)
+        # counted before the layers: a GPU must be waited for, and here it has nothing to do yet
+        rows, targets = predicting(labels)
+        with passed_by(unread_layers(llava)):
+            outputs = llava.model(*args, **inputs | {"use_cache": False, ROWS: rows})
+        hidden = outputs.last_hidden_state.flatten(0, 1)[rows]  # (answers, width)
+        if not llava.training:
+            table = record_losses(llava.lm_head, hidden, targets, rows // labels.shape[1], len(labels))
+            return LlavaCausalLMOutputWithPast(loss=table[:, 0].sum() / table[:, 1].sum(), logits=table)
+        loss = answer_loss(llava.lm_head, hidden, targets, smoothing)
+        count = torch.as_tensor(len(rows) if num_items_in_batch is None else num_items_in_batch)
+        return LlavaCausalLMOutputWithPast(loss=loss / count.clamp(min=1))  # without answers 0, not 0 / 0
+
+    llava.forward = forward
+
+
+@contextmanager
+def passed_by(layers: Iterable[nn.Module]) -> Iterator[None]:
+    """Within this, layers give back what they are given. Nobody reads that, so it is never worked out again."""
+    plain = {layer: layer.forward for layer in layers}
+    for layer in plain:
+        layer.forward = lambda hidden, *args, **kwargs: hidden
+    try:
+        yield
+    finally:
+        for layer, forward in plain.items():
+            layer.forward = forward
+
+
+def work_at_rows(layer: nn.Module, modules: list[nn.Module]) -> None:
+    """Lets modules of a layer that work on each position alone, and after its attention, do so at some rows of the
+    flattened batch; zeros stand elsewhere.
+
+    Which rows, the attention is told with its other inputs. So checkpointing, which runs the layer once more, tells it
+    the same, whatever passes there were meanwhile; and a layer that is not told works as always. (The layer's own hooks
+    would not do: transformers runs them outside of the checkpoint.)
+    """
+    now: dict[str, Any] = {"rows": None}
+
+    def begin(attention: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        now["rows"], now["shape"] = kwargs.pop(ROWS, None), hidden.shape[:2]
+        return args, kwargs
+
+    def end(*args) -> None:
+        now["rows"] = None
+
+    def choose(module: nn.Module, args: tuple) -> tuple | None:
+        return None if now["rows"] is None else (args[0].flatten(0, 1)[now["rows"]],)
+
+    def spread(module: nn.Module, args: tuple, chosen: torch.Tensor) -> torch.Tensor:
+        if now["rows"] is None:
+            return chosen
+        every = chosen.new_zeros(now["shape"].numel(), chosen.shape[-1])
+        return every.index_copy(0, now["rows"], chosen).unflatten(0, now["shape"])
+
+    layer.self_attn.register_forward_pre_hook(begin, with_kwargs=True)
+    for module in modules:
+        module.register_forward_pre_hook(choose)
+        module.register_forward_hook(spread)
+    modules[-1].register_forward_hook(end)
+    layer.register_forward_hook(end, always_call=True)

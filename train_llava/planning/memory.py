@@ -1,0 +1,186 @@
+"""What one training step holds in the memory of one GPU: weights, gradients, optimizer, activations.
+
+The memory is at its fullest at one of two moments, and `Step.peak` looks at both: somewhere in the backward pass, where
+the activations of the layers below and the gradients of those above meet, or in the optimizer's step. States are those
+of ZeRO (Rajbhandari et al., arXiv:1910.02054, section 3.1 and figure 1), activations those of activations.py.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from train_llava.model.structure import llava_in, weights_in
+from train_llava.planning.activations import Batch, Stage, kept, stages
+
+# 4 bits, a scale of 8 bits for 64 of them, and one of 32 bits for 256 scales (QLoRA, arXiv:2305.14314, section 3)
+FOUR_BIT = 4 / 8 + 1 / 64 + 4 / (64 * 256)
+
+
+@dataclass
+class Sharing:
+    """How the states are spread over `ranks` GPUs.
+
+    Stage 0 keeps all on each GPU, 2 shares out gradients and optimizer, 3 the weights as well. `bucket` and `gathered`
+    are counts of elements: of DeepSpeed's buffers for gradients on their way, and of weights that ZeRO-3 has whole at
+    a time.
+    """
+
+    stage: int = 0
+    ranks: int = 1
+    offload: bool = False  # gradients and optimizer in the host's memory
+    deepspeed: bool = True
+    bucket: float = 0.0
+    gathered: float = 0.0
+
+    @classmethod
+    def read(cls, config: dict[str, Any] | None, ranks: int, hidden_size: int = 0) -> "Sharing":
+        """From the JSON of --deepspeed; None without DeepSpeed.
+
+        `overlap_comm` has two buffers of `reduce_bucket_size` take turns. "auto" is Trainer's hidden_size squared
+        (transformers, integrations/deepspeed.py). ZeRO-3 keeps up to `stage3_max_live_parameters` weights whole,
+        10^9 by default (DeepSpeed, runtime/zero/config.py).
+        """
+        if config is None:
+            return cls(ranks=ranks, deepspeed=False)
+        zero = config.get("zero_optimization", {})
+        stage, bucket = zero.get("stage", 0), zero.get("reduce_bucket_size", 5e8)
+        bucket = hidden_size**2 if bucket == "auto" else bucket
+        live = zero.get("stage3_max_live_parameters", 1e9)
+        return cls(
+            stage=stage,
+            ranks=ranks,
+            offload=zero.get("offload_optimizer", {}).get("device", "none") != "none",
+            bucket=bucket * (2 if zero.get("overlap_comm") else 1) * (stage > 0),
+            gathered=(1e9 if live == "auto" else live) * (stage == 3),
+        )
+
+    def of_weights(self, size: float) -> float:
+        """A GPU's part of the weights."""
+        return size / self.ranks if self.stage == 3 else size
+
+    def of_gradients(self, size: float) -> float:
+        """A GPU's part of the gradients; with offload each goes to the host as soon as it is there."""
+        return 0 if self.offload else size / self.ranks if self.stage >= 2 else size
+
+    def of_optimizer(self, size: float) -> float:
+        """A GPU's part of the optimizer's states."""
+        return 0 if self.offload else size / self.ranks if self.stage >= 1 else size
+
+
+@dataclass
+class Step:
+    """The memory of a training step of one model, whatever the batch and the number of GPUs."""
+
+    element: int  # bytes
+    weights: float  # bytes of all
+    all_weights: int
+    trained: int
+    on_gpu: bool = True
+    stages: list[Stage] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, model: nn.Module, in_4bit: bool = False, on_gpu: bool = True) -> "Step":
+        """Of a model whose parts are frozen and adapted as they will be in training; it may be on the meta device."""
+        llava = llava_in(model)
+        packed = {id(p) for p in four_bit_weights(llava)} if in_4bit else set()
+        parameters = [*model.parameters()]
+        element = llava.dtype.itemsize
+        return cls(
+            element=element,
+            weights=sum(weights_in(p) * (FOUR_BIT if id(p) in packed else p.element_size()) for p in parameters),
+            all_weights=sum(map(weights_in, parameters)),
+            trained=sum(weights_in(p) for p in parameters if p.requires_grad),
+            on_gpu=on_gpu,
+            stages=[*stages(llava, element, 1 if on_gpu else element)],
+        )
+
+    def activations(self, batch: Batch, checkpointing: bool, until: int | None = None) -> float:
+        """What the first stages keep, by default all of them but the head, whose logits are counted apart."""
+        chosen = self.stages[: -1 if until is None else until]
+        return sum(kept(stage, batch, checkpointing) for stage in chosen)
+
+    def logits(self, batch: Batch) -> float:
+        """What the head and the loss keep and need: see `head_stage`."""
+        return batch.units("logits") * (self.stages[-1].kept + self.stages[-1].work)
+
+    def gradients(self, sharing: Sharing) -> float:
+        """All of a GPU's, at the end of the backward pass."""
+        return sharing.of_gradients(self.trained * self.element)
+
+    def optimizer(self, sharing: Sharing) -> float:
+        """A GPU's part of the optimizer's states."""
+        return sharing.of_optimizer(optimizer_bytes(self.trained, sharing.deepspeed))
+
+    def temporary(self, sharing: Sharing) -> float:
+        """What the optimizer's step or DeepSpeed needs beside the states: an fp32 copy of the gradients, buffers."""
+        return self.fp32_gradients(sharing) + self.buffers(sharing)
+
+    def fp32_gradients(self, sharing: Sharing) -> float:
+        """DeepSpeed's copy of a GPU's gradients for the optimizer's step (stage_1_and_2.py, `step`)."""
+        return sharing.of_gradients(4 * self.trained) if sharing.deepspeed else 0
+
+    def on_host(self, sharing: Sharing) -> float:
+        """What a rank with offload keeps in the host's memory: optimizer states and fp32 gradients (ZeRO-Offload, Ren
+        et al., arXiv:2101.06840, section 4.1)."""
+        return (optimizer_bytes(self.trained, True) + 4 * self.trained) / sharing.ranks if sharing.offload else 0
+
+    def buffers(self, sharing: Sharing) -> float:
+        """DeepSpeed's buckets, and the weights that ZeRO-3 has gathered. On a CPU a bucket takes only what is in it."""
+        bucket = sharing.bucket if self.on_gpu else min(sharing.bucket, self.trained)
+        return self.element * (bucket + min(sharing.gathered, self.all_weights))
+
+    def states_at_step(self, sharing: Sharing) -> float:
+        """All states while the optimizer works; under ZeRO-2 and bf16 2 + 18 / ranks bytes per weight, as DeepSpeed's
+        own estimate_zero2_model_states_mem_needs has it."""
+        states = sharing.of_weights(self.weights) + self.gradients(sharing) + self.optimizer(sharing)
+        return states + self.fp32_gradients(sharing)
+
+    def backward(self, batch: Batch, sharing: Sharing, checkpointing: bool) -> float:
+        """The most that activations, gradients and temporaries take together while gradients are worked out.
+
+        Going backward, the activations of the stages above are gone when their gradients are there.
+        """
+        most, gradients = 0.0, 0.0
+        held = self.activations(batch, checkpointing, until=len(self.stages))
+        for stage in reversed(self.stages):
+            gradients += sharing.of_gradients(stage.trained * self.element)
+            units, until_now = batch.units(stage.unit), kept(stage, batch, checkpointing)
+            again = units * stage.kept if until_now < units * stage.kept else 0  # what was not kept is worked out anew
+            most = max(most, held + again + units * stage.work + gradients)
+            held -= until_now
+        return most
+
+    def peak(self, batch: Batch, sharing: Sharing, checkpointing: bool) -> float:
+        """Bytes that the step has in use at most, on each GPU."""
+        states = sharing.of_weights(self.weights) + self.optimizer(sharing)
+        backward = states + self.backward(batch, sharing, checkpointing)
+        return max(backward, self.states_at_step(sharing)) + self.buffers(sharing)
+
+    def largest_batch(self, sample: Batch, sharing: Sharing, checkpointing: bool, room: float) -> int:
+        """How many such samples at most keep the peak within `room` bytes."""
+        fits, over = 0, 1
+        while over <= 65536 and self.peak(sample.times(over), sharing, checkpointing) <= room:
+            fits, over = over, over * 2
+        while over - fits > 1:
+            middle = (fits + over) // 2
+            enough = self.peak(sample.times(middle), sharing, checkpointing) <= room
+            fits, over = (middle, over) if enough else (fits, middle)
+        return fits
+
+
+def optimizer_bytes(trained: int, deepspeed: bool) -> int:
+    """Bytes that AdamW keeps for the trained weights, on all ranks together.
+
+    Two fp32 moments of each, and with DeepSpeed an fp32 master copy: 8 or 12 bytes (ZeRO, arXiv:1910.02054,
+    section 3.1).
+    """
+    return (12 if deepspeed else 8) * trained
+
+
+def four_bit_weights(llava: nn.Module) -> Iterator[nn.Parameter]:
+    """The matrices that --load_in_4bit packs: those of the language model's layers, without adapters."""
+    for name, module in llava.model.language_model.named_modules():
+        if isinstance(module, nn.Linear) and "lora_" not in name:
+            yield module.weight

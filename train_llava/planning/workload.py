@@ -1,0 +1,63 @@
+"""How long the conversations of a training are: its first batch, which is the largest, and the average."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from datasets import Dataset
+
+from train_llava.data import LlavaDataset
+from train_llava.planning.activations import Batch
+from train_llava.processing.chat import IGNORE_INDEX, ChatEncoder
+
+DEFAULT_TOKENS = 620  # CC3M-595K with 576 image tokens an image, ChatML and its one-sentence captions
+SAMPLE = 500  # records, evenly spaced, by which the average is known well enough
+
+
+@dataclass
+class Workload:
+    """What a batch asks of memory, and a sample of time."""
+
+    batch: Batch  # the largest
+    average: dict[str, float]  # of a sample: images, tokens, token_pairs and answer_tokens, as StepFlops.of takes them
+    records: int | None  # in an epoch
+
+    @classmethod
+    def assumed(cls, batch_size: int, tokens: int, image_tokens: int) -> "Workload":
+        """Where no data can tell: every sample has one image, and all text might be an answer."""
+        answers = max(1, tokens - image_tokens)
+        average = {"images": 1.0, "tokens": float(tokens), "token_pairs": float(tokens**2), "answer_tokens": answers}
+        return cls(Batch(batch_size, tokens, batch_size, batch_size * answers), average, None)
+
+    @classmethod
+    def of(cls, dataset: LlavaDataset, encoder: ChatEncoder, batch_size: int) -> "Workload":
+        """Of data whose tokens are counted (`LlavaDataset.fit`), each record as often as it is seen; some that lie all
+        over an epoch stand for the average."""
+        weights, lengths = dataset.weights, dataset.lengths.astype(float)
+        some = np.arange(len(dataset))
+        if len(dataset) > SAMPLE:
+            seen = np.cumsum(weights)
+            some, weights = np.searchsorted(seen, (np.arange(SAMPLE) + 0.5) / SAMPLE * seen[-1]), np.ones(SAMPLE)
+        images, answers = np.average(counted(dataset.records, some, encoder), axis=0, weights=weights)
+        average = {"images": images, "answer_tokens": answers}
+        average["tokens"] = np.average(lengths, weights=dataset.weights)
+        average["token_pairs"] = np.average(lengths**2, weights=dataset.weights)
+        records = sum(round(n * source.weight) for n, source in zip(dataset.sizes, dataset.sources, strict=True))
+        return cls(longest_batch(dataset, encoder, batch_size), average, records)
+
+
+def longest_batch(dataset: LlavaDataset, encoder: ChatEncoder, batch_size: int) -> Batch:
+    """The longest conversations, which the sampler puts into a run's first batch."""
+    longest = np.argsort(-dataset.lengths, kind="stable")[:batch_size]
+    images, answers = counted(dataset.records, longest, encoder).sum(axis=0).tolist()
+    batch = Batch(len(longest), int(dataset.lengths.max()), images, answers)
+    return batch.times(batch_size / len(longest))  # where there are fewer records than a batch holds
+
+
+def counted(records: Dataset, rows: np.ndarray, encoder: ChatEncoder) -> np.ndarray:
+    """(rows, 2): how many images and supervised tokens each of some records has."""
+    counts = []
+    for messages in records.select(rows)["messages"]:
+        ids, labels = encoder.encode(messages)
+        images = ids.count(encoder.image_ids[0]) // len(encoder.image_ids)
+        counts.append((images, len(labels) - labels.count(IGNORE_INDEX)))
+    return np.array(counts)

@@ -1,0 +1,158 @@
+"""What a run measures and says while it trains."""
+
+import math
+import resource
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from train_llava.arguments import LlavaTrainingArguments
+from train_llava.cli import InputError
+from train_llava.planning.budget import checkpoint_bytes, model_bytes
+from train_llava.planning.flops import StepFlops, peak_flops
+
+
+class Meter(TrainerCallback):
+    """Measures the speed of training since the last log; LlavaTrainer reports its batches and logs what `read` says.
+
+    Evaluations, captions and saves are not training: their time does not count.
+    """
+
+    def __init__(self) -> None:
+        self._start_anew(0)
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        self.peak, self.flops = peak_flops(), StepFlops.count(kwargs["model"])
+        self._start_anew(state.global_step)  # not 0 after a resume
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        if control.should_save:
+            finish_work()
+        self.mark = time.perf_counter()
+
+    on_epoch_end = on_step_end
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        now = time.perf_counter()
+        self.away += now - self.mark
+        self.mark = now
+
+    def add(self, samples: int, counts: dict[str, int]) -> None:
+        """A batch of this rank, with what StepFlops.of wants to know."""
+        self.samples += samples
+        self.counts.update(counts)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What happens within this is not training."""
+        finish_work()
+        began = time.perf_counter()
+        yield
+        self.mark = time.perf_counter()
+        self.away += self.mark - began
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """What happens within this is waiting for data."""
+        began = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - began
+
+    def read(self, args: TrainingArguments, state: TrainerState) -> dict[str, float]:
+        """Steps, samples and tokens per second of all ranks together, as this one has seen its share; the part of the
+        time spent waiting for data; the most memory used so far by this rank, in GB; on a GPU whose peak is known
+        model FLOPs utilisation (see flops.py)."""
+        seconds = time.perf_counter() - self.last_time - self.away
+        measured = {"steps_per_second": (state.global_step - self.last_step) / seconds}
+        measured["samples_per_second"] = self.samples * args.world_size / seconds
+        measured["tokens_per_second"] = self.counts["tokens"] * args.world_size / seconds
+        measured |= {"data_wait": self.waited / seconds, "memory_gb": peak_memory_gb()}
+        if self.peak:
+            measured["mfu"] = self.flops.of(**self.counts) / seconds / self.peak
+        self._start_anew(state.global_step)
+        return measured
+
+    def _start_anew(self, step: int) -> None:
+        self.samples, self.counts = 0, Counter[str]()
+        self.waited = self.away = 0.0  # seconds since the last log: for data, and on something else than training
+        self.last_step, self.last_time = step, time.perf_counter()
+        self.mark = self.last_time  # where a save begins, if one follows
+
+
+def finish_work() -> None:
+    """Waits for what a GPU was given to do."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+class ProgressLine(TrainerCallback):
+    """One line per logging step, the same on a terminal and in a file."""
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        self.first_step, self.first_time = state.global_step, time.perf_counter()
+        if state.is_world_process_zero:
+            optimizer = getattr(kwargs["optimizer"], "optimizer", kwargs["optimizer"])  # what accelerate wrapped
+            stage = getattr(optimizer, "zero_stage_string", "")  # DeepSpeed's own word: ZeRO-1 or ZeRO-2
+            sizes = (args.train_batch_size, args.gradient_accumulation_steps, args.world_size)
+            batch = f"{args.step_samples} samples a step ({' x '.join(map(str, sizes))})"
+            name = f"{type(optimizer).__name__} {stage}".strip()
+            print(f"{name} on {args.world_size} ranks, {state.max_steps} steps, {batch}", flush=True)
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        logs: dict[str, Any] = kwargs["logs"]
+        if state.is_world_process_zero and "eval_loss" in logs:
+            print(f"step {state.global_step}/{state.max_steps}  held-out loss {logs['eval_loss']:.4f}", flush=True)
+        if not state.is_world_process_zero or "loss" not in logs:
+            return
+        each = (time.perf_counter() - self.first_time) / max(1, state.global_step - self.first_step)
+        left = int(each * (state.max_steps - state.global_step))
+        skipped = f"{logs['skipped_steps']} skipped  " if "skipped_steps" in logs else ""
+        mfu = f"MFU {logs['mfu']:.0%}  " if "mfu" in logs else ""
+        print(
+            f"step {state.global_step:>{len(str(state.max_steps))}}/{state.max_steps}  loss {logs['loss']:.4f}  "
+            f"{skipped}grad {logs.get('grad_norm', float('nan')):.2f}  lr {logs['learning_rate']:.2e}  "
+            f"{logs['samples_per_second']:.1f} samples/s  {logs['tokens_per_second']:,.0f} tokens/s  {mfu}"
+            f"data {logs['data_wait']:.0%}  {logs['memory_gb']:.1f} GB  "
+            f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02} left",
+            flush=True,
+        )
+
+
+def peak_memory_gb() -> float:
+    """The most memory this rank has used, on its GPU or else of its process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9  # Linux counts in KiB
+
+
+class EnoughDisk(TrainerCallback):
+    """Before the first step: refuses a run whose checkpoints will not fit on the disk."""
+
+    def on_train_begin(
+        self, args: LlavaTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs
+    ) -> None:
+        if not (args.check_resources and state.is_world_process_zero):
+            return
+        model = kwargs["model"]
+        last, each = model_bytes(model), checkpoint_bytes(model, bool(args.deepspeed), args.save_only_model)
+        steps = {
+            "steps": state.save_steps,
+            "epoch": max(1, state.max_steps // max(1, math.ceil(args.num_train_epochs))),
+        }
+        saves = (state.max_steps - state.global_step) // steps.get(args.save_strategy, state.max_steps + 1)
+        # the oldest is deleted when the newest is whole
+        at_once = min(saves, (args.save_total_limit or saves) + 1)
+        needed, free = at_once * each + last, shutil.disk_usage(args.output_dir).free
+        if needed > free:
+            sizes = f"{at_once} checkpoints of {each / 1e9:.3g} GB and the model of {last / 1e9:.3g} GB"
+            hint = "Lower --save_total_limit, give --save_only_model true or another --output_dir"
+            raise InputError(
+                f"{args.output_dir}: {sizes} will be there at once, and the disk has {free / 1e9:.3g} GB free. {hint}; "
+                "--check_resources false starts all the same."
+            )

@@ -1,0 +1,133 @@
+"""What a run leaves behind to be read: `README.md`, the model card as the hub shows it, and the curves in it."""
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from torch import nn
+from transformers import TrainerState
+
+from train_llava.arguments import DataArguments, LlavaTrainingArguments, ModelArguments
+from train_llava.cli import write_whole
+from train_llava.ingest.bad_images import BadImages
+from train_llava.ingest.data_files import parts_of
+from train_llava.model.folder import CARD, is_foreign_card
+from train_llava.model.structure import parts_table
+
+HOW_TO_USE = """```python
+from transformers import pipeline
+
+describe = pipeline("image-text-to-text", model="{folder}")
+content = [{{"type": "image", "path": "image.jpg"}}, {{"type": "text", "text": "What is this?"}}]
+print(describe(text=[{{"role": "user", "content": content}}], return_full_text=False)[0]["generated_text"])
+```"""
+
+
+MERGED = """---
+library_name: transformers
+pipeline_tag: image-text-to-text
+tags: [llava]
+{base_model}---
+
+# {name}
+
+A LLaVA: `{base}` with the adapter `{adapter}` merged into it by train_llava.
+
+```text
+{parts}
+```
+
+## Use
+
+{use}
+"""
+
+
+def merged_card(model: nn.Module, folder: Path, adapter: str, base: str) -> str:
+    """The card of a model that an adapter was merged into."""
+    base_model = "" if Path(base).exists() else f"base_model: {base}\n"  # the hub knows its own names alone
+    fields = {"name": folder.resolve().name, "base": name_of(base), "adapter": name_of(adapter)}
+    use = HOW_TO_USE.format(folder=fields["name"])
+    return MERGED.format(**fields, base_model=base_model, parts=parts_table(model), use=use)
+
+
+def write_card(
+    model: nn.Module,
+    state: TrainerState,
+    args: LlavaTrainingArguments,
+    model_args: ModelArguments,
+    data_args: DataArguments,
+) -> None:
+    """Writes README.md and curves.png into the output folder, from what the run logged."""
+    folder, history = Path(args.output_dir), state.log_history
+    draw_curves(history, folder / "curves.png")
+    adapter, base = isinstance(model, PeftModel), model_args.model_name_or_path
+    facts = {
+        "trained from": f"`{name_of(base)}`",
+        "strategy": f"`--train_type {model_args.train_type}`",
+        "data": ", ".join(map(data_name, data_args.data_path)),
+        "held-out data": ", ".join(map(data_name, data_args.eval_data_path or [])),
+        "images": BadImages(folder / "bad_images.jsonl", 0).summary().replace(f"{folder}/", ""),
+        "steps": f"{state.global_step:,} of {args.step_samples} samples each on {args.world_size} ranks",
+        "epochs": f"{state.epoch or 0:.3g}",
+        "learning rate": f"{args.learning_rate:g}, {args.lr_scheduler_type.value}",
+        "loss, at the end": last(history, "loss", ".4f"),
+        "held-out loss": last(history, "eval_loss", ".4f"),
+        "samples per second": last(history, "samples_per_second", ".1f"),
+        "tokens per second": last(history, "tokens_per_second", ",.0f"),
+        "most memory of a rank, GB": last(history, "memory_gb", ".1f"),
+        "seconds": last(history, "train_runtime", ",.0f"),
+        "versions": ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft", "deepspeed")),
+    }
+    head = {"library_name": "peft" if adapter else "transformers", "pipeline_tag": "image-text-to-text"}
+    head |= {"tags": "[llava, lora]" if adapter else "[llava]"}
+    head |= {} if Path(base).exists() else {"base_model": base}  # the hub knows its own names alone
+    samples = [f"![the last sample captions](samples/{path.name})" for path in sorted(folder.glob("samples/*.png"))]
+    parts = [
+        "\n".join(["---", *(f"{name}: {value}" for name, value in head.items()), "---"]),
+        f"# {folder.resolve().name}",
+        f"A LLaVA{' adapter' * adapter}, trained with train_llava.",
+        "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts.items() if value)]),
+        f"```text\n{parts_table(model)}\n```",
+        "![loss over steps](curves.png)",
+        *samples[-1:],
+        "## Use",
+        HOW_TO_USE.format(folder=folder.resolve().name),
+    ]
+    if is_foreign_card(folder / CARD):
+        return
+    write_whole(folder / CARD, "\n\n".join(parts) + "\n")
+
+
+def name_of(path: str | Path) -> str:
+    """What a card calls a folder or file of this machine: its name; an id of the hub stays as it is."""
+    return Path(path).resolve().name if Path(path).exists() else str(path)
+
+
+def data_name(text: str) -> str:
+    """How a card writes `[format=]path[:weight]`."""
+    format, path, weight = parts_of(text)
+    return f"`{name_of(path)}`{f' as {format}' * bool(format)}{f' x {weight:g}' * (weight != 1)}"
+
+
+def last(history: list[dict[str, Any]], name: str, form: str) -> str:
+    """The last one logged, as text; empty where there is none."""
+    return next((f"{log[name]:{form}}" for log in reversed(history) if name in log), "")
+
+
+def draw_curves(history: list[dict[str, Any]], path: Path) -> None:
+    """Loss, and held-out loss where there is one, over steps."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
+    for name, label, style in (("loss", "training", "-"), ("eval_loss", "held-out", "o--")):
+        points = [(log["step"], log[name]) for log in history if name in log]
+        if points:
+            axes.plot(*zip(*points, strict=True), style, label=label, markersize=4)
+    axes.set(xlabel="step", ylabel="loss")
+    if axes.lines:
+        axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

@@ -1,0 +1,76 @@
+"""The folder of a run: whose it is, and what is left in it when the run fails."""
+
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from train_llava.arguments import LlavaTrainingArguments
+from train_llava.cli import InputError
+from train_llava.model.folder import CARD, CONFIGS, is_foreign_card, mend, model_files
+from train_llava.training.resume import is_whole, newest_first
+
+OLD_RUN = "_old-run-"  # folders with a run that is being replaced; Trainer uploads no names with this beginning
+RUN_FILES = ("checkpoint-*", "runs", "samples", "trainer_state.json", "bad_images.jsonl", "curves.png", CARD)
+
+
+def check_unclaimed(args: LlavaTrainingArguments, checkpoint: Path | None) -> None:
+    """Refuses a folder that holds another run, unless that is to be replaced or gone on with.
+
+    Raises:
+        InputError: see there.
+    """
+    folder = Path(args.output_dir)
+    mend(folder)
+    left = run_files(folder)
+    if not left or checkpoint:
+        return
+    if not args.overwrite_output_dir:
+        hint = "Continue it with --resume_from_checkpoint true, replace it with --overwrite_output_dir true"
+        raise InputError(f"{folder} holds another run. {hint}, or give another --output_dir.")
+    if not any((folder / name).exists() for name in (*CONFIGS, "trainer_state.json")) and not newest_first(args):
+        raise InputError(f"{folder} holds no run to replace, but {left.pop().name}. Give another --output_dir.")
+
+
+def set_aside(args: LlavaTrainingArguments) -> None:
+    """Moves the run that is to be replaced into a folder of its own, where it stays until this one is whole."""
+    folder = Path(args.output_dir)
+    if left := run_files(folder):
+        aside = Path(tempfile.mkdtemp(prefix=OLD_RUN, dir=folder))
+        for path in sorted(left, key=lambda path: path.name not in CONFIGS):
+            path.replace(aside / path.name)
+        print(f"the run that was in {folder} is in {aside} until this one is whole", flush=True)
+
+
+def run_files(folder: Path) -> set[Path]:
+    """What a run has left in a folder; a card that somebody else has written is not of it."""
+    left = model_files(folder) | {path for pattern in RUN_FILES for path in folder.glob(pattern)}
+    return left - {folder / CARD} if is_foreign_card(folder / CARD) else left
+
+
+def drop_old_runs(args: LlavaTrainingArguments) -> None:
+    """Takes away what was set aside."""
+    for aside in Path(args.output_dir).glob(f"{OLD_RUN}*"):
+        shutil.rmtree(aside)
+
+
+@contextmanager
+def last_words(args: LlavaTrainingArguments) -> Iterator[None]:
+    """Whatever ends a training, says what is left of it and how to go on."""
+    try:
+        yield
+    except InputError:
+        raise
+    except BaseException as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            hint = "Out of memory. Lower --per_device_train_batch_size (and raise --gradient_accumulation_steps)"
+            print(f"{hint}, or give --gradient_checkpointing true.", file=sys.stderr)
+        whole = [path for path in newest_first(args) if is_whole(path)]
+        left = f"The last whole checkpoint is {whole[0]}" if whole else "There is no whole checkpoint"
+        how = "; continue with --resume_from_checkpoint true" if whole else ""
+        print(f"The training ended with {type(error).__name__}. {left}{how}.", file=sys.stderr, flush=True)
+        raise

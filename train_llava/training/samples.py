@@ -1,0 +1,63 @@
+"""Sample captions while a model trains: image, prompt, answer and reference, printed, drawn, in TensorBoard."""
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch.utils.tensorboard import SummaryWriter
+from transformers import LlavaProcessor, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations import is_deepspeed_zero3_enabled
+
+from train_llava.model.generate import caption_rows
+from train_llava.pages.caption_sheet import draw_sheet
+
+COUNT, LOOKED_AT = 4, 200  # the first records that have an image: nobody chose them; a stream has no end
+
+
+class SampleCaptions(TrainerCallback):
+    """Asks about the same few records every `steps` steps; greedily, so the run's random state is left alone.
+
+    `pause` is entered meanwhile, as this is not training.
+    """
+
+    def __init__(
+        self,
+        dataset: Iterable[dict[str, Any]],
+        processor: LlavaProcessor,
+        steps: int,
+        pause: Callable[[], AbstractContextManager] = nullcontext,
+    ) -> None:
+        self.processor, self.steps, self.pause = processor, steps, pause
+        looked_at: list[dict[str, Any]] = []
+        for example in islice(dataset, LOOKED_AT):
+            looked_at.append(example)
+            if sum(bool(one["images"]) for one in looked_at) == COUNT:
+                break
+        looked_at.sort(key=lambda example: not example["images"])  # text where there are no images
+        self.examples = looked_at[:COUNT]
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        # under ZeRO-3 every rank holds a part of the weights and must take part
+        if state.global_step % self.steps or not (state.is_world_process_zero or is_deepspeed_zero3_enabled()):
+            return
+        with self.pause():
+            rows = caption_rows(kwargs["model"], self.processor, self.examples)
+            if state.is_world_process_zero:
+                self._show(rows, state.global_step, Path(args.output_dir), "tensorboard" in args.report_to)
+
+    def _show(self, rows: list[dict[str, Any]], step: int, folder: Path, tensorboard: bool) -> None:
+        for row in rows:
+            reference = "" if row["exact"] else f"   (reference: {row['reference']})"
+            print(f"  {row['id']}: {row['caption']}{reference}", flush=True)
+        (folder / "samples").mkdir(parents=True, exist_ok=True)
+        draw_sheet(rows).save(folder / "samples" / f"step_{step:06}.png")
+        if tensorboard:
+            with SummaryWriter(str(folder / "runs" / "samples")) as writer:
+                for row in rows:  # a card each: on a sheet TensorBoard would show them too small to read
+                    card = np.asarray(draw_sheet([row]))
+                    writer.add_image(f"samples/{row['id']}", card, step, dataformats="HWC")
+                text = "\n\n".join(f"{row['prompt']}\n\n**{row['caption']}**\n\n{row['reference']}" for row in rows)
+                writer.add_text("samples", text, step)
