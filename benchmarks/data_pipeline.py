@@ -179,7 +179,7 @@ def check_equal(ways: dict[str, Callable], collator: LlavaCollator) -> None:
     """The comparison is only fair if pixels, ids and labels are the same, whichever side is padded."""
     indices, pad = list(range(BATCH)), collator.tokenizer.pad_token_id
     ours, processor, original = ways["ours"](indices), ways["processor"](indices), ways["original"](indices)
-    pixels = collator.pixels.normalise(ours["pixel_values"])
+    pixels = ours["pixel_values"].normalise()
     assert torch.equal(pixels, processor["pixel_values"]) and torch.equal(pixels, original["pixel_values"])
 
     def rows(batch: dict[str, torch.Tensor], name: str) -> list[list[int]]:

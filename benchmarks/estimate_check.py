@@ -31,13 +31,14 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, PreTrainedC
 
 from benchmarks.machine import machine
 from benchmarks.simulate import peak_of_step
-from train_llava.arguments import LlavaTrainingArguments, ModelArguments
+from train_llava.arguments import LlavaTrainingArguments
 from train_llava.cli import command
-from train_llava.estimate import GPUS, STRATEGIES, on_device, room, sharing_of
-from train_llava.model.config import join
+from train_llava.estimate import GPUS, memory_budget, used_on_device, zero_config
+from train_llava.model.config import compose_config
+from train_llava.model.structure import STRATEGIES
 from train_llava.planning.activations import Batch
-from train_llava.planning.memory import Sharing, Step
-from train_llava.planning.meta_model import skeleton
+from train_llava.planning.memory import MemoryModel, ZeroConfig
+from train_llava.planning.meta_model import meta_model
 from train_llava.planning.workload import DEFAULT_TOKENS, Workload
 
 RESULTS = Path(__file__).parent / "results"
@@ -100,7 +101,7 @@ def row(against: str, what: str, reference: float, estimate: float) -> dict[str,
 
 def simulated() -> Iterator[dict[str, Any]]:
     """Full-size steps on fake tensors: the peak with weights and gradients, and what is kept for the backward pass."""
-    main, gqa = join(CLIP_336, QWEN_4B), join(SO400M, QWEN25_15B)
+    main, gqa = compose_config(CLIP_336, QWEN_4B), compose_config(SO400M, QWEN25_15B)
     cases = [
         (main, "4B", kind, size, None, again)
         for kind in STRATEGIES
@@ -111,15 +112,18 @@ def simulated() -> Iterator[dict[str, Any]]:
     cases += [
         (gqa, "so400m + Qwen2.5-1.5B", kind, (4, 800), None, again) for kind in STRATEGIES for again in (False, True)
     ]
-    cases += [(join(CLIP_336, LLAMA_8B), "Llama-3.1-8B", kind, (4, 636), None, False) for kind in ("use_lora", "none")]
+    cases += [
+        (compose_config(CLIP_336, LLAMA_8B), "Llama-3.1-8B", kind, (4, 636), None, False)
+        for kind in ("use_lora", "none")
+    ]
     for config, name, kind, (samples, length), answers, again in cases:
         batch = Batch(samples, length, samples, samples * (answers or 40))
         real = peak_of_step(config, kind, batch, again)
-        step = Step.of(skeleton(config, ModelArguments("", train_type=kind), torch.bfloat16))
+        step = MemoryModel.of(meta_model(config, torch.bfloat16, kind))
         what = f"{name}, {kind}, {samples} x {length}{', checkpointing' * again}"
         kept = step.activations(batch, again, until=len(step.stages))
         yield row("simulation", f"kept: {what}", real["kept"], kept)
-        peak = step.weights + step.backward(batch, Sharing(deepspeed=False), again)
+        peak = step.weights + step.backward(batch, ZeroConfig(deepspeed=False), again)
         yield row("simulation", f"peak: {what}", real["peak"], peak)
 
 
@@ -128,17 +132,17 @@ def of_deepspeed() -> Iterator[dict[str, Any]]:
     from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs as zero3
     from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs as zero2
 
-    model = skeleton(join(CLIP_336, QWEN_4B), ModelArguments("", train_type="none"), torch.bfloat16)
-    step = Step.of(model.requires_grad_(True))
+    model = meta_model(compose_config(CLIP_336, QWEN_4B), torch.bfloat16, "none")
+    step = MemoryModel.of(model.requires_grad_(True))
     for gpus in (1, 8, 64):
         _, reference = zero2(step.all_weights, gpus, cpu_offload=False)
-        yield row("DeepSpeed", f"ZeRO-2, {gpus} GPUs", reference, step.states_at_step(Sharing(2, gpus)))
+        yield row("DeepSpeed", f"ZeRO-2, {gpus} GPUs", reference, step.states_at_step(ZeroConfig(2, gpus)))
         # 18 bytes per weight; its stage3.py also keeps the bf16 gradients (grad_partitions_flat_buffer), as ours does
         _, reference, _ = zero3(step.all_weights, 0, gpus, cpu_offload=False)
-        ours = step.states_at_step(Sharing(3, gpus)) - step.gradients(Sharing(3, gpus))
+        ours = step.states_at_step(ZeroConfig(3, gpus)) - step.gradients(ZeroConfig(3, gpus))
         yield row("DeepSpeed", f"ZeRO-3, {gpus} GPUs, without bf16 gradients", reference, ours)
     host, reference = zero2(step.all_weights, 4, cpu_offload=True, additional_buffer_factor=1)
-    offload = Sharing(2, 4, offload=True)
+    offload = ZeroConfig(2, 4, offload=True)
     yield row("DeepSpeed", "ZeRO-2 with offload, 4 GPUs, each GPU", reference, step.states_at_step(offload))
     yield row("DeepSpeed", "ZeRO-2 with offload, 4 GPUs, the host", host, 4 * step.on_host(offload))
 
@@ -152,8 +156,8 @@ def on_cpu() -> Iterator[dict[str, Any]]:
     measured = (int(line.split()[1]) for line in process.stdout if line.startswith("measured "))
     for (size, kind, again), reference in zip(CPU_CASES, measured, strict=True):
         config, batch = small(size)
-        step = Step.of(skeleton(config, ModelArguments("", train_type=kind), torch.float32), on_gpu=False)
-        peak = step.peak(batch, Sharing(deepspeed=False), again)
+        step = MemoryModel.of(meta_model(config, torch.float32, kind), on_gpu=False)
+        peak = step.peak(batch, ZeroConfig(deepspeed=False), again)
         what = f"{size}, {kind}, {batch.samples} x {batch.length}{', checkpointing' * again}"
         yield row("CPU", what, reference, peak)
 
@@ -163,7 +167,9 @@ def small(size: str) -> tuple[LlavaConfig, Batch]:
     (width, inside, layers, heads), (text_width, text_inside, text_layers, text_heads) = SIZES[size]
     shape = {"hidden_size": width, "intermediate_size": inside, "num_hidden_layers": layers}
     tower = CLIPVisionConfig(**shape, num_attention_heads=heads, image_size=224, patch_size=14)
-    config = join(tower, chat(Qwen2Config, text_width, text_inside, text_layers, text_heads, text_heads, 32000))
+    config = compose_config(
+        tower, chat(Qwen2Config, text_width, text_inside, text_layers, text_heads, text_heads, 32000)
+    )
     config.image_token_id = 7
     return config, Batch(4, config.image_seq_length + TEXT, 4, 4 * (TEXT - 10))
 
@@ -186,7 +192,7 @@ def steps(config: LlavaConfig, batch: Batch, kind: str, again: bool) -> None:
     from train_llava.model.freeze import apply_train_type
     from train_llava.training.trainer import LlavaTrainer
 
-    model = apply_train_type(LlavaForConditionalGeneration(config), ModelArguments("", train_type=kind))
+    model = apply_train_type(LlavaForConditionalGeneration(config), kind)
     ids = torch.tensor([1] * 5 + [config.image_token_id] * config.image_seq_length + [9] * (TEXT - 5))
     labels = torch.where(torch.arange(len(ids)) < len(ids) - (TEXT - 10), -100, ids)
     size = config.vision_config.image_size
@@ -214,16 +220,16 @@ def status(name: str) -> int:
 def on_a_gpu() -> Iterator[dict[str, Any]]:
     """The kept run on an H100, ZeRO-2 on one GPU; captions of the demo have about 20 tokens to learn."""
     kept = json.loads((RESULTS / "gpu_h100.json").read_text())["use_lora"]
-    step = Step.of(skeleton(join(CLIP_336, QWEN_4B), ModelArguments("", train_type="use_lora"), torch.bfloat16))
-    peak = step.peak(Batch(4, DEFAULT_TOKENS, 4, 80), sharing_of("ZeRO-2", 1, 2560), False)
+    step = MemoryModel.of(meta_model(compose_config(CLIP_336, QWEN_4B), torch.bfloat16, "use_lora"))
+    peak = step.peak(Batch(4, DEFAULT_TOKENS, 4, 80), zero_config("ZeRO-2", 1, 2560), False)
     reference = kept["peak_gpu_memory_mib"] * 2**20
-    yield row("GPU", "4B, use_lora, 4 x 620, one H100, as the driver counts", reference, on_device(peak))
+    yield row("GPU", "4B, use_lora, 4 x 620, one H100, as the driver counts", reference, used_on_device(peak))
 
 
 def answers() -> Iterator[dict[str, Any]]:
     """What the command says of each pair for use_lora on 8 GPUs, and how long it takes from its start to its end."""
     for name, (tower, text) in PAIRS.items():
-        config, model_args = join(tower, text), ModelArguments("")
+        config = compose_config(tower, text)
         tokens = config.image_seq_length + DEFAULT_TOKENS - 576
         flags = ["--train_type", "use_lora", "--num_gpus", "8", "--tokens_per_sample", str(tokens)]
         with tempfile.TemporaryDirectory() as folder:
@@ -234,9 +240,9 @@ def answers() -> Iterator[dict[str, Any]]:
             words = [sys.executable, "-m", "train_llava.estimate", *flags]
             done = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)
             seconds = time.perf_counter() - start
-        step = Step.of(skeleton(config, model_args, torch.bfloat16))
-        zero, sample = sharing_of("ZeRO-2", 8, text.hidden_size), Workload.assumed(1, tokens, config.image_seq_length)
-        most = {kind: step.largest_batch(sample.batch, zero, False, room(kind)) for kind in GPUS}
+        step = MemoryModel.of(meta_model(config, torch.bfloat16, "use_lora"))
+        zero, sample = zero_config("ZeRO-2", 8, text.hidden_size), Workload.assumed(1, tokens, config.image_seq_length)
+        most = {kind: step.largest_batch(sample.batch, zero, False, memory_budget(kind)) for kind in GPUS}
         print(f"{name:<36}{step.all_weights / 1e9:>7.2f} B{seconds:>8.1f} s  {most}", flush=True)
         yield {
             "pair": name,

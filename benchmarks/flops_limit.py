@@ -27,12 +27,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig
 
 from benchmarks.machine import machine
-from train_llava.arguments import ModelArguments
-from train_llava.model.config import join
-from train_llava.model.loss import trim_forward
+from train_llava.model.config import compose_config
+from train_llava.model.freeze import LoraSettings
+from train_llava.model.loss import patch_forward
 from train_llava.model.structure import llava_in
 from train_llava.planning.flops import StepFlops
-from train_llava.planning.meta_model import skeleton
+from train_llava.planning.meta_model import meta_model
 from train_llava.processing.chat import IGNORE_INDEX
 
 CONFIGS = Path(__file__).parent / "full_size_configs"
@@ -46,8 +46,8 @@ def full_size(train_type: str) -> nn.Module:
         AutoConfig.from_pretrained(CONFIGS / "clip").vision_config,
         AutoConfig.from_pretrained(CONFIGS / "qwen"),
     )
-    args = ModelArguments("", train_type=train_type, lora_dropout=0.0)
-    return skeleton(join(vision, text), args, torch.bfloat16).train()
+    lora = LoraSettings(lora_dropout=0.0)
+    return meta_model(compose_config(vision, text), torch.bfloat16, train_type, lora).train()
 
 
 @contextmanager
@@ -82,7 +82,7 @@ def compare(train_type: str) -> dict[str, float]:
         limit = StepFlops.count(model).of(BATCH, BATCH * LENGTH, BATCH * LENGTH**2, BATCH * ANSWER)
         side = llava.config.vision_config.image_size
         plain = counted(model, side)
-        trim_forward(llava)
+        patch_forward(llava)
         ours = counted(model, side)
     row = {"plain": plain, "ours": ours, "limit": limit}
     row = {name: round(flops / BATCH / 1e12, 3) for name, flops in row.items()}

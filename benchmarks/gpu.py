@@ -27,7 +27,7 @@ from benchmarks.flops_limit import full_size
 from benchmarks.full_size import HERE, ROOT, make_full_size, make_images
 from benchmarks.machine import machine
 from benchmarks.script import read_log
-from train_llava.planning.memory import Sharing, Step
+from train_llava.planning.memory import MemoryModel, ZeroConfig
 
 STEPS, EVERY = 30, 5
 MEASURED = ("samples_per_second", "tokens_per_second", "mfu", "data_wait")
@@ -63,7 +63,7 @@ def states_fit(gpus: int) -> bool:
     """Whether freeze_vision's states leave a tenth of each GPU for the rest."""
     if not torch.cuda.is_available():
         return False
-    needed = Step.of(full_size("freeze_vision")).states_at_step(Sharing(stage=2, ranks=gpus))
+    needed = MemoryModel.of(full_size("freeze_vision")).states_at_step(ZeroConfig(stage=2, ranks=gpus))
     return needed < 0.9 * torch.cuda.get_device_properties(0).total_memory
 
 

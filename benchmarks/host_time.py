@@ -24,7 +24,7 @@ from train_llava.build_model import build_llava
 from train_llava.model.folder import save_llava
 
 SIZES, STEPS, EVERY, SIDE = (2, 4, 8), 60, 10, 56
-WAYS: dict[str, dict[str, str]] = {"eager": {}, "compiled": {"torch_compile": "true"}}
+ZERO_CONFIGS: dict[str, dict[str, str]] = {"eager": {}, "compiled": {"torch_compile": "true"}}
 
 
 def deep_and_narrow(folder: Path) -> None:
@@ -52,7 +52,7 @@ def main() -> None:
         deep_and_narrow(work)
         write_split(work / "data", "train", STEPS * max(SIZES), 0)
         for train_type in ("use_lora", "freeze_vision", "projector"):
-            for way, flags in WAYS.items():
+            for way, flags in ZERO_CONFIGS.items():
                 seconds = [seconds_per_step(work, train_type, samples, flags) for samples in SIZES]
                 each, fixed = np.polyfit(SIZES, seconds, 1)
                 row = {"train_type": train_type, "way": way, "fixed_ms": round(1000 * fixed)}

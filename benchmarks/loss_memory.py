@@ -20,12 +20,12 @@ import torch
 from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration, Qwen2Config
 
 from benchmarks.machine import machine
-from train_llava.model.loss import trim_forward
+from train_llava.model.loss import patch_forward
 from train_llava.processing.chat import IGNORE_INDEX
 from train_llava.training.callbacks import peak_memory_gb
 
 ROOT = Path(__file__).parent.parent
-WAYS, ANSWERS, VOCABULARY = ("plain", "TRL", "ours"), (16, 128, 512, 2048, 8192), 151_936
+ZERO_CONFIGS, ANSWERS, VOCABULARY = ("plain", "TRL", "ours"), (16, 128, 512, 2048, 8192), 151_936
 
 
 def run(way: str, answer: int) -> dict[str, float]:
@@ -42,7 +42,7 @@ def run(way: str, answer: int) -> dict[str, float]:
     model.model.multi_modal_projector.requires_grad_(True)
     asked: dict[str, Any] = {}
     if way == "ours":
-        trim_forward(model)
+        patch_forward(model)
     elif way == "TRL":
         from trl.trainer.utils import add_fused_lm_head
 
@@ -69,7 +69,7 @@ def main() -> None:
     result: dict[str, Any] = {"command": "python -m benchmarks.loss_memory", **machine()}
     print(f"{'GB, answer of':<16}{''.join(f'{answer:>10,}' for answer in ANSWERS)}")
     losses: dict[int, float] = {}
-    for way in WAYS:
+    for way in ZERO_CONFIGS:
         row = result[way] = {}
         for answer in ANSWERS:
             command = [sys.executable, "-m", "benchmarks.loss_memory", "--run", way, str(answer)]

@@ -18,12 +18,12 @@ def plain_loss(self: LlavaTrainer, model: nn.Module, inputs: dict[str, torch.Ten
     """Trainer's compute_loss on the same batch, counted in the same way, with a mask as in the plain way."""
     plain = {name: inputs[name] for name in ("input_ids", "labels")}
     plain["attention_mask"] = (plain["input_ids"] != self.data_collator.tokenizer.pad_token_id).long()
-    plain["pixel_values"] = self.data_collator.pixels.normalise(inputs["pixel_values"])
-    self.meter.counts.update(inputs["counts"])
+    plain["pixel_values"] = inputs["pixel_values"].normalise()
+    self.throughput.counts.update(inputs["counts"])
     return Trainer.compute_loss(self, model, plain, *args, **kwargs)
 
 
 if __name__ == "__main__":
     LlavaTrainer.compute_loss = plain_loss
-    trainer.trim_forward = lambda model, smoothing: None
+    trainer.patch_forward = lambda model, smoothing: None
     main()

@@ -16,12 +16,11 @@ import torch
 from transformers import AutoConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from benchmarks.machine import machine
-from train_llava.arguments import ModelArguments
 from train_llava.model.freeze import apply_train_type
+from train_llava.model.structure import STRATEGIES
 from train_llava.planning.flops import PEAKS, StepFlops
 
 HERE = Path(__file__).parent
-STRATEGIES = ("use_lora", "freeze_vision", "none", "projector")
 GPUS = {8: 8, 64: 1, 512: 1}  # and batches accumulated: 256 samples a step as LLaVA-1.5's, 2,048 on 512
 BATCH, TOKENS, ANSWER = 4, 620, 25  # per GPU and batch; tokens of a sample, and how many of them are learned
 EPOCH = 595_375  # samples of LLaVA-CC3M-Pretrain-595K
@@ -71,7 +70,7 @@ def shares() -> dict[str, Share]:
     for name in STRATEGIES:
         with torch.device("meta"):
             model = LlavaForConditionalGeneration(config)
-            model = apply_train_type(model, ModelArguments("", train_type=name))
+            model = apply_train_type(model, name)
         flops = StepFlops.count(model).of(images=1, tokens=TOKENS, token_pairs=TOKENS**2, answer_tokens=ANSWER)
         result[name] = Share(flops, sum(p.numel() for p in model.parameters() if p.requires_grad))
     return result

@@ -27,11 +27,10 @@ from benchmarks.opening import open_anew, written
 from benchmarks.script import ROOT, short_run
 from benchmarks.tricks import TABLES, write_data
 from demo.make_data import write_split
-from train_llava.arguments import ModelArguments
 from train_llava.build_model import build_llava
 from train_llava.model.folder import save_llava
 from train_llava.model.freeze import apply_train_type
-from train_llava.model.loss import trim_forward
+from train_llava.model.loss import patch_forward
 from train_llava.planning.flops import StepFlops
 from train_llava.processing.chat import IGNORE_INDEX
 
@@ -91,8 +90,8 @@ def steps(work: Path) -> list[dict[str, Any]]:
     """CPU seconds of forward and backward pass on one thread, freeze_vision, against tokens and against samples."""
     torch.set_num_threads(1)
     model, _ = build_llava(*middle_size(work), random_weights=True)
-    model = apply_train_type(model, ModelArguments("", train_type="freeze_vision")).train()
-    trim_forward(model)
+    model = apply_train_type(model, "freeze_vision").train()
+    patch_forward(model)
     flops = StepFlops.count(model)
     rows = []
     for kind, batch, length in [*(("tokens", 1, n) for n in LENGTHS), *(("batch", n, LENGTH) for n in BATCHES)]:

@@ -13,12 +13,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import LlavaConfig, LlavaModel
 
-from train_llava.arguments import ModelArguments
 from train_llava.model import loss as forward
-from train_llava.model.loss import trim_forward
+from train_llava.model.loss import patch_forward
 from train_llava.model.structure import llava_in
 from train_llava.planning.activations import Batch
-from train_llava.planning.meta_model import skeleton
+from train_llava.planning.meta_model import meta_model
 
 
 class LiveStorages(TorchDispatchMode):
@@ -58,16 +57,16 @@ def peak_of_step(
 ) -> dict[str, int]:
     """Bytes of `weights`, of what is `kept` between forward and backward pass, and at the `peak`, without optimizer.
 
-    The step is that of training (train_llava/forward.py), told where the answers stand, which fake tensors do not know.
-    Attention is torch's fused one for the CPU, which saves what the GPU's does; dropout keeps a mask of bytes as on a
-    GPU.
+    The step is that of training (train_llava/model/loss.py). It is told where the answers stand, which fake tensors do
+    not know. Attention is torch's fused one for the CPU, which saves what the GPU's does; dropout keeps a mask of bytes
+    as on a GPU.
     """
-    model = skeleton(config, ModelArguments("", train_type=train_type), dtype).train()
+    model = meta_model(config, dtype, train_type).train()
     llava = llava_in(model)
     if checkpointing:
         llava.activation_checkpointing_enable()
     samples, length, answers = int(batch.samples), batch.length, int(batch.answers)
-    trim_forward(llava)
+    patch_forward(llava)
     size = config.vision_config.image_size
     memory = LiveStorages()
     with FakeTensorMode(), on_fakes(answers):
@@ -98,7 +97,7 @@ def on_fakes(answers: int) -> Iterator[None]:
     rows = torch.zeros(answers, dtype=torch.long)
     with (
         mock.patch.object(LlavaModel, "get_placeholder_mask", somewhere),
-        mock.patch.object(forward, "predicting", lambda labels: (rows, rows)),
+        mock.patch.object(forward, "shift_labels", lambda labels: (rows, rows)),
         mock.patch("transformers.masking_utils.find_packed_sequence_indices", return_value=None),
         mock.patch.object(nn.functional, "dropout", dropout),
     ):

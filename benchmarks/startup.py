@@ -52,7 +52,7 @@ FUNCTIONS = {
     "claim_output_dir": "flags",
     "load": "model",
     "apply_train_type": "model",
-    "check_memory": "model",
+    "memory_verdict": "model",
     "open_data": "data",
     "_prepare_for_training": "DeepSpeed",  # Trainer's name for accelerator.prepare and what goes with it
     "_run_epoch": "first step",

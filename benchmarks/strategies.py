@@ -87,7 +87,7 @@ def run_script(script: str, model: Path, train_type: str, seed: int, output: Pat
     steps = history[-1]["step"]
     checkpoint = [path.stat().st_size for path in (output / f"checkpoint-{steps}").rglob("*") if path.is_file()]
     return {
-        "trained_parameters": int(re.search(r"^together +[\d,]+ +([\d,]+)", text, re.M)[1].replace(",", "")),
+        "trained_parameters": int(re.search(r"^total +[\d,]+ +([\d,]+)", text, re.M)[1].replace(",", "")),
         "held_out_loss": next(log["eval_loss"] for log in reversed(history) if "eval_loss" in log),
         "seconds": next(log["train_runtime"] for log in reversed(history) if "train_runtime" in log),
         "peak_memory_gb": usage.ru_maxrss * 1024 / 1e9,

@@ -38,18 +38,18 @@ from transformers.utils import logging
 from benchmarks.data_pipeline import Original, write
 from benchmarks.machine import machine
 from benchmarks.qwen_tokenizer import qwen_tokenizer
-from train_llava.arguments import LlavaTrainingArguments, ModelArguments
+from train_llava.arguments import LlavaTrainingArguments
 from train_llava.build_model import build_llava
 from train_llava.data import LlavaCollator, LlavaDataset
 from train_llava.model.folder import save_llava
-from train_llava.model.freeze import apply_train_type
+from train_llava.model.freeze import LoraSettings, apply_train_type
 from train_llava.model.load import load
 from train_llava.processing.chat import IGNORE_INDEX
 from train_llava.training.callbacks import peak_memory_gb
 from train_llava.training.trainer import LlavaTrainer
 
 ROOT = Path(__file__).parent.parent
-WAYS = ("original", "plain", "TRL", "ours")
+ZERO_CONFIGS = ("original", "plain", "TRL", "ours")
 TRAIN_TYPES = ("use_lora", "freeze_vision", "projector")
 BATCH, STEPS, WARM, ROUNDS = 4, 10, 3, 2
 # ChatML that ends at end-of-turn, with answers marked: all contenders then supervise the same tokens.
@@ -120,7 +120,7 @@ def trainer_of(way: str, train_type: str, folder: Path, callback: TrainerCallbac
     """A contender, ready to train."""
     torch.manual_seed(0)
     model, processor = load(folder / "model", dtype=torch.float32)
-    model = apply_train_type(model, ModelArguments("", train_type=train_type, lora_dropout=0.0))
+    model = apply_train_type(model, train_type, LoraSettings(lora_dropout=0.0))
     flags: dict[str, Any] = {"output_dir": str(folder / "out"), "max_steps": STEPS, "learning_rate": 1e-4}
     flags |= {"per_device_train_batch_size": BATCH, "logging_steps": 1, "save_strategy": "no", "report_to": "none"}
     flags |= {"use_cpu": True, "disable_tqdm": True, "train_sampling_strategy": "sequential"}
@@ -232,9 +232,9 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 def compare(train_type: str, folder: Path) -> dict[str, Any]:
     """All contenders with one train_type, in turns; their losses must agree."""
-    runs: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
+    runs: dict[str, list[dict[str, Any]]] = {way: [] for way in ZERO_CONFIGS}
     for _ in range(ROUNDS):
-        for way in WAYS:
+        for way in ZERO_CONFIGS:
             runs[way].append(in_own_process(way, train_type, folder))
     rows = {way: summary(found) for way, found in runs.items()}
     for way, row in rows.items():
@@ -261,7 +261,7 @@ def markdown(result: dict[str, Any]) -> str:
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for train_type in TRAIN_TYPES:
         rows = result[train_type]
-        cells = [f"{rows[way]['seconds_per_step']:.2f}, {rows[way]['peak_memory_gb']:.2f}" for way in WAYS]
+        cells = [f"{rows[way]['seconds_per_step']:.2f}, {rows[way]['peak_memory_gb']:.2f}" for way in ZERO_CONFIGS]
         cells += [f"{rows[way]['ours_over_this, seconds_per_step']:.2f}" for way in ("original", "TRL")]
         lines.append(f"| `{train_type}` | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

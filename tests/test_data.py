@@ -8,7 +8,8 @@ import torch
 from transformers import AutoProcessor
 
 from train_llava.cli import InputError
-from train_llava.data import LlavaCollator, LlavaDataset, tokens_per_image
+from train_llava.data import LlavaCollator, LlavaDataset
+from train_llava.processing.images import tokens_per_image
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +97,7 @@ def test_a_changed_file_is_read_anew(data, tmp_path):
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_batches(data, processor, side):
-    """Pixels and ids equal the processor's own; masks come from lengths."""
+    """FastImageProcessor and ids equal the processor's own; masks come from lengths."""
     processor.tokenizer.padding_side = side
     examples = [LlavaDataset(data)[i] for i in range(8)]
     batch = LlavaCollator(processor)(examples)

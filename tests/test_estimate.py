@@ -15,14 +15,13 @@ import train_llava.estimate
 import train_llava.train
 from benchmarks.simulate import peak_of_step
 from train_llava import check_data, train
-from train_llava.arguments import ModelArguments
 from train_llava.cli import InputError
 from train_llava.data import LlavaCollator, LlavaDataset
-from train_llava.model.config import join
+from train_llava.model.config import compose_config
 from train_llava.model.load import load_processor
 from train_llava.planning.activations import Batch
-from train_llava.planning.memory import Sharing, Step
-from train_llava.planning.meta_model import skeleton
+from train_llava.planning.memory import MemoryModel, ZeroConfig
+from train_llava.planning.meta_model import meta_model
 from train_llava.planning.workload import Workload
 from train_llava.training.sampler import LlavaSampler
 
@@ -35,7 +34,7 @@ LLAMA = LlamaConfig(**TEXT, num_attention_heads=8, num_key_value_heads=2, tie_wo
 
 
 def step_of(config, train_type, dtype=torch.bfloat16):
-    return Step.of(skeleton(config, ModelArguments("", train_type=train_type), dtype))
+    return MemoryModel.of(meta_model(config, dtype, train_type))
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -44,44 +43,42 @@ def step_of(config, train_type, dtype=torch.bfloat16):
 def test_a_simulated_step_needs_what_is_estimated(config, dtype, train_type, checkpointing):
     """Fake tensors: torch itself says what it keeps."""
     batch = Batch(8, 96, 8, 8 * 20)
-    simulated = peak_of_step(join(*config), train_type, batch, checkpointing, dtype)
-    step = step_of(join(*config), train_type, dtype)
+    simulated = peak_of_step(compose_config(*config), train_type, batch, checkpointing, dtype)
+    step = step_of(compose_config(*config), train_type, dtype)
     assert step.weights == simulated["weights"]
     kept = step.activations(batch, checkpointing, until=len(step.stages))
     assert kept == pytest.approx(simulated["kept"], rel=0.1)
-    peak = step.weights + step.backward(batch, Sharing(deepspeed=False), checkpointing)
+    peak = step.weights + step.backward(batch, ZeroConfig(deepspeed=False), checkpointing)
     assert peak == pytest.approx(simulated["peak"], rel=0.1)
 
 
 @pytest.mark.parametrize("gpus", [1, 8])
 def test_states_are_those_of_deepspeeds_estimator(gpus):
-    step = Step.of(
-        skeleton(join(CLIP, QWEN), ModelArguments("", train_type="none"), torch.bfloat16).requires_grad_(True)
-    )
+    step = MemoryModel.of(meta_model(compose_config(CLIP, QWEN), torch.bfloat16, "none").requires_grad_(True))
     _, whole = estimate_zero2_model_states_mem_needs(step.all_weights, gpus, cpu_offload=False)
-    assert step.states_at_step(Sharing(2, gpus)) == pytest.approx(whole, rel=1e-6)
+    assert step.states_at_step(ZeroConfig(2, gpus)) == pytest.approx(whole, rel=1e-6)
     host, gpu = estimate_zero2_model_states_mem_needs(step.all_weights, 1, additional_buffer_factor=1)
-    offload = Sharing(2, 1, offload=True)
+    offload = ZeroConfig(2, 1, offload=True)
     assert (step.on_host(offload), step.states_at_step(offload)) == (host, gpu)
 
 
 def test_the_repositorys_configs_are_read():
-    plain = {way: train_llava.estimate.sharing_of(way, 8, 1000) for way in train_llava.estimate.WAYS}
+    plain = {way: train_llava.estimate.sharing_of(way, 8, 1000) for way in train_llava.estimate.ZERO_CONFIGS}
     assert [(zero.stage, zero.offload) for zero in plain.values()] == [(0, False), (2, False), (2, True), (3, False)]
     assert plain["ZeRO-2"].bucket == 2 * 2e8  # two take turns
     assert plain["ZeRO-3"].bucket == 2 * 1000**2  # "auto"
 
 
 def test_four_bits_take_a_quarter_and_their_scales():
-    config = join(CLIP, QWEN)
-    model = skeleton(config, ModelArguments("", load_in_4bit=True), torch.bfloat16)
+    config = compose_config(CLIP, QWEN)
+    model = meta_model(config, torch.bfloat16, "use_lora")
     packed = 6 * (4 * 512 * 512 + 3 * 512 * 1408)
-    saved = Step.of(model).weights - Step.of(model, in_4bit=True).weights
+    saved = MemoryModel.of(model).weights - MemoryModel.of(model, in_4bit=True).weights
     assert saved == pytest.approx(packed * (16 - 4.127) / 8, rel=1e-4)  # bits per weight, as the QLoRA paper has them
 
 
 def test_the_largest_batch_is_the_largest():
-    step, zero, room = step_of(join(CLIP, QWEN), "use_lora"), Sharing(2, 4), 2 * 2**30
+    step, zero, room = step_of(compose_config(CLIP, QWEN), "use_lora"), ZeroConfig(2, 4), 2 * 2**30
     one = Batch(1, 96, 1, 20)
     most = step.largest_batch(one, zero, False, room)
     assert step.peak(one.times(most), zero, False) <= room < step.peak(one.times(most + 1), zero, False)
@@ -90,8 +87,7 @@ def test_the_largest_batch_is_the_largest():
 
 def test_the_workload_is_that_of_the_data(llava, data):
     collator = LlavaCollator(load_processor(llava), for_trainer=True)
-    dataset = LlavaDataset(data)
-    dataset.fit(collator.encoder)
+    dataset = LlavaDataset(data).filter_by_length(collator.encoder)
     counts = [collator([dataset[i]])["counts"] for i in range(len(dataset))]
     workload = Workload.of(dataset, collator.encoder, 4)
     assert workload.records == 64
@@ -108,8 +104,7 @@ def test_the_workload_counts_records_as_often_as_they_are_seen(llava, tmp_path):
         turns = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "word " * words}]
         (tmp_path / f"{name}.jsonl").write_text(f"{json.dumps({'messages': turns})}\n" * count)
     collator = LlavaCollator(load_processor(llava), for_trainer=True)
-    dataset = LlavaDataset([tmp_path / "short.jsonl", f"{tmp_path}/long.jsonl:0.01"])
-    dataset.fit(collator.encoder)
+    dataset = LlavaDataset([tmp_path / "short.jsonl", f"{tmp_path}/long.jsonl:0.01"]).filter_by_length(collator.encoder)
     order = LlavaSampler(dataset.sizes, [1, 0.01], dataset.lengths, 8, False, 0)
     seen = dataset.lengths[list(order)]
     average = Workload.of(dataset, collator.encoder, 4).average

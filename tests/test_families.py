@@ -22,19 +22,18 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from train_llava.arguments import ModelArguments
 from train_llava.build_model import build_llava, main
 from train_llava.cli import InputError
 from train_llava.data import LlavaCollator, LlavaDataset
 from train_llava.merge_lora import main as merge
 from train_llava.model.config import SUPPORTED as SUPPORTED_IN_HELP
-from train_llava.model.config import joined_config
-from train_llava.model.freeze import apply_train_type
+from train_llava.model.config import compose_config, read_text_config, read_vision_config
+from train_llava.model.freeze import LoraSettings, apply_train_type
 from train_llava.model.generate import ask, collator_of, generate
 from train_llava.model.load import load
 from train_llava.model.verify_build import check_logits, text_logits
-from train_llava.planning.memory import Step
-from train_llava.planning.meta_model import skeleton
+from train_llava.planning.memory import MemoryModel
+from train_llava.planning.meta_model import meta_model
 
 NAMES = {each.name: each for each in SUPPORTED}
 
@@ -87,9 +86,9 @@ def test_a_family(name, old_clip, data, tmp_path):
     assert done.returncode == 0, done.stderr
 
     # the estimate knows its layers
-    config = joined_config(old_clip, language)
-    meta = skeleton(config, ModelArguments(str(folder), train_type="use_lora"), torch.float32)
-    assert Step.of(meta).trained == sum(p.numel() for p in ours.model.parameters() if p.requires_grad)
+    config = compose_config(read_vision_config(old_clip), read_text_config(language))
+    meta = meta_model(config, torch.float32, "use_lora")
+    assert MemoryModel.of(meta).trained == sum(p.numel() for p in ours.model.parameters() if p.requires_grad)
 
 
 @pytest.mark.parametrize("name", [each.name for each in REFUSED])
@@ -103,7 +102,7 @@ def test_what_does_not_fit_is_refused_before_weights_are_read(name, old_clip, tm
     assert re.search(family.note, done.stderr) and str(language) in done.stderr
     assert not (tmp_path / "llava").exists()
     with pytest.raises(InputError, match=family.note):  # the estimate says so, too
-        joined_config(old_clip, language)
+        read_text_config(language)
 
 
 def test_the_table_in_the_docs():
@@ -257,4 +256,4 @@ def test_apply_train_type_names_layers_that_are_there(old_clip, tmp_path):
     language = chat_folder(NAMES["Phi-3, Phi-3.5"], tmp_path / "chat")
     model, _ = build_llava(old_clip, language)
     with pytest.raises(InputError, match=r"--lora_target_modules q_proj: no such layer; there are .*qkv_proj"):
-        apply_train_type(model, ModelArguments("", train_type="use_lora", lora_target_modules=["q_proj"]))
+        apply_train_type(model, "use_lora", LoraSettings(lora_target_modules=["q_proj"]))

@@ -237,20 +237,20 @@ def test_what_does_not_fit_into_memory_is_refused_before_the_weights_are_loaded(
     from train_llava.arguments import LlavaTrainingArguments
     from train_llava.cli import InputError
     from train_llava.planning.activations import Batch, Stage
-    from train_llava.planning.budget import check_memory
-    from train_llava.planning.memory import Sharing, Step
+    from train_llava.planning.budget import memory_verdict
+    from train_llava.planning.memory import MemoryModel, ZeroConfig
 
     args = LlavaTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
-    batch, alone = Batch(1, 10, 1, 5), Sharing(deepspeed=False)
+    batch, alone = Batch(1, 10, 1, 5), ZeroConfig(deepspeed=False)
     stages = [Stage("token", 1), Stage("answer", 1)]
-    large = Step(4, 4e12, 10**12, 10**12, on_gpu=False, stages=stages)
+    large = MemoryModel(4, 4e12, 10**12, 10**12, on_gpu=False, stages=stages)
     with pytest.raises(InputError, match=r"needs 1.6e\+04 GB for weights, gradients and optimizer, and .* are free"):
-        check_memory(large, batch, alone, args)  # 4 bytes of weight, 4 of gradient and 8 of AdamW's moments for each
+        memory_verdict(large, batch, alone, args)  # 4 bytes of weight, 4 of gradient and 8 of AdamW's moments for each
     args.check_resources = False
-    assert "will not fit" in check_memory(large, batch, alone, args)
+    assert "will not fit" in memory_verdict(large, batch, alone, args)
     args.check_resources = True
-    small = Step(4, 400, 100, 100, on_gpu=False, stages=stages)
-    assert "fits; the largest batch" in check_memory(small, batch, alone, args)
+    small = MemoryModel(4, 400, 100, 100, on_gpu=False, stages=stages)
+    assert "fits; the largest batch" in memory_verdict(small, batch, alone, args)
 
 
 def test_flags_that_would_be_ignored_are_refused(llava, data, tmp_path):

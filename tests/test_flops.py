@@ -9,11 +9,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import IntervalStrategy, TrainerCallback
 
 from benchmarks import flops_limit
-from train_llava.arguments import ModelArguments
 from train_llava.data import LlavaCollator, LlavaDataset
-from train_llava.model.freeze import apply_train_type
+from train_llava.model.freeze import LoraSettings, apply_train_type
 from train_llava.model.load import load, load_processor
-from train_llava.model.loss import trim_forward
+from train_llava.model.loss import patch_forward
 from train_llava.planning.flops import StepFlops
 from train_llava.training.trainer import LlavaTrainer
 
@@ -23,13 +22,13 @@ def test_flops_equal_torchs_count(llava, data, train_type):
     model, processor = load(llava)
     model.config.vision_feature_layer = -1  # the whole tower: torch also counts a layer that nobody reads
     model.set_attn_implementation("eager")  # torch does not count the CPU's fused attention
-    model = apply_train_type(model, ModelArguments("", train_type=train_type, lora_dropout=0.0))
+    model = apply_train_type(model, train_type, LoraSettings(lora_dropout=0.0))
     dataset = LlavaDataset(data)
     same_length = [example for example in (dataset[i] for i in range(len(dataset))) if " and " in str(example)][:3]
     batch = LlavaCollator(processor, for_trainer=True)(same_length * 2)
     counts, labels = batch["counts"], batch["labels"]
     length = labels.shape[1]
-    trim_forward(model.get_base_model() if train_type == "use_lora" else model)
+    patch_forward(model.get_base_model() if train_type == "use_lora" else model)
     with FlopCounterMode(display=False) as counter:
         inputs = {"input_ids": batch["input_ids"], "pixel_values": torch.zeros(6, 3, 28, 28)}
         model(**inputs, labels=labels).loss.backward()
@@ -45,7 +44,7 @@ def test_speed_and_utilisation_in_the_log(llava, data, tmp_path):
 
     class Known(TrainerCallback):
         def on_step_begin(self, args, state, control, **kwargs):
-            trainer.meter.peak = peak  # a CPU's is not in the table
+            trainer.throughput.peak = peak  # a CPU's is not in the table
 
     trainer.add_callback(Known())
     seconds = trainer.train().metrics["train_runtime"]
@@ -77,7 +76,7 @@ def test_what_is_no_training_is_not_timed(llava, data, tmp_path):
 
     class Slow(TrainerCallback):
         def on_step_end(self, args, state, control, **kwargs):
-            with trainer.meter.paused():  # as SampleCaptions
+            with trainer.throughput.paused():  # as LogGenerationsCallback
                 time.sleep(0.05)
 
         def on_prediction_step(self, args, state, control, **kwargs):

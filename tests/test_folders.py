@@ -74,7 +74,7 @@ def test_files_of_another_kind_say_what_to_do(tmp_path, name):
 )
 def test_another_kind_under_the_name_of_json(tmp_path, content):
     layouts.write(tmp_path / "chat.json", content)
-    known = readers.STRANGERS[next(start for start in readers.STRANGERS if content.startswith(start))]
+    known = readers.OTHER_KINDS[next(start for start in readers.OTHER_KINDS if content.startswith(start))]
     assert f"chat.json: cannot be read any further: {known}" in refusal(tmp_path)
 
 

@@ -49,8 +49,9 @@ def test_layout(tmp_path, name, encoder):
     assert len(dataset) == len(expected)
     for example, (messages, images) in zip(dataset, expected, strict=True):
         same(example, messages, images)
-    dataset.fit(encoder)
-    assert dataset.lengths.tolist() == [len(encoder.encode(messages)[0]) for messages, _ in expected]
+    assert dataset.filter_by_length(encoder).lengths.tolist() == [
+        len(encoder.encode(messages)[0]) for messages, _ in expected
+    ]
 
     in_place = LlavaDataset(tmp_path / "d", caption_fields=fields, streaming=True)
     assert len(in_place) == len(expected)

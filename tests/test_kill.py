@@ -14,7 +14,7 @@ from safetensors import safe_open
 
 from train_llava.check_data import WRITTEN as REPORT
 from train_llava.evaluate import WRITTEN as EVALUATION
-from train_llava.model.folder import CONFIGS, MODEL_FILES, mend
+from train_llava.model.folder import CONFIGS, MODEL_FILES, recover_model
 
 MOMENTS = 50  # of each command
 COMMANDS = ["build_model", "merge_lora", "infer", "evaluate", "check_data", "show_batch", "train"]
@@ -109,7 +109,7 @@ def one_model(left, new, old):
     known = [contents(new, MODEL_FILES), contents(old, MODEL_FILES)]
     if loads(left):
         assert contents(left, MODEL_FILES) in known
-    mend(left)
+    recover_model(left)
     assert contents(left, MODEL_FILES) in known
 
 

@@ -1,4 +1,4 @@
-"""What one image, text or template may cost (train_llava/limits.py)."""
+"""What one image, text or template may cost (train_llava/ingest/limits.py)."""
 
 import os
 import resource
@@ -16,7 +16,7 @@ from train_llava.cli import InputError
 from train_llava.ingest import limits
 from train_llava.model.backbones import load_tokenizer
 from train_llava.processing.chat import ChatEncoder
-from train_llava.processing.images import Pixels, open_image
+from train_llava.processing.images import FastImageProcessor, open_image
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def test_thin_images_are_refused_before_they_are_decoded(tmp_path, size):
         open_image(tmp_path / "thin.png")
     Image.new("RGB", (200, 1), "red").save(tmp_path / "fits.png")
     began = time.perf_counter()
-    pixels = Pixels(CLIPImageProcessorPil())([open_image(tmp_path / "fits.png")])
+    pixels = FastImageProcessor(CLIPImageProcessorPil())([open_image(tmp_path / "fits.png")])
     assert pixels.shape == (1, 224, 224, 3) and time.perf_counter() - began < 5
 
 

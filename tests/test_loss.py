@@ -6,10 +6,10 @@ from torch.utils.data import DataLoader
 from transformers import LlavaForConditionalGeneration, Trainer
 from transformers.trainer_pt_utils import LabelSmoother
 
-from train_llava.arguments import LlavaTrainingArguments, ModelArguments
+from train_llava.arguments import LlavaTrainingArguments
 from train_llava.data import LlavaCollator, LlavaDataset
 from train_llava.model import loss as forward
-from train_llava.model.freeze import apply_train_type
+from train_llava.model.freeze import LoraSettings, apply_train_type
 from train_llava.model.load import load, load_processor
 from train_llava.training.trainer import LlavaTrainer
 
@@ -23,8 +23,7 @@ def trainer_of(cls, llava, data, tmp_path, train_type, **flags):
     model, processor = load(llava, dtype=torch.float32)
     own = {"train_projector": flags.pop("train_projector", True), "lora_dropout": 0.0}
     own["lora_target_modules"] = flags.pop("lora_target_modules", None)
-    args = ModelArguments(model_name_or_path=str(llava), train_type=train_type, **own)
-    model = apply_train_type(model, args)
+    model = apply_train_type(model, train_type, LoraSettings(**own))
     flags = {"output_dir": str(tmp_path), "use_cpu": True, "report_to": "none", "save_strategy": "no", **flags}
     flags = LlavaTrainingArguments(disable_tqdm=True, **flags)
     return cls(model, flags, data_collator=LlavaCollator(processor), train_dataset=LlavaDataset(data))

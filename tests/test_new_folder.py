@@ -11,7 +11,15 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from train_llava import infer, train
 from train_llava.cli import UNFINISHED
-from train_llava.model.folder import LEAVING, MODEL_FILES, REPLACED, check_output_dir, mend, new_folder, put_in_place
+from train_llava.model.folder import (
+    LEAVING,
+    MODEL_FILES,
+    REPLACED,
+    check_output_dir,
+    new_folder,
+    put_in_place,
+    recover_model,
+)
 
 
 def model_files(folder, text):
@@ -56,7 +64,7 @@ def test_whatever_moment_a_replacement_ends_one_whole_model_is_left(tmp_path, mo
             put_in_place(new, folder)
         if (folder / "config.json").exists():
             assert model_texts(folder) in whole, cut
-        mend(folder)
+        recover_model(folder)
         assert model_texts(folder) in whole, cut
         assert not [path for path in folder.iterdir() if path.name.startswith((LEAVING, REPLACED, UNFINISHED))]
         if next(moves, False):

@@ -23,11 +23,10 @@ from benchmarks import original
 from benchmarks.data_pipeline import Original
 from benchmarks.serving import served
 from train_llava import evaluate, infer, merge_lora
-from train_llava.arguments import ModelArguments
 from train_llava.build_model import build_llava
 from train_llava.data import LlavaCollator, LlavaDataset
 from train_llava.model.folder import save_llava
-from train_llava.model.freeze import apply_train_type
+from train_llava.model.freeze import LoraSettings, apply_train_type
 from train_llava.model.load import load, load_processor
 
 RECIPE = (ROOT / "recipes" / "original.sh").read_text()
@@ -49,7 +48,7 @@ def test_the_adapters_are_those_of_the_original():
     flags = {name.removeprefix("--"): value for name, value in zip(words[::2], words[1::2], strict=True)}
     numbers = {"lora_r": int(flags["lora_r"]), "lora_alpha": int(flags["lora_alpha"])}
     numbers |= {"lora_dropout": float(flags["lora_dropout"]), "lora_target_modules": [flags["lora_target_modules"]]}
-    ours = apply_train_type(models[1], ModelArguments("", train_type="use_lora", **numbers))
+    ours = apply_train_type(models[1], "use_lora", LoraSettings(**numbers))
     shapes = [{name: p.shape for name, p in model.named_parameters() if p.requires_grad} for model in (theirs, ours)]
     assert shapes[0] == shapes[1] and any("vision_tower" in name for name in shapes[0])
     assert sum(shape.numel() for shape in shapes[1].values()) == 262_400

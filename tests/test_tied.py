@@ -14,17 +14,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from training import losses, weights, zero2
 from transformers import LlavaForConditionalGeneration
 
-from train_llava.arguments import ModelArguments
 from train_llava.build_model import build_llava
 from train_llava.data import LlavaCollator, LlavaDataset
 from train_llava.model.folder import save_llava
-from train_llava.model.freeze import apply_train_type
+from train_llava.model.freeze import LoraSettings, apply_train_type
 from train_llava.model.load import load
-from train_llava.model.loss import trim_forward
-from train_llava.model.structure import parts_table
+from train_llava.model.loss import patch_forward
+from train_llava.model.structure import components_table
 from train_llava.planning.budget import checkpoint_bytes, model_bytes
 from train_llava.planning.flops import StepFlops
-from train_llava.planning.memory import Step
+from train_llava.planning.memory import MemoryModel
 
 TIED = Family("tied", "Qwen2", {"tie_word_embeddings": True, "vocab_size": 4096}, "qwen2.5")
 
@@ -44,8 +43,7 @@ def trained(tied, data, tmp_path_factory):
 
 def prepared(folder, train_type):
     """The model as a training holds it."""
-    args = ModelArguments("", train_type=train_type, lora_dropout=0.0)
-    return apply_train_type(load(folder)[0], args)
+    return apply_train_type(load(folder)[0], train_type, LoraSettings(lora_dropout=0.0))
 
 
 @pytest.mark.parametrize("train_type", ["none", pytest.param("use_lora", marks=pytest.mark.slow), *SLOW])
@@ -91,23 +89,23 @@ def test_gradients_and_counts(tied, data, tmp_path, train_type):
 
     model = prepared(tied, train_type)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    step = Step.of(model)
+    step = MemoryModel.of(model)
     assert step.trained == trained
     assert sum(stage.trained for stage in step.stages) == pytest.approx(
         trained, rel=0.35 if "lora" in train_type else 0.02
     )
-    total = parts_table(model).splitlines()[-1].split()
+    total = components_table(model).splitlines()[-1].split()
     kept = sum(p.numel() for name, p in model.named_parameters() if "original_module" not in name)
     assert total[1:3] == [f"{kept:,}", f"{trained:,}"]
 
     model, processor = load(tied)
     model.config.vision_feature_layer = -1  # as tests/test_flops.py
     model.set_attn_implementation("eager")
-    model = apply_train_type(model, ModelArguments("", train_type=train_type, lora_dropout=0.0))
+    model = apply_train_type(model, train_type, LoraSettings(lora_dropout=0.0))
     same = [example for example in LlavaDataset(data) if " and " in str(example)][:3]
     batch = LlavaCollator(processor, for_trainer=True)(same * 2)
     length = batch["labels"].shape[1]
-    trim_forward(model.get_base_model() if train_type == "use_lora" else model)
+    patch_forward(model.get_base_model() if train_type == "use_lora" else model)
     with FlopCounterMode(display=False) as counter:
         inputs = {"input_ids": batch["input_ids"], "pixel_values": torch.zeros(6, 3, 28, 28)}
         model(**inputs, labels=batch["labels"]).loss.backward()

@@ -1,4 +1,4 @@
-"""What each train_type trains, as promised in the table of train_type.py."""
+"""What each train_type trains, as promised in the table of freeze.py."""
 
 import re
 
@@ -9,12 +9,11 @@ from peft import LoraConfig, get_peft_model
 from test_loss import TRAIN_TYPES, trainer_of
 from transformers import TrainerCallback
 
-from train_llava.arguments import ModelArguments
 from train_llava.cli import InputError
 from train_llava.data import LlavaCollator, LlavaDataset
-from train_llava.model.freeze import apply_train_type
+from train_llava.model.freeze import LoraSettings, apply_train_type
 from train_llava.model.load import load, load_processor
-from train_llava.model.structure import parts_table
+from train_llava.model.structure import components_table
 from train_llava.train import main
 from train_llava.training.trainer import LlavaTrainer
 
@@ -47,7 +46,7 @@ def test_exactly_the_promised_parameters_move(llava, data, tmp_path, train_type)
 
 def test_lora_adapts_the_language_model_alone(llava):
     model, _ = load(llava)
-    model = apply_train_type(model, ModelArguments(model_name_or_path="", train_type="use_lora"))
+    model = apply_train_type(model, "use_lora")
     adapted = {name.split(".lora_A")[0] for name, _ in model.named_parameters() if ".lora_A" in name}
     assert len(adapted) == 2 * 4 and all("language_model" in name for name in adapted)
     config = model.peft_config["default"]
@@ -56,20 +55,20 @@ def test_lora_adapts_the_language_model_alone(llava):
 
 def test_lora_may_leave_the_projector(llava):
     model, _ = load(llava)
-    args = ModelArguments(model_name_or_path="", train_type="use_lora", train_projector=False)
-    trained = [name for name, p in apply_train_type(model, args).named_parameters() if p.requires_grad]
+    model = apply_train_type(model, "use_lora", LoraSettings(train_projector=False))
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
     assert trained and all("lora_" in name for name in trained)
 
 
 def test_the_table_counts(llava):
     model, _ = load(llava)
-    model = apply_train_type(model, ModelArguments(model_name_or_path="", train_type="freeze_vision"))
-    table = parts_table(model)
+    model = apply_train_type(model, "freeze_vision")
+    table = components_table(model)
     rows = {line[:15].strip(): line[15:].split() for line in table.splitlines()[1:]}
     tower = sum(p.numel() for p in model.model.vision_tower.parameters())
     everything = sum(p.numel() for p in model.parameters())
     assert rows["vision tower"][:2] == [f"{tower:,}", "frozen"]
-    assert rows["together"][:2] == [f"{everything:,}", f"{everything - tower:,}"]
+    assert rows["total"][:2] == [f"{everything:,}", f"{everything - tower:,}"]
 
 
 def test_parts_have_learning_rates_of_their_own(llava, data, tmp_path):
@@ -92,7 +91,7 @@ def test_parts_have_learning_rates_of_their_own(llava, data, tmp_path):
 
 def test_lora_in_other_layers_and_in_the_tower(llava):
     def adapted(**flags):
-        model = apply_train_type(load(llava)[0], ModelArguments(str(llava), train_type="use_lora", **flags))
+        model = apply_train_type(load(llava)[0], "use_lora", LoraSettings(**flags))
         return {
             name.split(".lora_A")[0] for name, p in model.named_parameters() if "lora_A" in name and p.requires_grad
         }
@@ -112,8 +111,8 @@ SUFFIXES = r".*\.[qkvo]_proj"  # as PEFT finds layers by the ends of their names
 
 def test_lora_by_a_regular_expression(llava, data):
     """The layers that PEFT would take; those of the tower learn, but for the layer that LLaVA does not read."""
-    args = ModelArguments(str(llava), train_type="use_lora", lora_target_modules=[SUFFIXES])
-    model = apply_train_type(load(llava, dtype=torch.float32)[0], args)
+    settings = LoraSettings(lora_target_modules=[SUFFIXES])
+    model = apply_train_type(load(llava, dtype=torch.float32)[0], "use_lora", settings)
     plain = get_peft_model(load(llava)[0], LoraConfig(r=2, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"]))
     adapted = [
         {name.split(".lora_A")[0] for name, _ in m.named_parameters() if ".lora_A" in name} for m in (model, plain)
@@ -140,9 +139,9 @@ def test_lora_by_a_regular_expression(llava, data):
     ],
 )
 def test_regular_expressions_that_name_something_else(llava, pattern, message):
-    args = ModelArguments(str(llava), train_type="use_lora", lora_target_modules=[pattern])
+    settings = LoraSettings(lora_target_modules=[pattern])
     with pytest.raises(InputError, match=message):
-        apply_train_type(load(llava)[0], args)
+        apply_train_type(load(llava)[0], "use_lora", settings)
 
 
 @pytest.mark.parametrize("train_type", [*TRAIN_TYPES, "use_lora, projector frozen", "use_lora, tower adapted"])
@@ -185,7 +184,7 @@ def test_four_bits(llava, data, tmp_path):
     assert re.search(r"language model .* frozen  float32, uint8", done.stdout)
     plain, _ = load(llava)
     in_4bit, _ = load(llava, in_4bit=True)
-    assert parts_table(in_4bit).splitlines()[-1].split()[1] == parts_table(plain).splitlines()[-1].split()[1]
+    assert components_table(in_4bit).splitlines()[-1].split()[1] == components_table(plain).splitlines()[-1].split()[1]
     kinds = {name: type(module).__name__ for name, module in in_4bit.named_modules()}
     assert kinds["model.language_model.layers.0.self_attn.q_proj"] == "Linear4bit"
     assert {kind for name, kind in kinds.items() if "vision_tower" in name or "projector" in name} & {

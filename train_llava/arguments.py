@@ -2,7 +2,8 @@
 
 import json
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,8 @@ from transformers.integrations import get_reporting_integration_callbacks
 from transformers.utils import is_flash_attn_2_available, is_liger_kernel_available
 
 from train_llava.cli import InputError
+from train_llava.model.freeze import LoraSettings
+from train_llava.model.structure import Strategy
 
 SAMPLING = ("random", "sequential", "group_by_length")  # of --train_sampling_strategy
 MAX_BAD_IMAGES = 0.001  # the default of --max_bad_images
@@ -70,23 +73,28 @@ class ModelArguments:
         "attention of tower and language model: PyTorch's own, or the flash-attn package's (a GPU, --bf16 true)",
         default="sdpa",
     )
-    train_type: Literal["use_lora", "freeze_vision", "none", "projector"] = flag(
+    train_type: Strategy = flag(
         "use_lora: adapters in the language model's attention, and the projector; freeze_vision: projector and "
         "language model; none: nothing is frozen; projector: the projector alone",
         default="use_lora",
     )
     # the rest goes with use_lora
     train_projector: bool = flag("train the projector, and save it with the adapter", default=True)
-    lora_r: int = flag("rank of the adapters", default=32)
-    lora_alpha: int = flag("the adapters are scaled by lora_alpha / lora_r", default=64)
+    lora_r: int = flag("rank of the adapters", default=LoraSettings.lora_r)
+    lora_alpha: int = flag("the adapters are scaled by lora_alpha / lora_r", default=LoraSettings.lora_alpha)
     lora_target_modules: list[str] | None = flag(
         "layers of the language model that get adapters, or one regular expression on whole names as PEFT takes it, "
         "for those of the vision tower, too; the matrices of the language model's attention if not given",
         default=None,
     )
     vision_lora: bool = flag("adapters in the vision tower's attention, too", default=False)
-    lora_dropout: float = flag("dropout before the adapters", default=0.05)
+    lora_dropout: float = flag("dropout before the adapters", default=LoraSettings.lora_dropout)
     load_in_4bit: bool = flag("QLoRA: hold the language model in 4 bits; needs bitsandbytes", default=False)
+
+    @property
+    def lora(self) -> LoraSettings:
+        """Those of these flags that freeze.py wants to know."""
+        return LoraSettings(**{each.name: getattr(self, each.name) for each in fields(LoraSettings)})
 
 
 @dataclass
@@ -121,12 +129,20 @@ class LlavaTrainingArguments(TrainingArguments):
         default=False,
     )
     liger_kernel_config: dict[str, Any] | None = flag(
-        # its forward pass would take the place of train_llava/forward.py's, and score every position
+        # its forward pass would take the place of train_llava/model/loss.py's, and score every position
         "what --use_liger_kernel leaves out: its loss, so that its norms, rotary embeddings and MLPs are left",
         default_factory=lambda: {"fused_linear_cross_entropy": False},
     )
     check_resources: bool = flag("refuse to start where memory or the disk will not be enough", default=True)
     overwrite_output_dir: bool = flag("replace the run that --output_dir holds instead of refusing", default=False)
+    compile_options: dict[str, str | None] | None = field(init=False, default=None)  # of train.compile_layers
+
+    def __post_init__(self) -> None:
+        """Takes --torch_compile out of Trainer's hands, which would compile the whole model."""
+        super().__post_init__()
+        if self.torch_compile:
+            self.compile_options = {"backend": self.torch_compile_backend, "mode": self.torch_compile_mode}
+            self.torch_compile, self.torch_compile_backend, self.torch_compile_mode = False, None, None
 
     @property
     def order_seed(self) -> int:
@@ -134,9 +150,18 @@ class LlavaTrainingArguments(TrainingArguments):
         return self.seed if self.data_seed is None else self.data_seed
 
     @property
+    def step_factors(self) -> dict[str, int]:
+        """What the samples of a step are the product of."""
+        return {
+            "per_device_train_batch_size": self.train_batch_size,
+            "gradient_accumulation_steps": self.gradient_accumulation_steps,
+            "ranks": self.world_size,
+        }
+
+    @property
     def step_samples(self) -> int:
         """Samples in a step of all ranks."""
-        return self.train_batch_size * self.gradient_accumulation_steps * self.world_size
+        return prod(self.step_factors.values())
 
 
 class FlagParser(HfArgumentParser):

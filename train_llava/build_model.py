@@ -22,10 +22,10 @@ from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 from train_llava.cli import command, output_folder
 from train_llava.ingest.conversation import IMAGE_TOKEN
 from train_llava.model.backbones import load_image_processor, load_part, load_tokenizer, scaled_head
-from train_llava.model.config import SUPPORTED, join, text_config, tower_config
+from train_llava.model.config import SUPPORTED, compose_config, read_text_config, read_vision_config
 from train_llava.model.folder import check_output_dir, new_folder, save_llava
 from train_llava.model.load import fetch
-from train_llava.model.structure import CLIP, parts_table
+from train_llava.model.structure import components_table, patches_per_image, processor_config
 from train_llava.model.verify_build import check_answers, check_logits, check_weights, text_logits
 from train_llava.processing.chat import ChatEncoder
 from train_llava.processing.chat_template import CONTENT_PARTS
@@ -46,20 +46,20 @@ def build_llava(
             are loaded; or the LLaVA would not say about text what the chat model says.
     """
     vision, language = fetch(vision), fetch(language)
-    tower_kind, text_kind = tower_config(vision), text_config(language)
-    image_processor = load_image_processor(vision, tower_kind.image_size)
+    vision_config, text_config = read_vision_config(vision), read_text_config(language)
+    image_processor = load_image_processor(vision, vision_config.image_size)
     tokenizer = load_tokenizer(language)
-    patches = (tower_kind.image_size // tower_kind.patch_size) ** 2
-    encoder = ChatEncoder(tokenizer, patches, CONTENT_PARTS.read_text() + tokenizer.chat_template)
+    template = CONTENT_PARTS.read_text() + tokenizer.chat_template
+    encoder = ChatEncoder(tokenizer, patches_per_image(vision_config), template)
 
-    tower = load_part(transformers.AutoModel, vision, tower_kind, dtype, random_weights)
-    chat_model = load_part(transformers.AutoModelForCausalLM, language, text_kind, dtype, random_weights)
+    tower = load_part(transformers.AutoModel, vision, vision_config, dtype, random_weights)
+    chat_model = load_part(transformers.AutoModelForCausalLM, language, text_config, dtype, random_weights)
     if len(tokenizer) > chat_model.get_input_embeddings().num_embeddings:
         chat_model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64, mean_resizing=False)
     published = text_logits(chat_model, encoder)
     ends = chat_model.generation_config.eos_token_id
     head = scaled_head(chat_model)
-    config = join(
+    config = compose_config(
         tower.config,
         chat_model.config,
         image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
@@ -80,9 +80,7 @@ def build_llava(
     processor = LlavaProcessor(
         image_processor=image_processor,
         tokenizer=tokenizer,
-        patch_size=tower.config.patch_size,
-        vision_feature_select_strategy=config.vision_feature_select_strategy,
-        num_additional_image_tokens=int(tower.config.model_type == CLIP),  # its CLS
+        **processor_config(config),
         image_token=IMAGE_TOKEN,
         chat_template=encoder.chat_template,
     )
@@ -111,7 +109,7 @@ def build(vision: Path, language: Path, args: argparse.Namespace) -> None:
     """Builds, saves and checks."""
     torch.manual_seed(0)  # the same projector every time
     model, processor = build_llava(vision, language, DTYPES[args.dtype], args.random_weights)
-    print(parts_table(model), flush=True)
+    print(components_table(model), flush=True)
     print(f"vision tower from {vision}, language model from {language}, projector new", flush=True)
     with new_folder(args.output_dir, args.overwrite) as folder:  # in its place only when all checks have passed
         save_llava(model, processor, folder)

@@ -34,15 +34,15 @@ from train_llava.cli import (
     whole_file,
     write_whole,
 )
-from train_llava.data import tokens_per_image, too_long
 from train_llava.ingest.bad_images import most_bad_images
 from train_llava.ingest.data_files import paths_of
 from train_llava.ingest.image_files import read_bytes
 from train_llava.ingest.sources import LISTED, Source
-from train_llava.model.config import positions_of
+from train_llava.model.config import max_positions
 from train_llava.model.load import fetch, load_processor
 from train_llava.processing.chat import ChatEncoder
-from train_llava.processing.images import open_image
+from train_llava.processing.images import open_image, tokens_per_image
+from train_llava.processing.token_lengths import too_long
 
 BARS, WIDTH = 12, 50  # of the histogram in the terminal: rows, and columns of the longest
 WRITTEN = ("report.json", "refused.jsonl", "lengths.png")
@@ -213,7 +213,7 @@ def look(args: argparse.Namespace) -> None:
         encoder = ChatEncoder(processor.tokenizer, tokens_per_image(processor), processor.chat_template)
         folder = fetch(args.model_name_or_path)
         if (folder / "config.json").is_file():  # not that of an adapter
-            positions = positions_of(LlavaConfig.from_pretrained(folder))
+            positions = max_positions(LlavaConfig.from_pretrained(folder))
     where = {"caption_fields": args.caption_fields, "streaming": args.streaming, "image_folder": args.image_folder}
     sources = [Source.find(path, **where) for path in args.data_path]
     opened = [source.open() for source in sources]

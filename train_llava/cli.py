@@ -109,13 +109,13 @@ def output_folder(folder: Path, *read: str | Path | None) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        take_away(made)
+        remove_empty(made)
         raise InputError(f"{folder}: cannot be written to ({error.strerror}). Give another place.") from error
     with locked(folder):
         try:
             yield
         finally:
-            take_away(made)
+            remove_empty(made)
 
 
 @contextmanager
@@ -139,14 +139,14 @@ def shared_output_folder(folder: Path, check: Callable[[], None], *read: str | P
         yield
 
 
-def take_away(folders: list[Path]) -> None:
+def remove_empty(folders: list[Path]) -> None:
     """Those of these folders that are empty, from the innermost on."""
     with suppress(OSError):
         for path in folders:
             path.rmdir()
 
 
-def taken(path: Path) -> InputError:
+def busy(path: Path) -> InputError:
     """What to say where somebody else writes."""
     return InputError(f"{path}: another process is writing there. Wait for it, or give another place.")
 
@@ -161,7 +161,7 @@ def locked(path: Path) -> Iterator[None]:
     try:
         place = os.open(path, os.O_RDONLY)
     except FileNotFoundError as error:  # the other one has finished meanwhile, and moved it to its place
-        raise taken(path) from error
+        raise busy(path) from error
     inode = (os.fstat(place).st_dev, os.fstat(place).st_ino)
     if inode in HELD and path.is_dir():
         os.close(place)
@@ -173,7 +173,7 @@ def locked(path: Path) -> Iterator[None]:
             raise BlockingIOError  # the other process has finished meanwhile, and replaced it
     except BlockingIOError as error:
         os.close(place)
-        raise taken(path) from error
+        raise busy(path) from error
     except OSError:
         print(f"warning: no locks on the disk of {path}; let nothing else write there", file=sys.stderr)
     HELD[inode] = place
@@ -184,14 +184,14 @@ def locked(path: Path) -> Iterator[None]:
             os.close(place)
 
 
-def give_up() -> None:
+def release_locks() -> None:
     """In a forked process: what its parent holds."""
     for place in HELD.values():
         os.close(place)
     HELD.clear()
 
 
-os.register_at_fork(after_in_child=give_up)
+os.register_at_fork(after_in_child=release_locks)
 
 
 @contextmanager
@@ -236,7 +236,7 @@ def open_locked(path: Path) -> Iterator[BinaryIO]:
         raise InputError(f"{path}: cannot be written ({error.strerror}). Give another place.") from error
     with file, locked(path):
         if not os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
-            raise taken(path)  # what was opened has been moved to its place since, and is whole
+            raise busy(path)  # what was opened has been moved to its place since, and is whole
         try:
             yield file
         finally:

@@ -1,13 +1,12 @@
 """Data folders -> examples -> batches.
 
-`sources.py` finds and reads the records, `formats.py` knows their formats, `images.py` the images, `chat.py` makes
-ids and labels. Here they come together.
+`ingest/` finds and reads the records, `processing/` turns messages into ids and labels, and images into numbers.
 """
 
 import hashlib
-import os
 from collections.abc import Sequence
 from contextlib import suppress
+from copy import copy
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -21,14 +20,12 @@ from transformers import LlavaProcessor
 
 from train_llava.cli import InputError
 from train_llava.ingest.bad_images import BadImages
-from train_llava.ingest.data_files import files_below
 from train_llava.ingest.image_files import image_name
-from train_llava.ingest.image_index import is_archive
-from train_llava.ingest.records import bad_records, column, usable
-from train_llava.ingest.sources import Source, blocks_of
+from train_llava.ingest.records import bad_records, column, drop_invalid
+from train_llava.ingest.sources import Source, blocks_of, packed_below
 from train_llava.processing.chat import IGNORE_INDEX, ChatEncoder
-from train_llava.processing.images import Pixels, open_image
-from train_llava.processing.token_lengths import token_lengths
+from train_llava.processing.images import FastImageProcessor, PixelBytes, open_image, tokens_per_image
+from train_llava.processing.token_lengths import token_lengths, too_long
 
 MOST_TRIED = 1000  # substitutes for one record
 DataPath = str | Path | Sequence[str | Path]
@@ -70,10 +67,11 @@ class LlavaDataset(torch.utils.data.Dataset):
         whole = [source.open() for source in self.sources]
         self.files = [source.files_read(records) for source, records in zip(self.sources, whole, strict=True)]
         self.bad_records = bad_records(whole)
-        opened = [usable(records, on_bad_record) for records in whole]
+        opened = [drop_invalid(records, on_bad_record) for records in whole]
         self.records = concatenate_datasets(opened)
         self.sizes = [len(records) for records in opened]
-        self.lengths = np.zeros(len(self.records), dtype=np.int64)  # until `fit` has counted
+        self.lengths = np.zeros(len(self.records), dtype=np.int64)  # see filter_by_length
+        self.dropped = 0
         self.blocks = None  # see LlavaSampler
         if streaming:
             self.blocks = np.concatenate([blocks_of(records, i) for i, records in enumerate(opened)], axis=1)
@@ -106,23 +104,23 @@ class LlavaDataset(torch.utils.data.Dataset):
                 return example_of(self.records[other])
         raise InputError(f"{MOST_TRIED} records that were drawn, all of {self.sources[source].path}, cannot be read")
 
-    def fit(self, encoder: ChatEncoder, processes: int = 1) -> int:
-        """Counts the tokens of every record, for the sampler, and drops those of which not one answer fits into the
-        encoder's `max_length`; returns how many these are.
+    def filter_by_length(self, encoder: ChatEncoder, processes: int = 1) -> "LlavaDataset":
+        """Another dataset, whose records' tokens are counted (for the sampler), without the records of which not one
+        answer fits into the encoder's `max_length`. Its `dropped` is how many these are.
 
         Raises:
             InputError: nothing is left.
         """
-        self.lengths = token_lengths(self.records, encoder, processes)
-        fits = self.lengths > 0
-        if dropped := int((~fits).sum()):
-            ends = np.cumsum(self.sizes)
-            self.sizes = [int(part.sum()) for part in np.split(fits, ends[:-1])]
-            self.records, self.lengths = self.records.select(np.flatnonzero(fits)), self.lengths[fits]
-            self.blocks = None if self.blocks is None else self.blocks[:, fits]
-        if dropped and not len(self):
+        filtered, lengths = copy(self), token_lengths(self.records, encoder, processes)
+        fits = lengths > 0
+        filtered.lengths, filtered.dropped = lengths[fits], int((~fits).sum())
+        if filtered.dropped:
+            filtered.sizes = [int(part.sum()) for part in np.split(fits, np.cumsum(self.sizes)[:-1])]
+            filtered.records = self.records.select(np.flatnonzero(fits))
+            filtered.blocks = None if self.blocks is None else self.blocks[:, fits]
+        if filtered.dropped and not len(filtered):
             raise InputError(f"no record has an answer that fits into --model_max_length {encoder.max_length}.")
-        return dropped
+        return filtered
 
     @property
     def weights(self) -> np.ndarray:
@@ -138,7 +136,12 @@ class LlavaDataset(torch.utils.data.Dataset):
         lengths, tokens = self.lengths, "not counted"
         if lengths.any():
             tokens = f"{np.average(lengths, weights=self.weights):.0f} tokens on average, at most {lengths.max():,}"
-        lines += [self.bad_records, too_long(lengths, positions), f"{len(self):>10,} records together, {tokens}"]
+        dropped = f", {self.dropped:,} too long and left out" * bool(self.dropped)
+        lines += [
+            self.bad_records,
+            too_long(lengths, positions),
+            f"{len(self):>10,} records together, {tokens}{dropped}",
+        ]
         return "\n".join(filter(None, lines))
 
     def fingerprint(self) -> str:
@@ -164,13 +167,6 @@ class LlavaDataset(torch.utils.data.Dataset):
             raise InputError(f"{count}. The first: record {record['id']!r}: no such image file: {where}. {hint}.")
 
 
-def too_long(lengths: Sequence[int] | np.ndarray, positions: int | None) -> str:
-    """How many conversations have more tokens than the model has positions, in a line; empty without any."""
-    count = int((np.asarray(lengths) > positions).sum()) if positions else 0
-    hint = f"what lies beyond was never learned to be read; cut them with --model_max_length {positions}"
-    return f"{count:>10,} records have more tokens than the model's {positions:,} positions: {hint}" if count else ""
-
-
 def as_paths(data_path: DataPath) -> Sequence[str | Path]:
     """One path as a list of one."""
     return [data_path] if isinstance(data_path, str | Path) else data_path
@@ -180,15 +176,6 @@ def example_of(record: dict[str, Any]) -> dict[str, Any]:
     """A normal record with its images opened."""
     images = [open_image(image) for image in record["images"]]
     return {"id": record["id"], "messages": record["messages"], "images": images}
-
-
-def packed_below(source: Source) -> str:
-    """An archive that is broken, or not looked into because of where it lies, to end a message; empty without one."""
-    for archive, why in source.finder().broken().items():
-        return f"; {archive} is broken ({why})"
-    archives = (path for path in files_below(Path(source.images)) if is_archive(os.path.basename(path)))
-    below = next((path for path in archives if os.path.dirname(path) != source.images), None)
-    return f"; unpack {below}, or move it into {source.images}" if below else ""
 
 
 class LlavaCollator:
@@ -204,10 +191,10 @@ class LlavaCollator:
 
     Args:
         max_length: longer conversations are cut behind an answer, and the images of what is cut away left out.
-        for_trainer: what LlavaTrainer wants: pixel_values as (images, height, width, 3) uint8, to be normalised on the
-            device (`pixels.normalise`), the `ids` of the records and `counts` of what is in them. Padded on the right
-            and without attention_mask: no token sees what comes after it, so padding there changes nothing, and
-            without a mask attention takes its fast, causal kernel.
+        for_trainer: what LlavaTrainer wants: pixel_values as PixelBytes, which it normalises on the device, the `ids`
+            of the records and `counts` of what is in them. Padded on the right and without attention_mask: no token
+            sees what comes after it, so padding there changes nothing, and without a mask attention takes its fast,
+            causal kernel.
         packing: no padding; the conversations follow each other in one row (1, sum of lengths), and position_ids,
             which start anew with each, take the place of attention_mask: transformers reads from them who sees whom
             (masking_utils.find_packed_sequence_indices). Flash attention is told where they end, or it would work
@@ -223,7 +210,7 @@ class LlavaCollator:
     ) -> None:
         self.tokenizer, self.for_trainer, self.packing = processor.tokenizer, for_trainer, packing
         self.side = "right" if for_trainer else processor.tokenizer.padding_side
-        self.pixels = Pixels(processor.image_processor)
+        self.pixels = FastImageProcessor(processor.image_processor)
         template = processor.chat_template
         self.encoder = ChatEncoder(processor.tokenizer, tokens_per_image(processor), template, max_length)
 
@@ -284,7 +271,8 @@ class LlavaCollator:
         if not images:
             return {}
         pixels = self.pixels(images)
-        return {"pixel_values": pixels if self.for_trainer else self.pixels.normalise(pixels)}
+        plain = isinstance(pixels, PixelBytes) and not self.for_trainer
+        return {"pixel_values": pixels.normalise() if plain else pixels}
 
 
 def as_row(ids: list[int], labels: list[int], seen: int) -> np.ndarray:
@@ -292,10 +280,3 @@ def as_row(ids: list[int], labels: list[int], seen: int) -> np.ndarray:
     row = np.empty((3, len(ids)), dtype=np.int64)
     row[0], row[1], row[2] = ids, labels, seen
     return row
-
-
-def tokens_per_image(processor: LlavaProcessor) -> int:
-    """How many `<image>` ids stand for one image; fixed, since every image is brought to one size."""
-    pixels = processor.image_processor(Image.new("RGB", (8, 8)), return_tensors="pt")["pixel_values"]
-    patches = (pixels.shape[-2] // processor.patch_size) * (pixels.shape[-1] // processor.patch_size)
-    return patches + processor.num_additional_image_tokens - (processor.vision_feature_select_strategy == "default")

@@ -3,14 +3,14 @@
     python -m train_llava.estimate --vision_model_name_or_path openai/clip-vit-large-patch14-336 \\
         --language_model_name_or_path Qwen/Qwen1.5-4B-Chat --train_type use_lora --num_gpus 8
 
-The model is a LLaVA, or the two halves it will be built of: folders, config.json files, or ids of the hub, of which the
-config alone is downloaded. With --data_path the tokens are counted, once for this and the training.
+The model is a LLaVA, or the two backbones it will be built of: folders, config.json files, or ids of the hub, of which
+the config alone is downloaded. With --data_path the tokens are counted, once for this and the training.
 """
 
 import json
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,19 @@ from train_llava.arguments import DataArguments, FlagParser, ModelArguments, che
 from train_llava.cli import InputError, command
 from train_llava.data import LlavaCollator, LlavaDataset
 from train_llava.model.backbones import load_tokenizer
-from train_llava.model.config import joined_config, positions_of, whole_config
+from train_llava.model.config import (
+    compose_config,
+    load_llava_config,
+    max_positions,
+    read_text_config,
+    read_vision_config,
+)
 from train_llava.model.load import load_processor
-from train_llava.model.structure import parts_table
+from train_llava.model.structure import STRATEGIES, components_table
 from train_llava.planning.budget import checkpoint_bytes, model_bytes
 from train_llava.planning.flops import PEAKS, StepFlops
-from train_llava.planning.memory import Sharing, Step
-from train_llava.planning.meta_model import skeleton
+from train_llava.planning.memory import MemoryModel, ZeroConfig
+from train_llava.planning.meta_model import meta_model
 from train_llava.planning.workload import DEFAULT_TOKENS, Workload
 from train_llava.processing.chat import ChatEncoder
 
@@ -38,20 +44,19 @@ GPUS = {"rtx4090-24g": ("RTX 4090", 23.5), "l40s-48g": ("L40S", 44.4), "a100-40g
 # Taken beside tensors, as a rule of thumb: GiB of CUDA, its kernels and NCCL, and the share that PyTorch's allocator
 # loses between blocks
 CONTEXT, LOST = 1.0, 0.05
-WAYS = {"ZeRO-0": None, "ZeRO-2": "ds_zero2.json", "offload": "ds_configs/zero2_offload.json",
+ZERO_CONFIGS = {"ZeRO-0": None, "ZeRO-2": "ds_zero2.json", "offload": "ds_configs/zero2_offload.json",
         "ZeRO-3": "ds_configs/zero3.json"}  # fmt: skip
-# What to try in turn where a batch does not fit: way, gradient checkpointing, mark
-HELP = (("ZeRO-2", False, ""), ("ZeRO-2", True, " c"), ("offload", True, " co"), ("ZeRO-3", True, " c3"))
+# What to try in turn where a batch does not fit: ZeRO's config, gradient checkpointing, mark in the table
+FALLBACKS = (("ZeRO-2", False, ""), ("ZeRO-2", True, " c"), ("offload", True, " co"), ("ZeRO-3", True, " c3"))
 CC3M = 595_375  # records of LLaVA-CC3M-Pretrain-595K
-STRATEGIES = ("use_lora", "freeze_vision", "none", "projector")
 
 
 @dataclass
 class EstimateModel(ModelArguments):
-    """The model: a whole one or both halves."""
+    """The model: a whole one or both backbones."""
 
     model_name_or_path: str | None = flag("a LLaVA: folder, config.json or hub id", default=None)
-    vision_model_name_or_path: str | None = flag("or its halves: CLIP or SigLIP", default=None)
+    vision_model_name_or_path: str | None = flag("or its backbones: CLIP or SigLIP", default=None)
     language_model_name_or_path: str | None = flag("and a chat model", default=None)
 
 
@@ -94,13 +99,19 @@ def config_of(args: EstimateModel) -> LlavaConfig:
     """The config of the whole model.
 
     Raises:
-        InputError: neither a whole model nor two halves are given, or they do not fit.
+        InputError: neither a whole model nor two backbones are given, or they do not fit.
     """
-    halves = (args.vision_model_name_or_path, args.language_model_name_or_path)
-    if (args.model_name_or_path is None) == (None in halves):
+    backbones = (args.vision_model_name_or_path, args.language_model_name_or_path)
+    if (args.model_name_or_path is None) == (None in backbones):
         hint = "--vision_model_name_or_path and --language_model_name_or_path"
         raise InputError(f"give either --model_name_or_path or both {hint}.")
-    return joined_config(*halves) if args.model_name_or_path is None else whole_config(args.model_name_or_path)
+    if args.model_name_or_path is not None:
+        return load_llava_config(args.model_name_or_path)
+    vision, language = backbones
+    return compose_config(
+        read_vision_config(vision, "--vision_model_name_or_path"),
+        read_text_config(language, "--language_model_name_or_path"),
+    )
 
 
 def workload_of(config: LlavaConfig, model_args: EstimateModel, args: EstimateData, batch_size: int) -> Workload:
@@ -121,63 +132,62 @@ def workload_of(config: LlavaConfig, model_args: EstimateModel, args: EstimateDa
         encoder = ChatEncoder(load_tokenizer(Path(folder)), config.image_seq_length, max_length=args.model_max_length)
     options = {"caption_fields": args.caption_fields, "streaming": args.streaming}
     dataset = LlavaDataset(args.data_path, on_bad_record=args.on_bad_record, **options)
-    dataset.fit(encoder)
-    return Workload.of(dataset, encoder, batch_size)
+    return Workload.of(dataset.filter_by_length(encoder), encoder, batch_size)
 
 
-def sharing_of(way: str, ranks: int, hidden_size: int) -> Sharing:
+def zero_config(name: str, ranks: int, hidden_size: int) -> ZeroConfig:
     """What the repository's DeepSpeed configs do with the states; ZeRO-0 shares out nothing."""
-    if WAYS[way] is None:
-        return Sharing(ranks=ranks)
-    return Sharing.read(json.loads((ROOT / WAYS[way]).read_text()), ranks, hidden_size)
+    if ZERO_CONFIGS[name] is None:
+        return ZeroConfig(ranks=ranks)
+    return ZeroConfig.read(json.loads((ROOT / ZERO_CONFIGS[name]).read_text()), ranks, hidden_size)
 
 
 def report(
     config: LlavaConfig, model_args: ModelArguments, args: EstimateArguments, workload: Workload
 ) -> Iterator[str]:
     """All lines that the command prints."""
-    model = skeleton(config, model_args, torch.bfloat16)
-    step = Step.of(model, model_args.load_in_4bit)
+    model = meta_model(config, torch.bfloat16, model_args.train_type, model_args.lora)
+    memory = MemoryModel.of(model, model_args.load_in_4bit)
     average, batch = workload.average, workload.batch
-    yield f"--train_type {model_args.train_type}\n{parts_table(model)}\n"
+    yield f"--train_type {model_args.train_type}\n{components_table(model)}\n"
     image_tokens, answer = average["images"] * config.image_seq_length, average["answer_tokens"]
     yield f"a sample has {average['tokens']:.0f} tokens, {image_tokens:.0f} of images, {answer:.0f} to be learned;"
     yield f"the longest has {batch.length}, {'as counted' if workload.records else 'as assumed (--data_path counts)'}"
-    positions = positions_of(config)
+    positions = max_positions(config)
     if positions and batch.length > positions:
         yield f"more than the model's {positions:,} positions: cut such records with --model_max_length {positions}"
     yield f"{args.num_gpus} GPUs x {batch.samples:g} samples in bf16 under DeepSpeed\n"
-    yield from memory_table(step, workload, args.num_gpus, config.text_config.hidden_size)
+    yield from memory_table(memory, workload, args.num_gpus, config.text_config.hidden_size)
     last, each = model_bytes(model) / 1e9, checkpoint_bytes(model, deepspeed=True) / 1e9
     yield f"\ndisk: {last:.3g} GB for the trained model, {each:.3g} GB for a checkpoint"
-    yield from time_table(StepFlops.count(model), step, config, args, workload)
+    yield from time_table(StepFlops.count(model), memory, config, args, workload)
     yield ""
     yield from fit_table(config, model_args, args, workload)
 
 
-def memory_table(step: Step, workload: Workload, ranks: int, hidden_size: int) -> Iterator[str]:
+def memory_table(memory: MemoryModel, workload: Workload, ranks: int, hidden_size: int) -> Iterator[str]:
     """GiB per GPU, each at its own largest; the peak is less than their sum."""
-    batch, ways = workload.batch, {way: sharing_of(way, ranks, hidden_size) for way in WAYS}
-    again = "  with gradient checkpointing"
+    batch, zeros = workload.batch, {name: zero_config(name, ranks, hidden_size) for name in ZERO_CONFIGS}
+    checkpointing = "  with gradient checkpointing"
     rows = [
-        ("weights", lambda zero: zero.of_weights(step.weights)),
-        ("gradients", step.gradients),
-        ("optimizer states", step.optimizer),
-        ("activations", lambda zero: step.activations(batch, False)),
-        (again, lambda zero: step.activations(batch, True)),
-        ("logits and loss", lambda zero: step.logits(batch)),
-        ("temporary", step.temporary),
-        ("peak", lambda zero: step.peak(batch, zero, False)),
-        (again, lambda zero: step.peak(batch, zero, True)),
-        ("host memory of all GPUs", lambda zero: step.on_host(zero) * ranks),
+        ("weights", lambda zero: zero.of_weights(memory.weights)),
+        ("gradients", memory.gradients),
+        ("optimizer states", memory.optimizer),
+        ("activations", lambda zero: memory.activations(batch, False)),
+        (checkpointing, lambda zero: memory.activations(batch, True)),
+        ("logits and loss", lambda zero: memory.logits(batch)),
+        ("temporary", memory.temporary),
+        ("peak", lambda zero: memory.peak(batch, zero, False)),
+        (checkpointing, lambda zero: memory.peak(batch, zero, True)),
+        ("host memory of all GPUs", lambda zero: memory.on_host(zero) * ranks),
     ]
-    yield table_row("GiB per GPU", ways)
+    yield table_row("GiB per GPU", zeros)
     for name, size in rows:
-        yield table_row(name, [f"{size(zero) / 2**30:.2f}" for zero in ways.values()])
+        yield table_row(name, [f"{size(zero) / 2**30:.2f}" for zero in zeros.values()])
 
 
 def time_table(
-    flops: StepFlops, step: Step, config: LlavaConfig, args: EstimateArguments, workload: Workload
+    flops: StepFlops, memory: MemoryModel, config: LlavaConfig, args: EstimateArguments, workload: Workload
 ) -> Iterator[str]:
     """Operations, and per kind of GPU what fits and how long an epoch takes, under ZeRO-2."""
     each, records = flops.of(**workload.average), workload.records or CC3M
@@ -187,9 +197,12 @@ def time_table(
     columns = ["fits", "largest batch", "checkpointing", "samples/s", "hours/epoch"]
     yield table_row(f"ZeRO-2, MFU {args.mfu:.0%}", columns, 15)
     batch = workload.batch
-    zero = sharing_of("ZeRO-2", args.num_gpus, config.text_config.hidden_size)
+    zero = zero_config("ZeRO-2", args.num_gpus, config.text_config.hidden_size)
     for kind in args.gpu:
-        most = [step.largest_batch(batch.times(1 / batch.samples), zero, again, room(kind)) for again in (False, True)]
+        most = [
+            memory.largest_batch(batch.times(1 / batch.samples), zero, checkpointing, memory_budget(kind))
+            for checkpointing in (False, True)
+        ]
         speed = args.num_gpus * PEAKS[GPUS[kind][0]] * args.mfu / each
         cells = ["yes" if most[0] >= batch.samples else "no", *most, f"{speed:.4g}", f"{records / speed / 3600:.3g}"]
         yield table_row(kind, cells, 15)
@@ -201,29 +214,29 @@ def fit_table(
     """Which strategy fits which GPU, and with what help."""
     yield table_row("largest batch per GPU", args.gpu)
     for strategy in STRATEGIES:
-        lora = {} if strategy == "use_lora" else {"train_projector": True, "vision_lora": False, "load_in_4bit": False}
-        chosen = replace(model_args, train_type=strategy, **lora)
-        step = Step.of(skeleton(config, chosen, torch.bfloat16), chosen.load_in_4bit)
-        yield table_row(strategy, [fit(step, config, workload, args.num_gpus, kind) for kind in args.gpu])
+        in_4bit = model_args.load_in_4bit and strategy == "use_lora"
+        memory = MemoryModel.of(meta_model(config, torch.bfloat16, strategy, model_args.lora), in_4bit)
+        yield table_row(strategy, [fit(memory, config, workload, args.num_gpus, kind) for kind in args.gpu])
     yield "c: with --gradient_checkpointing true; co: and --deepspeed ds_configs/zero2_offload.json; c3: and zero3.json"
 
 
-def fit(step: Step, config: LlavaConfig, workload: Workload, ranks: int, kind: str) -> str:
+def fit(memory: MemoryModel, config: LlavaConfig, workload: Workload, ranks: int, kind: str) -> str:
     """The largest batch with the least help that makes room for the wanted one, and which help that is."""
     batch = workload.batch
-    for way, again, mark in HELP:
-        zero = sharing_of(way, ranks, config.text_config.hidden_size)
-        if step.peak(batch, zero, again) <= room(kind):
-            return f"{step.largest_batch(batch.times(1 / batch.samples), zero, again, room(kind))}{mark}"
+    for name, checkpointing, mark in FALLBACKS:
+        zero = zero_config(name, ranks, config.text_config.hidden_size)
+        if memory.peak(batch, zero, checkpointing) <= memory_budget(kind):
+            largest = memory.largest_batch(batch.times(1 / batch.samples), zero, checkpointing, memory_budget(kind))
+            return f"{largest}{mark}"
     return "no"
 
 
-def on_device(peak: float) -> float:
+def used_on_device(peak: float) -> float:
     """Bytes that the driver sees in use when tensors take `peak`."""
     return CONTEXT * 2**30 + (1 + LOST) * peak
 
 
-def room(kind: str) -> float:
+def memory_budget(kind: str) -> float:
     """Bytes that tensors may take on a kind of GPU."""
     return (GPUS[kind][1] - CONTEXT) * 2**30 / (1 + LOST)
 

@@ -13,7 +13,6 @@ import math
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +29,9 @@ from train_llava.data import LlavaDataset
 from train_llava.ingest.data_files import paths_of
 from train_llava.model.generate import SORTED, caption_rows, collator_of
 from train_llava.model.load import Model, load
+from train_llava.model.loss import shift_labels
 from train_llava.pages.caption_metrics import caption_metrics
 from train_llava.pages.thumbnails import thumbnail
-from train_llava.processing.chat import IGNORE_INDEX
 
 TEMPLATE = Path(__file__).parent / "pages" / "evaluate.html.jinja"
 WRITTEN = ("metrics.json", "samples.jsonl", "report.html")
@@ -46,13 +45,16 @@ def answer_losses(
     """Of each example: -log p of its answers' tokens (all turns, each given what stands before it) summed up, and how
     many tokens these are. Logits are computed where a token is to be predicted, and nowhere else."""
     batch = {name: value.to(model.device) for name, value in collator_of(processor)(examples).items()}
-    following = nn.functional.pad(batch.pop("labels")[:, 1:], (0, 1), value=IGNORE_INDEX)  # (batch, length)
-    predicts = following != IGNORE_INDEX
+    labels = batch.pop("labels")
+    positions, targets = shift_labels(labels)
+    predicts = torch.zeros_like(labels, dtype=torch.bool)
+    predicts.view(-1)[positions] = True
     batch["pixel_values"] = batch["pixel_values"].to(model.dtype)
     logits = model(**batch, logits_to_keep=predicts).logits  # (answer tokens, vocabulary)
-    losses = torch.zeros(following.shape, dtype=torch.float64, device=model.device)
-    losses[predicts] = nn.functional.cross_entropy(logits.float(), following[predicts], reduction="none").double()
-    return list(zip(losses.sum(1).tolist(), predicts.sum(1).tolist(), strict=True))
+    sums = torch.zeros(len(labels), dtype=torch.float64, device=model.device)
+    losses = nn.functional.cross_entropy(logits.float(), targets, reduction="none").double()
+    sums.index_add_(0, positions // labels.shape[1], losses)
+    return list(zip(sums.tolist(), predicts.sum(1).tolist(), strict=True))
 
 
 def score(
@@ -85,8 +87,9 @@ def metrics_of(rows: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def report_page(title: str, metrics: dict[str, float], rows: list[dict[str, Any]], dataset: LlavaDataset) -> str:
-    """The worst and the best answers, by ROUGE-L and among equals by the loss, as a self-contained page."""
-    ranked = sorted(rows, key=lambda row: (row["rouge_l"], -row["loss"]))
+    """The worst and the best answers, by ROUGE-L (or exact match) and among equals by the loss, as a self-contained
+    page."""
+    ranked = sorted(rows, key=lambda row: (row.get("rouge_l", row["exact"]), -row["loss"]))
     half = min(SHOWN, (len(ranked) + 1) // 2)
     parts = {"Worst": ranked[:half], "Best": ranked[half:][-half:][::-1]}
     parts = {
@@ -118,8 +121,6 @@ def main() -> None:
         model = Path(args.adapter_name_or_path or args.model_name_or_path)
         args.output_dir = Path("output/evaluation", model.absolute().name)
 
-    if find_spec("pycocoevalcap") is None:  # 100 MB, mostly Java, which is not used; so not among the requirements
-        raise InputError("scoring needs the metrics of COCO: pip install pycocoevalcap")
     # waiting is all that ranks do together: the last may be slower than the first by more than the usual half hour
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=1))
     paths = paths_of(args.data_path)
@@ -163,6 +164,8 @@ def evaluate(args: argparse.Namespace, state: PartialState) -> None:
         for name, text in zip(WRITTEN, texts, strict=True):
             write_whole(args.output_dir / name, text)
         print("\n".join(f"{name:<15}{value:>12}" for name, value in written(metrics)))
+        if "cider" not in metrics:
+            print("BLEU, ROUGE-L and CIDEr need one more package: pip install pycocoevalcap")
         print(f"every answer: {args.output_dir}/samples.jsonl   the worst and the best: {args.output_dir}/report.html")
 
 

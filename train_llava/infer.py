@@ -30,25 +30,25 @@ from train_llava.processing.images import open_image
 
 temperature = number(float, 0, 100, "a number from 0 to 100")
 share = number(float, 1e-9, 1, "a number above 0, at most 1")
-HELP = "/image FILE shows an image with the next question, /new starts over, /quit ends"
+CHAT_HELP = "/image FILE shows an image with the next question, /new starts over, /quit ends"
 
 
 def show(pieces: Iterator[str]) -> str:
     """Prints an answer as it comes, until it ends or Ctrl-C ends it; returns it."""
-    said = ""
+    answer = ""
     try:
         for piece in pieces:
             print(piece, end="", flush=True)
-            said += piece
+            answer += piece
     except KeyboardInterrupt:
         pieces.close()
     print()
-    return said.strip()
+    return answer.strip()
 
 
 def chat(model: Model, processor: LlavaProcessor, shown: list[Image.Image], **options) -> None:
     """A conversation over stdin and stdout; the first question is about the images given."""
-    print(HELP, file=sys.stderr)
+    print(CHAT_HELP, file=sys.stderr)
     history = {"messages": [], "images": []}
     for line in iter(lambda: input("> ").strip(), "/quit"):
         try:
@@ -57,7 +57,7 @@ def chat(model: Model, processor: LlavaProcessor, shown: list[Image.Image], **op
             elif line.startswith("/image "):
                 shown = [*shown, open_image(line.removeprefix("/image ").strip())]
             elif line.startswith("/"):
-                raise InputError(HELP)
+                raise InputError(CHAT_HELP)
             elif line:
                 question = ask(line, shown)
                 asked = {name: history[name] + question[name] for name in history}
@@ -108,7 +108,7 @@ def main() -> None:
     parser.add_argument("--images", type=Path, help="folder of images, or list of them, each asked about")
     parser.add_argument("--output_file", type=Path, help="where the answers about --images go, as JSON lines")
     parser.add_argument("--batch_size", type=positive, default=16, help="how many of --images are asked about together")
-    parser.add_argument("--interactive", action="store_true", help="chat; " + HELP)
+    parser.add_argument("--interactive", action="store_true", help="chat; " + CHAT_HELP)
     parser.add_argument("--prompt", default="Describe this picture in one sentence.")
     parser.add_argument("--max_new_tokens", type=positive, default=256)
     parser.add_argument("--temperature", type=temperature, default=0.0, help="above 0: sample; 0: the likeliest word")

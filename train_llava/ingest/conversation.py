@@ -1,3 +1,8 @@
+"""The messages of a conversation, as every format is read into and every chat template writes.
+
+`{"role": "system" | "user" | "assistant", "content": text}`; `<image>` in the text stands for an image.
+"""
+
 from collections.abc import Sequence
 
 from train_llava.cli import InputError

@@ -113,7 +113,7 @@ def choose(folder: str, files: list[str], held_out: bool) -> tuple[list[str], di
     return wanted or files, {file: why for file in files if wanted and file not in wanted}
 
 
-class Beginnings:
+class FileProbe:
     """The first records of files, and what these say: `records` and `formats` by file; in `passed_over` the files that
     are not read, and why."""
 

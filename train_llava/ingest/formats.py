@@ -32,7 +32,7 @@ IMAGE_IN_BASE64 = re.compile(r"(/9j/|iVBORw0KGgo|UklGR|R0lGOD|Qk[0-3]|SUkq|TU0A)
 CAPTION_FIELDS = {"answer": "caption", "image": "image", "instruction": "Describe this image in detail."}
 
 
-def turns(record: Record, fields: Fields) -> Parsed:
+def from_sharegpt_or_openai(record: Record, fields: Fields) -> Parsed:
     """LLaVA's `conversations` ({"from", "value"}) and the `messages` of TRL and others ({"role", "content"})."""
     messages, images, inside = [], as_list(record.get("images") or record.get("image") or None), []
     for turn in as_list(from_json(record.get("conversations") or record.get("messages"))):
@@ -72,7 +72,7 @@ def with_system(messages: list[Message], system: Any) -> list[Message]:
     return [first, *messages]
 
 
-def texts(record: Record, fields: Fields) -> Parsed:
+def from_cauldron(record: Record, fields: Fields) -> Parsed:
     """the_cauldron and FineVision: images, then `texts` of {"user", "assistant"}, without placeholders."""
     messages, images = [], as_list(record.get("images"))
     for turn in as_list(record["texts"]):
@@ -84,7 +84,7 @@ def texts(record: Record, fields: Fields) -> Parsed:
     return messages, images
 
 
-def caption(record: Record, fields: Fields) -> Parsed:
+def from_caption(record: Record, fields: Fields) -> Parsed:
     """An image and a text about it, as TextOCR-GPT4o and image-caption sets have."""
     answer, images = record.get(fields["answer"]), as_list(record.get(fields["image"]))
     if not isinstance(answer, str) or not images:
@@ -97,10 +97,10 @@ def caption(record: Record, fields: Fields) -> Parsed:
 
 # The order matters: the folder of CC3M-595K holds chat.json and, with captions of the same images, metadata.json.
 FORMATS: dict[str, tuple[str, Callable[[Record, Fields], Parsed]]] = {
-    "llava": ("conversations", turns),
-    "messages": ("messages", turns),
-    "texts": ("texts", texts),
-    "caption": ("answer", caption),
+    "llava": ("conversations", from_sharegpt_or_openai),
+    "messages": ("messages", from_sharegpt_or_openai),
+    "texts": ("texts", from_cauldron),
+    "caption": ("answer", from_caption),
 }
 
 
@@ -178,7 +178,7 @@ def from_json(value: Any) -> Any:
     return value
 
 
-def unfolded(record: Any, name: str, fields: Fields) -> Iterator[Any]:
+def split_captions(record: Any, name: str, fields: Fields) -> Iterator[Any]:
     """A record for each of several captions of one image; all others as they are."""
     captions = record.get(fields["answer"]) if name == "caption" and isinstance(record, dict) else None
     if not (isinstance(captions, list) and captions and all(isinstance(text, str) for text in captions)):

@@ -1,3 +1,11 @@
+"""Where an image lies -> its encoded bytes.
+
+An image is `{"path", "bytes"}`, as the `datasets` library stores one. `bytes` is set where it came inside a record;
+otherwise `path` names a file, or what is read in place: a member of an archive by its position there,
+`images.zip::a/b.jpg::<offset>:<size>:<zip's method>`, or an image left in a parquet file,
+`train.parquet::<column>::<row group>:<row in it>:<number in the row>`.
+"""
+
 import os
 import re
 import stat

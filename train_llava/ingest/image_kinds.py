@@ -15,7 +15,7 @@ KINDS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "JPEG2000", 
 KINDS = tuple(kind for kind in KINDS if kind in Image.OPEN)
 SHOWN = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # those of them that browsers show, too
 # What else is found under an image's name: how it begins, and what to do about it
-STRANGERS = {
+OTHER_KINDS = {
     rb"$": "an empty file",
     rb"....ftyp(hei|hev|mif1|msf1)": "HEIC: pip install pillow-heif",
     rb"....ftypavi": "AVIF: pip install --upgrade pillow",
@@ -35,7 +35,7 @@ def suffixes_of(kinds: Sequence[str]) -> set[str]:
 SUFFIXES = suffixes_of(KINDS)
 
 
-def stranger(head: bytes, kinds: Sequence[str]) -> str:
+def describe_other_kind(head: bytes, kinds: Sequence[str]) -> str:
     """What a file is that begins so, and is of none of these kinds."""
-    known = (what for beginning, what in STRANGERS.items() if re.match(beginning, head, re.DOTALL))
+    known = (what for beginning, what in OTHER_KINDS.items() if re.match(beginning, head, re.DOTALL))
     return next(known, f"none of {', '.join(kinds)}")

@@ -22,7 +22,7 @@ from train_llava.ingest.parquet_images import rows_without_images
 
 BYTE_ORDER_MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 # How files begin that have the name of another kind, and what to do about it
-STRANGERS = {
+OTHER_KINDS = {
     b"PAR1": "a parquet file: name it so",
     b"\x1f\x8b": "packed: unpack it with gunzip",
     b"PK\x03\x04": "an archive or a spreadsheet: unpack it, or save it as JSON",
@@ -93,7 +93,7 @@ def known_beginning(binary: BinaryIO) -> bytes:
         ValueError: as one of another kind.
     """
     head = binary.read(1 << 12)
-    for beginning, what in STRANGERS.items():
+    for beginning, what in OTHER_KINDS.items():
         if head.startswith(beginning):
             raise ValueError(what)
     return head
@@ -222,7 +222,7 @@ def shard_record(
     return record | {"images": images, fields["image"]: images}
 
 
-def another_kind(hint: str) -> Callable[[str, Fields], Iterator[Any]]:
+def refuse_kind(hint: str) -> Callable[[str, Fields], Iterator[Any]]:
     """A reader of files that are not read: says what to do."""
 
     def reader(file: str, fields: Fields) -> Iterator[Any]:
@@ -238,7 +238,7 @@ SUFFIXES_READ = tuple(READERS)
 TABLE = (
     "a table: save it as JSON Lines, such as with datasets.load_dataset('csv', data_files=...)['train'].to_json(...)"
 )
-READERS |= dict.fromkeys((".csv", ".tsv", ".xls", ".xlsx"), another_kind(TABLE))
+READERS |= dict.fromkeys((".csv", ".tsv", ".xls", ".xlsx"), refuse_kind(TABLE))
 SAVED = "written by save_to_disk: save it as parquet, with datasets.load_from_disk(...).to_parquet(...)"
-READERS |= {".arrow": another_kind(SAVED)}
-READERS |= dict.fromkeys((".gz", ".tgz", ".bz2", ".xz", ".zst"), another_kind("packed: unpack it"))
+READERS |= {".arrow": refuse_kind(SAVED)}
+READERS |= dict.fromkeys((".gz", ".tgz", ".bz2", ".xz", ".zst"), refuse_kind("packed: unpack it"))

@@ -34,7 +34,9 @@ RECORD = Features(
 )
 
 
-def normal(record: Any, number: int, file: str, format: str, fields: Fields, finder: ImageIndex) -> dict[str, Any]:
+def to_canonical(
+    record: Any, number: int, file: str, format: str, fields: Fields, finder: ImageIndex
+) -> dict[str, Any]:
     """One record in the normal form."""
     name = record.get("id", number) if isinstance(record, dict) else number
     row = {
@@ -71,7 +73,7 @@ def names_in(record: Any, format: str, fields: Fields) -> list[str]:
         return []
 
 
-def usable(records: Dataset, on_bad_record: str) -> Dataset:
+def drop_invalid(records: Dataset, on_bad_record: str) -> Dataset:
     """The records that can be trained on."""
     problems = records.data["problem"]
     bad = np.flatnonzero(problems.is_valid().to_numpy())

@@ -22,13 +22,13 @@ from datasets.builder import Key
 from datasets.exceptions import DatasetGenerationError
 
 from train_llava.cli import InputError
-from train_llava.ingest.data_files import Beginnings, hub_files, local_folder, parts_of, stamp
-from train_llava.ingest.formats import CAPTION_FIELDS, FORMATS, Fields, unfolded
+from train_llava.ingest.data_files import FileProbe, files_below, hub_files, local_folder, parts_of, stamp
+from train_llava.ingest.formats import CAPTION_FIELDS, FORMATS, Fields, split_captions
 from train_llava.ingest.image_files import MEMBER, forget_files
-from train_llava.ingest.image_index import ImageIndex, archives_in
+from train_llava.ingest.image_index import ImageIndex, archives_in, is_archive
 from train_llava.ingest.parquet_images import IN_PARQUET, PLACE, WINDOW
 from train_llava.ingest.readers import records_in
-from train_llava.ingest.records import RECORD, column, names_in, normal
+from train_llava.ingest.records import RECORD, column, names_in, to_canonical
 
 VERSION = 3  # of the normal form: copies made by another version are not read
 GROUPS, ROW_BITS = 100_000, 24  # row groups in a file, and bits for a row in one: room for millions of files
@@ -78,7 +78,7 @@ class Source:
             raise InputError(f"{text}: no format {name!r}; known are {', '.join(FORMATS)}.")
         if image_folder is not None and not Path(image_folder).is_dir():
             raise InputError(f"--image_folder {image_folder}: no such folder.")
-        look = Beginnings(caption_mapping(caption_fields), streaming, name, path, held_out)
+        look = FileProbe(caption_mapping(caption_fields), streaming, name, path, held_out)
         if streaming and not Path(path).exists():
             folder, files = hub_files(path)
             look.at(folder, files)
@@ -91,7 +91,7 @@ class Source:
                 raise InputError(f"{error.filename or path}: cannot be read ({error.strerror}).") from error
         format, files = look.result()
         raw = (record for file in files for record in look.records[file])
-        single = (one for record in raw for one in unfolded(record, format, look.fields))
+        single = (one for record in raw for one in split_captions(record, format, look.fields))
         first = [name for record in single for name in names_in(record, format, look.fields)]
         images = os.path.abspath(image_folder) if image_folder else folder
         return cls(path, format, weight, folder, images, files, look.fields, streaming, look.passed_over, first)
@@ -106,7 +106,7 @@ class Source:
         names = (VERSION, self.folder, self.images, self.format, self.fields, self.in_place, stamps)
         key = hashlib.sha256(repr(names).encode()).hexdigest()[:32]
         # every batch of rows takes memory in every process; for images, datasets would write 100 rows each
-        copy = partial(NormalRecords, source=self, writer_batch_size=ROWS)
+        copy = partial(RecordBuilder, source=self, writer_batch_size=ROWS)
         try:
             builder, number = copy(config_id=f"{key}-0"), 0
         except OSError as error:
@@ -114,9 +114,9 @@ class Source:
             raise InputError(f"no cache for the data ({error}). {hint}.") from error
         while os.path.isdir(builder.cache_dir.replace(f"{key}-0", f"{key}-{number + 1}")):
             number += 1
-        records = made(copy(config_id=f"{key}-{number}") if number else builder)
+        records = built_records(copy(config_id=f"{key}-{number}") if number else builder)
         if self._is_stale(records):  # images came, went or moved
-            records = made(copy(config_id=f"{key}-{number + 1}"))
+            records = built_records(copy(config_id=f"{key}-{number + 1}"))
         return records
 
     def read(self) -> Iterator[dict[str, Any]]:
@@ -124,13 +124,13 @@ class Source:
         finder = self.finder()
         for at, file in enumerate(self.files):
             records = records_in(file, self.fields, self.in_place)
-            records = (one for record in records for one in unfolded(record, self.format, self.fields))
+            records = (one for record in records for one in split_captions(record, self.format, self.fields))
             for number, record in enumerate(records):
                 where: dict[str, int | None] = {"file": at, "place": None}
                 if self.in_place and isinstance(record, dict) and PLACE in record:
                     group, row = record[PLACE]
                     where["place"] = ((at * GROUPS + group) << ROW_BITS) + row
-                yield normal(record, number, file, self.format, self.fields, finder) | where
+                yield to_canonical(record, number, file, self.format, self.fields, finder) | where
 
     def finder(self) -> ImageIndex:
         """Of the images that records name."""
@@ -147,18 +147,18 @@ class Source:
         missing = records.data["missing"].to_numpy().any()
         broken = self.finder().broken() if missing else {}
         over += [f"   broken: {archive.removeprefix(f'{self.images}/')}: {why}" for archive, why in broken.items()]
-        return "\n".join([*shortened(lines), *shortened(over)])
+        return "\n".join([*first_lines(lines), *first_lines(over)])
 
     def _is_stale(self, records: Dataset) -> bool:
         missing = records.data["missing"].to_numpy()
         finder = self.finder()
         for index in missing.nonzero()[0][:SAMPLE].tolist():
             names = [os.path.relpath(i["path"], finder.roots[0]) for i in records[index]["images"] if not i["bytes"]]
-            if all(in_some_place(finder, name) for name in names):
+            if all(is_found_now(finder, name) for name in names):
                 return True
         for index in range(0, len(records), max(1, len(records) // SAMPLE)):
             for image in [] if missing[index] else records[index]["images"]:
-                if image["bytes"] is None and not is_there(image["path"]):
+                if image["bytes"] is None and not image_exists(image["path"]):
                     return True
         return False
 
@@ -170,7 +170,7 @@ class SourceConfig(BuilderConfig):
     source: Source | None = None
 
 
-class NormalRecords(ArrowBasedBuilder):
+class RecordBuilder(ArrowBasedBuilder):
     """How `datasets` makes the Arrow file of a source: under a lock, in a folder that is renamed when it is whole."""
 
     BUILDER_CONFIG_CLASS = SourceConfig
@@ -191,7 +191,7 @@ class NormalRecords(ArrowBasedBuilder):
             size += sum(len(image["bytes"] or b"") for image in row["images"]) if row else 0
 
 
-def made(builder: NormalRecords) -> Dataset:
+def built_records(builder: RecordBuilder) -> Dataset:
     """Its records, once they are an Arrow file.
 
     Raises:
@@ -217,13 +217,13 @@ def caption_mapping(pairs: list[str] | None) -> Fields:
     return CAPTION_FIELDS | given
 
 
-def is_there(path: str) -> bool:
+def image_exists(path: str) -> bool:
     """Whether the file or archive of an image still is; one on the hub is not asked for."""
     place = IN_PARQUET.match(path) or MEMBER.match(path)
     return "://" in path or os.path.isfile(place[1] if place else path)
 
 
-def in_some_place(finder: ImageIndex, name: str) -> bool:
+def is_found_now(finder: ImageIndex, name: str) -> bool:
     """Whether an image that was missing would be found, or found in several places, now."""
     try:
         return finder.find(name) is not None
@@ -231,7 +231,7 @@ def in_some_place(finder: ImageIndex, name: str) -> bool:
         return True
 
 
-def shortened(lines: list[str]) -> list[str]:
+def first_lines(lines: list[str]) -> list[str]:
     """The first lines, and how many more there are."""
     rest = len(lines) - LISTED
     return lines if rest <= 0 else [*lines[:LISTED], f"{'':>15}and {rest:,} more"]
@@ -242,3 +242,12 @@ def blocks_of(records: Dataset, source: int) -> np.ndarray:
     places = column(records, "place").fill_null(-1).to_numpy()
     blocks = np.where(places < 0, -1, (places >> ROW_BITS) + source * 10**12)
     return np.stack([blocks, (places & (2**ROW_BITS - 1)) // WINDOW])
+
+
+def packed_below(source: Source) -> str:
+    """An archive that is broken, or not looked into because of where it lies, to end a message; empty without one."""
+    for archive, why in source.finder().broken().items():
+        return f"; {archive} is broken ({why})"
+    archives = (path for path in files_below(Path(source.images)) if is_archive(os.path.basename(path)))
+    below = next((path for path in archives if os.path.dirname(path) != source.images), None)
+    return f"; unpack {below}, or move it into {source.images}" if below else ""

@@ -48,7 +48,7 @@ def read_adapter(folder: Path) -> dict[str, torch.Tensor]:
     return dict(finite(load_peft_weights(str(folder), device="cpu").items()))  # of pickles the weights alone
 
 
-def with_adapter(model: LlavaForConditionalGeneration, folder: Path) -> PeftModel:
+def add_adapter(model: LlavaForConditionalGeneration, folder: Path) -> PeftModel:
     """The model with the adapter put on, as PEFT itself would, but with nothing left out and nothing left over.
 
     Raises:

@@ -1,3 +1,5 @@
+"""The two halves that a LLaVA is built of, loaded: vision tower and chat model, image processor and tokenizer."""
+
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any

@@ -1,4 +1,7 @@
-"""Which vision towers and chat models fit into a LLaVA, told from their configs before any weight is loaded."""
+"""The config of a LLaVA, read from its folder or composed of two backbones: a vision tower and a chat model.
+
+Whether a backbone fits is found out from its config, before any weight is loaded.
+"""
 
 from pathlib import Path
 
@@ -8,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlavaConfig, PreTrain
 
 from train_llava.cli import InputError
 from train_llava.model.load import read_json
-from train_llava.model.structure import CLIP, SIGLIP
+from train_llava.model.structure import CLIP, SIGLIP, image_config
 
 SUPPORTED = (  # a test builds each of them
     "Supported are CLIP, SigLIP and SigLIP 2 of fixed size, and dense chat models such as Qwen1.5, Qwen2, Qwen2.5, "
@@ -33,7 +36,7 @@ def read_config(name: str | Path, flag: str = "") -> PreTrainedConfig:
         raise InputError(f"{flag} {name}: no config to be read there ({reason}). {hint}.".strip()) from error
 
 
-def tower_config(name: str | Path, flag: str = "") -> PreTrainedConfig:
+def read_vision_config(name: str | Path, flag: str = "") -> PreTrainedConfig:
     """The config of a vision tower, alone or as a part of a CLIP or SigLIP.
 
     Raises:
@@ -49,7 +52,7 @@ def tower_config(name: str | Path, flag: str = "") -> PreTrainedConfig:
     return config
 
 
-def text_config(name: str | Path, flag: str = "") -> PreTrainedConfig:
+def read_text_config(name: str | Path, flag: str = "") -> PreTrainedConfig:
     """The config of a chat model.
 
     Raises:
@@ -72,7 +75,7 @@ def misfit(chat_model: nn.Module) -> str | None:
     """What keeps a chat model from being the language model of a LLaVA and from being trained; None if nothing does.
 
     LLaVA's class puts the last hidden states through a matrix. The training works on the layers' plain matrices
-    (train_type.py, forward.py, activations.py).
+    (freeze.py, loss.py, activations.py).
     """
     config, head = chat_model.config, getattr(chat_model, "lm_head", None)
     inner = getattr(chat_model, "model", None)
@@ -100,26 +103,21 @@ def logit_scale(config: PreTrainedConfig) -> float:
     return getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
 
 
-def join(tower: PreTrainedConfig, text: PreTrainedConfig, **options) -> LlavaConfig:
-    """Both configs as a LLaVA's, with all of CLIP's features but CLS, or all of SigLIP's.
+def compose_config(vision: PreTrainedConfig, text: PreTrainedConfig, **options) -> LlavaConfig:
+    """The config of a LLaVA out of those of its two backbones.
 
-    Logits are scaled by the head itself (see `build_model.scaled_head`), which then is no longer the embedding table.
+    A LLaVA's class does not scale logits: the head itself will (see `backbones.scaled_head`), and so is no longer the
+    embedding table. `text` is told so in place.
     """
     tied = text.tie_word_embeddings and logit_scale(text) == 1
     for name in {"logit_scale", "logits_scaling"} & {*text.to_dict()}:
         setattr(text, name, 1.0)
     text.tie_word_embeddings = tied
-    return LlavaConfig(
-        vision_config=tower,
-        text_config=text,
-        image_seq_length=(tower.image_size // tower.patch_size) ** 2,
-        vision_feature_select_strategy="default" if tower.model_type == CLIP else "full",
-        tie_word_embeddings=tied,
-        **options,
-    )
+    images = image_config(vision)
+    return LlavaConfig(vision_config=vision, text_config=text, tie_word_embeddings=tied, **images, **options)
 
 
-def whole_config(name: str | Path) -> LlavaConfig:
+def load_llava_config(name: str | Path) -> LlavaConfig:
     """The config of a LLaVA.
 
     Raises:
@@ -137,19 +135,6 @@ def whole_config(name: str | Path) -> LlavaConfig:
     return config
 
 
-def joined_config(vision: str | Path, language: str | Path) -> LlavaConfig:
-    """The config of the LLaVA that train_llava.build_model would make of two halves.
-
-    Raises:
-        InputError: one of them is not of a supported kind.
-    """
-    tower, text = (
-        tower_config(vision, "--vision_model_name_or_path"),
-        text_config(language, "--language_model_name_or_path"),
-    )
-    return join(tower, text)
-
-
-def positions_of(config: LlavaConfig) -> int | None:
+def max_positions(config: LlavaConfig) -> int | None:
     """The most tokens that the language model was made for; None where its config does not say."""
     return getattr(config.text_config, "max_position_embeddings", None)

@@ -50,7 +50,7 @@ def new_folder(output_dir: Path, overwrite: bool = False, needed: int = 0) -> It
     """
     check_output_dir(output_dir, overwrite)
     with output_folder(output_dir):
-        mend(output_dir)
+        recover_model(output_dir)
         free = shutil.disk_usage(output_dir).free
         if needed > free:
             sizes = f"the model takes {needed / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB free"
@@ -67,7 +67,7 @@ def put_in_place(new: Path, folder: Path) -> None:
     """Moves the files of a model into a folder, where they replace those of another one.
 
     The config goes first and comes last, so that no mixture of the two ever loads; whatever ends the process in
-    between, `mend` brings the old model back. A card that somebody else has written stays.
+    between, `recover_model` brings the old model back. A card that somebody else has written stays.
     """
     if is_foreign_card(folder / CARD):
         (new / CARD).unlink(missing_ok=True)
@@ -88,7 +88,7 @@ def model_files(folder: Path) -> set[Path]:
     return {path for pattern in MODEL_FILES for path in folder.glob(pattern)}
 
 
-def mend(folder: Path) -> None:
+def recover_model(folder: Path) -> None:
     """Brings back a model whose replacing was cut off, and takes away what no process is making any more. The folder
     must be this process's alone."""
     for leaving in folder.glob(f"{LEAVING}*"):

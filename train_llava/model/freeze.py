@@ -10,51 +10,105 @@
 With use_lora, `--train_projector false` leaves the projector as it is, `--lora_target_modules` names other layers of
 the language model (or, as a regular expression, of the tower and the language model), and `--vision_lora true` adapts
 the vision tower's attention too.
+
+To add a strategy, add its name to `structure.Strategy` and its rows to `train_only`.
 """
 
 import re
+from dataclasses import dataclass
 
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import LlavaForConditionalGeneration
 
-from train_llava.arguments import ModelArguments
 from train_llava.cli import InputError
-from train_llava.model.structure import unread_layers, unread_modules
+from train_llava.model.structure import count_trained, unused_vision_modules, used_vision_layers
 
 VISION_ATTENTION = "q_proj|k_proj|v_proj|out_proj"  # CLIP's and SigLIP's names
 
 
-def apply_train_type(model: LlavaForConditionalGeneration, args: ModelArguments) -> nn.Module:
-    """Freezes and adapts in place; returns the model to train, a PeftModel for use_lora."""
-    model.requires_grad_(args.train_type == "none")
+@dataclass
+class LoraSettings:
+    """What use_lora adapts, and how; see the flags of the same names in arguments.py."""
+
+    lora_r: int = 32
+    lora_alpha: int = 64
+    lora_dropout: float = 0.05
+    lora_target_modules: list[str] | None = None  # None: the matrices of the language model's attention
+    train_projector: bool = True
+    vision_lora: bool = False
+
+
+def apply_train_type(
+    model: LlavaForConditionalGeneration, train_type: str, lora: LoraSettings | None = None
+) -> nn.Module:
+    """Freezes and adapts a model in place; returns the model to train, a PeftModel for use_lora.
+
+    Raises:
+        InputError: see `lora_targets`.
+    """
     tower = model.model.vision_tower
-    if args.train_type == "use_lora":
-        config = LoraConfig(
-            task_type="CAUSAL_LM",
-            r=args.lora_r,
-            lora_alpha=args.lora_alpha,
-            lora_dropout=args.lora_dropout,
-            target_modules=lora_targets(model, args),
-            modules_to_save=["multi_modal_projector"] if args.train_projector else None,
-        )
-        model = get_peft_model(model, config)
+    if train_type == "use_lora":
+        model.requires_grad_(False)
+        model = add_lora(model, lora or LoraSettings())
     else:
-        model.model.multi_modal_projector.requires_grad_(True)
-        if args.train_type == "freeze_vision":
-            model.model.language_model.requires_grad_(True)
-            model.lm_head.requires_grad_(True)
-        for module in unread_modules(model):
-            module.requires_grad_(False)
-    if not any(parameter.requires_grad for parameter in tower.parameters()):
+        train_only(model, train_type)
+    if not count_trained(tower):
         # --gradient_checkpointing asks for gradients at every embedding, the patches' among them, and so would run a
         # frozen tower twice and send gradients through it (transformers' enable_input_require_grads)
-        tower.forward = torch.no_grad()(tower.forward)
+        without_gradients(tower)
     return model
 
 
-def lora_targets(model: LlavaForConditionalGeneration, args: ModelArguments) -> str:
+def train_only(model: LlavaForConditionalGeneration, train_type: str) -> None:
+    """Gives gradients to what a strategy without adapters trains, and to nothing else."""
+    inner = model.model
+    trained = {
+        "projector": [inner.multi_modal_projector],
+        "freeze_vision": [inner.multi_modal_projector, inner.language_model, model.lm_head],
+        "none": [model],
+    }
+    model.requires_grad_(False)
+    for module in trained[train_type]:
+        module.requires_grad_(True)
+    for module in unused_vision_modules(model):
+        module.requires_grad_(False)
+
+
+def add_lora(model: LlavaForConditionalGeneration, settings: LoraSettings) -> nn.Module:
+    """Puts LoRA adapters on a frozen model.
+
+    Raises:
+        InputError: see `lora_targets`.
+    """
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=settings.lora_r,
+        lora_alpha=settings.lora_alpha,
+        lora_dropout=settings.lora_dropout,
+        target_modules=lora_targets(model, settings),
+        modules_to_save=["multi_modal_projector"] if settings.train_projector else None,
+    )
+    return get_peft_model(model, config)
+
+
+def without_gradients(module: nn.Module) -> None:
+    """Lets a module's forward pass run under no_grad, with hooks that stay with the module."""
+    before: list[bool] = []  # a stack, as the passes of a module may be inside each other
+
+    def begin(*args) -> None:
+        before.append(torch.is_grad_enabled())
+        torch.set_grad_enabled(False)
+
+    def end(*args) -> None:
+        torch.set_grad_enabled(before.pop())
+
+    module.register_forward_pre_hook(begin)
+    module.register_forward_hook(end, always_call=True)
+
+
+def lora_targets(model: LlavaForConditionalGeneration, settings: LoraSettings) -> str:
     """A regular expression on the whole name, since the suffixes q_proj, k_proj, v_proj also occur in CLIP.
 
     Raises:
@@ -62,7 +116,7 @@ def lora_targets(model: LlavaForConditionalGeneration, args: ModelArguments) -> 
     """
     attention = model.model.language_model.layers[0].self_attn
     own = [name for name, module in attention.named_children() if isinstance(module, nn.Linear)]  # Phi-3 has qkv_proj
-    wanted = args.lora_target_modules or own
+    wanted = settings.lora_target_modules or own
     if len(wanted) == 1 and not re.fullmatch(r"[\w.]+", wanted[0]):
         targets = checked_pattern(model, wanted[0])
     else:
@@ -71,9 +125,8 @@ def lora_targets(model: LlavaForConditionalGeneration, args: ModelArguments) -> 
             if not any(name.endswith(f".{target}") for name in names):
                 raise InputError(f"--lora_target_modules {target}: no such layer; there are {usual_layers(model)}.")
         targets = rf".*language_model.*\.({'|'.join(map(re.escape, wanted))})"
-    if args.vision_lora:
-        read = len(model.model.vision_tower.encoder.layers) - len(unread_layers(model))
-        layers = "|".join(map(str, range(read)))
+    if settings.vision_lora:
+        layers = "|".join(map(str, range(len(used_vision_layers(model)))))
         targets = rf"{targets}|.*vision_tower.*layers\.({layers})\..*\.({VISION_ATTENTION})"
     return targets
 

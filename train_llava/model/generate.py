@@ -1,3 +1,5 @@
+"""Questions about images -> the model's answers: one batch, any number of them, or a stream of pieces."""
+
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import islice
@@ -126,7 +128,7 @@ def caption_rows(
 ) -> list[dict[str, Any]]:
     """Asks each example's first question; one row per example: id, image, prompt, reference, caption, exact.
 
-    `options` are those of `infer.answers`.
+    `options` are those of `answers`.
     """
     rows = []
 

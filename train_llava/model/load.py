@@ -24,10 +24,10 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.utils import is_bitsandbytes_available
 
 from train_llava.cli import InputError
-from train_llava.model.adapters import check_base, with_adapter
+from train_llava.model.adapters import add_adapter, check_base
 from train_llava.model.folder import LEAVING, REPLACED
-from train_llava.model.structure import CLIP, SIGLIP
-from train_llava.model.weights import UNREAD, fingerprint, finite, stored_tensors, weight_files
+from train_llava.model.structure import CLIP, SIGLIP, processor_config
+from train_llava.model.weights import NOT_READ, fingerprint, finite, stored_tensors, weight_files
 from train_llava.processing.chat_template import CONTENT_PARTS, ChatTemplate
 
 Model = LlavaForConditionalGeneration | PeftModel
@@ -62,7 +62,7 @@ def load(
     if adapter is not None:
         read_json(adapter, "adapter_config.json")
         if not list(adapter.glob("adapter_model.*")):
-            raise InputError(nothing_in(adapter, "adapter_model.safetensors"))
+            raise InputError(missing_file_message(adapter, "adapter_model.safetensors"))
     config = read_json(folder, "config.json")
     if (kind := config.get("model_type")) != "llava":
         raise InputError(f"{folder}: a {kind!r} model, not a LLaVA. Build one with python -m train_llava.build_model.")
@@ -81,7 +81,7 @@ def load(
     if adapter is not None:
         check_base(adapter, model)
         try:
-            model = with_adapter(model, adapter)
+            model = add_adapter(model, adapter)
         except BROKEN as error:
             raise InputError(f"{adapter}: cannot be put on {model.name_or_path} ({error}).") from error
     if torch.cuda.is_available() and not in_4bit:  # what is in 4 bits is there already
@@ -105,7 +105,7 @@ def load_weights(
     model.fingerprint = print_of_it
     if lacking := sorted(info["missing_keys"]):
         raise ValueError(f"{len(lacking)} weights are missing, such as {lacking[0]}")
-    if left := sorted(name for name in info["unexpected_keys"] if not UNREAD.search(name)):
+    if left := sorted(name for name in info["unexpected_keys"] if not NOT_READ.search(name)):
         raise ValueError(f"{len(left)} weights fit nowhere, such as {left[0]}")
     if is_deepspeed_zero3_enabled():
         # transformers forgets here which names it changed in loading, and in saving would change them twice
@@ -159,7 +159,7 @@ def load_processor(model_name_or_path: Name, model_folder: Path | None = None) -
     """
     folder = fetch(model_name_or_path)
     if not list(folder.glob("*processor_config.json")):
-        raise InputError(nothing_in(folder, "processor_config.json"))
+        raise InputError(missing_file_message(folder, "processor_config.json"))
     try:
         # whatever class the folder names: with that of CLIP, answers would get blanks in other programs (zero_nlp 185)
         processor = LlavaProcessor.from_pretrained(folder, trust_remote_code=False)
@@ -169,9 +169,8 @@ def load_processor(model_name_or_path: Name, model_folder: Path | None = None) -
         config = LlavaConfig.from_pretrained(model_folder or folder)
         if config.vision_config.model_type not in (CLIP, SIGLIP):  # such as Pixtral's, which writes other image tokens
             raise InputError(f"{folder}: a vision tower of kind {config.vision_config.model_type}, not CLIP or SigLIP.")
-        processor.patch_size = config.vision_config.patch_size
-        processor.vision_feature_select_strategy = config.vision_feature_select_strategy
-        processor.num_additional_image_tokens = int(config.vision_config.model_type == CLIP)  # its CLS
+        for name, value in processor_config(config).items():
+            setattr(processor, name, value)
     pad_left(processor.tokenizer)
     template = processor.chat_template or processor.tokenizer.chat_template
     if not template:
@@ -226,7 +225,7 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
     try:
         content = json.loads((folder / name).read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(nothing_in(folder, name)) from error
+        raise InputError(missing_file_message(folder, name)) from error
     except ValueError as error:
         raise InputError(f"{folder / name}: not valid JSON ({error}). Fetch it again.") from error
     if not isinstance(content, dict):
@@ -234,7 +233,7 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
     return content
 
 
-def nothing_in(folder: Path, name: str) -> str:
+def missing_file_message(folder: Path, name: str) -> str:
     """Why there is no such file, and what to give instead."""
     whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]  # written last
     if whole:

@@ -16,21 +16,23 @@ from torch.utils.checkpoint import checkpoint
 from transformers import LlavaForConditionalGeneration
 from transformers.models.llava.modeling_llava import LlavaCausalLMOutputWithPast
 
-from train_llava.model.structure import unread_layers
+from train_llava.model.structure import unused_vision_layers
 from train_llava.processing.chat import IGNORE_INDEX
 
 ROWS = "answer_rows"  # the name under which layers are told them
 CHUNK = 512  # rows of logits at a time: 0.3 GB of them in fp32 with Qwen's vocabulary
 
 
-def predicting(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def shift_labels(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Labels (batch, length) -> where in the flattened batch a token is to be predicted, and which: both (answers,)."""
     following = nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX).flatten()
     rows = (following != IGNORE_INDEX).nonzero().squeeze(1)
     return rows, following[rows]
 
 
-def answer_loss(head: nn.Module, hidden: torch.Tensor, targets: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
+def chunked_cross_entropy(
+    head: nn.Module, hidden: torch.Tensor, targets: torch.Tensor, smoothing: float = 0.0
+) -> torch.Tensor:
     """Sum of -log p(target) over rows of hidden states (answers, width) and targets (answers,), in fp32.
 
     `smoothing` gives that share of the target's probability to all tokens alike (Szegedy et al., arXiv:1512.00567,
@@ -71,14 +73,14 @@ def after_last_attention(llava: LlavaForConditionalGeneration) -> list[nn.Module
     return [last.self_attn.o_proj, last.mlp]
 
 
-def trim_forward(llava: LlavaForConditionalGeneration, smoothing: float = 0.0) -> None:
+def patch_forward(llava: LlavaForConditionalGeneration, smoothing: float = 0.0) -> None:
     """Changes a model in place: asked with `labels`, it gives the plain model's loss without the plain model's waste.
 
-    In training mode the loss may be smoothed (see `answer_loss`). In eval mode it is the plain mean over the batch's
-    tokens, and `logits` holds what a mean over many batches is made of: (batch, 2), see `record_losses`. Without
-    labels, as in `generate`, the model answers as before. What is saved does not change.
+    In training mode the loss may be smoothed (see `chunked_cross_entropy`). In eval mode it is the plain mean over the
+    batch's tokens, and `logits` holds what a mean over many batches is made of: (batch, 2), see `record_losses`.
+    Without labels, as in `generate`, the model answers as before. What is saved does not change.
     """
-    work_at_rows(llava.model.language_model.layers[-1], after_last_attention(llava))
+    compute_at_positions(llava.model.language_model.layers[-1], after_last_attention(llava))
     plain: Callable[..., Any] = llava.forward
 
     @wraps(plain)  # transformers reads from the signature what a model takes
@@ -88,14 +90,14 @@ def trim_forward(llava: LlavaForConditionalGeneration, smoothing: float = 0.0) -
         if labels is None:
             return plain(*args, **inputs)
         # counted before the layers: a GPU must be waited for, and here it has nothing to do yet
-        rows, targets = predicting(labels)
-        with passed_by(unread_layers(llava)):
+        rows, targets = shift_labels(labels)
+        with skip_layers(unused_vision_layers(llava)):
             outputs = llava.model(*args, **inputs | {"use_cache": False, ROWS: rows})
         hidden = outputs.last_hidden_state.flatten(0, 1)[rows]  # (answers, width)
         if not llava.training:
             table = record_losses(llava.lm_head, hidden, targets, rows // labels.shape[1], len(labels))
             return LlavaCausalLMOutputWithPast(loss=table[:, 0].sum() / table[:, 1].sum(), logits=table)
-        loss = answer_loss(llava.lm_head, hidden, targets, smoothing)
+        loss = chunked_cross_entropy(llava.lm_head, hidden, targets, smoothing)
         count = torch.as_tensor(len(rows) if num_items_in_batch is None else num_items_in_batch)
         return LlavaCausalLMOutputWithPast(loss=loss / count.clamp(min=1))  # without answers 0, not 0 / 0
 
@@ -103,7 +105,7 @@ def trim_forward(llava: LlavaForConditionalGeneration, smoothing: float = 0.0) -
 
 
 @contextmanager
-def passed_by(layers: Iterable[nn.Module]) -> Iterator[None]:
+def skip_layers(layers: Iterable[nn.Module]) -> Iterator[None]:
     """Within this, layers give back what they are given. Nobody reads that, so it is never worked out again."""
     plain = {layer: layer.forward for layer in layers}
     for layer in plain:
@@ -115,7 +117,7 @@ def passed_by(layers: Iterable[nn.Module]) -> Iterator[None]:
             layer.forward = forward
 
 
-def work_at_rows(layer: nn.Module, modules: list[nn.Module]) -> None:
+def compute_at_positions(layer: nn.Module, modules: list[nn.Module]) -> None:
     """Lets modules of a layer that work on each position alone, and after its attention, do so at some rows of the
     flattened batch; zeros stand elsewhere.
 

@@ -9,6 +9,7 @@ from transformers import LlavaForConditionalGeneration, PreTrainedModel, pipelin
 from train_llava.cli import InputError
 from train_llava.ingest.conversation import IMAGE_TOKEN
 from train_llava.model.config import logit_scale, read_config
+from train_llava.model.structure import LANGUAGE, PROJECTOR, VISION, component_of
 from train_llava.model.weights import canonical, stored_tensors
 from train_llava.processing.chat import ChatEncoder
 
@@ -28,15 +29,17 @@ def check_weights(output_dir: Path, model: LlavaForConditionalGeneration, source
     """
     built = {canonical(name): value for name, value in model.state_dict().items()}
     published = {} if sources else built
-    for part, folder in zip(("vision", "language"), sources or (), strict=False):
-        published |= {canonical(name, part): value for name, value in stored_tensors(folder)}
-    head = "language: lm_head.weight"
+    for component, folder in zip((VISION, LANGUAGE), sources or (), strict=False):
+        published |= {canonical(name, component): value for name, value in stored_tensors(folder)}
+    head = canonical("lm_head.weight")
     if sources and (scale := logit_scale(read_config(sources[1]))) != 1:
-        published[head] = published.get(head, published["language: embed_tokens.weight"]) * scale
+        published[head] = published.get(head, published[canonical("model.embed_tokens.weight", LANGUAGE)]) * scale
     saved = {head} if model.config.tie_word_embeddings else set()
     for name, value in ((canonical(name), value) for name, value in stored_tensors(output_dir)):
         saved.add(name)
-        reference = built[name] if "projector" in name else published.get(name)  # the projector has no source
+        reference = (
+            built[name] if component_of(name) == PROJECTOR else published.get(name)
+        )  # the projector has no source
         if reference is None:
             raise RuntimeError(f"{output_dir}: {name} has no counterpart in the sources")
         # a table that was made larger has new rows, which no source knows

@@ -40,7 +40,7 @@ def check_mergeable(adapter: Path, base: Path) -> None:
 
 def check_merge(merged: LlavaForConditionalGeneration, base: Path, adapter: Path) -> int:
     """Compares a model with what the two folders' files say: weights with an adapter are sums within roundings (see
-    lora_sum.py), all others equal the adapter's (the projector) or the base's bit for bit. Returns how many are sums.
+    `lora_sum`), all others equal the adapter's (the projector) or the base's bit for bit. Returns how many are sums.
 
     Raises:
         RuntimeError: names a weight that differs, or a tensor of the adapter that no weight has taken in.

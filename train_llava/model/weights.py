@@ -10,9 +10,11 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
+from train_llava.model.structure import LANGUAGE, PROJECTOR, VISION, component_of
+
 PREFIX = re.compile(r"^(model\.)?(vision_tower\.|language_model\.)?(vision_model\.|model\.)?")
 # buffers that older versions saved, and parts of a tower behind the layer that a LLaVA reads
-UNREAD = re.compile(r"(position_ids|inv_freq)$|vision_tower\.(vision_model\.)?(head|post_layernorm)\.")
+NOT_READ = re.compile(r"(position_ids|inv_freq)$|vision_tower\.(vision_model\.)?(head|post_layernorm)\.")
 SAMPLE = 256  # values from the start, the middle and the end of a tensor
 
 
@@ -37,12 +39,12 @@ def stored_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
                 yield name, file.get_tensor(name)
 
 
-def canonical(name: str, part: str = "") -> str:
+def canonical(name: str, component: str = "") -> str:
     """One name for a tensor, however a version of transformers nests it in a file."""
-    if "multi_modal_projector" in name:
+    component = component or component_of(name)
+    if component == PROJECTOR:
         return name.removeprefix("model.")
-    part = part or ("vision" if "vision_tower" in name else "language")
-    return f"{part}: {PREFIX.sub('', name)}"
+    return f"{VISION if component == VISION else LANGUAGE}: {PREFIX.sub('', name)}"
 
 
 def take_stored_names(model: nn.Module) -> None:
@@ -57,7 +59,7 @@ def take_stored_names(model: nn.Module) -> None:
         for name in [*state]:
             if canonical(name) in own:
                 state[own[canonical(name)]] = state.pop(name)
-            elif not UNREAD.search(name):
+            elif not NOT_READ.search(name):
                 raise RuntimeError(f"the checkpoint has a weight that fits nowhere: {name}")
 
     model.register_load_state_dict_pre_hook(rename)
@@ -87,7 +89,7 @@ def fingerprint(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
     """
     digests = set()  # so that a tied head counts once, whether it is in the file or not
     for name, value in tensors:
-        if value.is_floating_point() and not UNREAD.search(name):
+        if value.is_floating_point() and not NOT_READ.search(name):
             flat, middle = value.detach().reshape(-1), value.numel() // 2
             parts = [flat[:SAMPLE], flat[middle : middle + SAMPLE], flat[-SAMPLE:]]
             shape = str(tuple(value.shape)).encode()

@@ -1,5 +1,8 @@
 """How near answers are to their references: exact match, and the metrics of image captioning as COCO computes them.
 
+The latter need the package pycocoevalcap: 100 MB, mostly Java, which is not used; so it is not among the requirements.
+To add a metric, compute it in `caption_metrics`.
+
 Words are runs of letters with their marks (vowel signs, accents) and digits, in lower case and Unicode's form NFC; each
 Chinese or Japanese character is one. COCO's own tokenizer is a Java program, which differs at apostrophes and hyphens
 (arXiv:1504.00325, section 3.1).
@@ -7,6 +10,7 @@ Chinese or Japanese character is one. COCO's own tokenizer is a Java program, wh
 
 import unicodedata
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 import regex
 
@@ -20,7 +24,7 @@ def words(text: str) -> str:
 
 
 def caption_metrics(answers: Sequence[str], references: Sequence[str]) -> tuple[dict[str, float], dict[str, list]]:
-    """Metrics of all answers together, and those of each.
+    """Metrics of all answers together, and those of each; without pycocoevalcap exact match alone.
 
     exact_match: the share of answers equal to their reference, blanks at the ends aside.
     bleu_1, bleu_4: precision of up to 1 or 4 words, 0 to 1 (Papineni et al., 2002); of the corpus, not a mean.
@@ -28,15 +32,18 @@ def caption_metrics(answers: Sequence[str], references: Sequence[str]) -> tuple[
     cider: CIDEr-D, 0 to 10; words that few references have count for more, so one record alone has 0
     (arXiv:1411.5726).
     """
+    exact = [answer.strip() == reference.strip() for answer, reference in zip(answers, references, strict=True)]
+    metrics: dict[str, float] = {"exact_match": sum(exact) / len(exact)}
+    each: dict[str, list] = {"exact": exact}
+    if find_spec("pycocoevalcap") is None:
+        return metrics, each
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider
     from pycocoevalcap.rouge.rouge import Rouge
 
-    said, right = ({i: [words(text)] for i, text in enumerate(texts)} for texts in (answers, references))
-    bleu, _ = Bleu(4).compute_score(right, said, verbose=0)
-    rouge, each_rouge = Rouge().compute_score(right, said)
-    cider, each_cider = Cider().compute_score(right, said)
-    exact = [answer.strip() == reference.strip() for answer, reference in zip(answers, references, strict=True)]
-    together = {"exact_match": sum(exact) / len(exact), "bleu_1": bleu[0], "bleu_4": bleu[3]}
-    each = {"exact": exact, "rouge_l": each_rouge.tolist(), "cider": each_cider.tolist()}
-    return {name: float(value) for name, value in {**together, "rouge_l": rouge, "cider": cider}.items()}, each
+    hypotheses, truths = ({i: [words(text)] for i, text in enumerate(texts)} for texts in (answers, references))
+    bleu, _ = Bleu(4).compute_score(truths, hypotheses, verbose=0)
+    rouge, each_rouge = Rouge().compute_score(truths, hypotheses)
+    cider, each_cider = Cider().compute_score(truths, hypotheses)
+    metrics |= {"bleu_1": bleu[0], "bleu_4": bleu[3], "rouge_l": float(rouge), "cider": float(cider)}
+    return metrics, each | {"rouge_l": each_rouge.tolist(), "cider": each_cider.tolist()}

@@ -1,3 +1,5 @@
+"""A drawn sheet of images with the model's caption under each."""
+
 from typing import Any
 
 from PIL import Image, ImageDraw

@@ -1,8 +1,11 @@
-"""What each layer keeps of a batch for its backward pass, worked out from what autograd saves in transformers' layers.
+"""The activations that each layer saves for its backward pass: a formula for each kind of layer.
 
 After the method of Korthikanti et al. (arXiv:2205.05198, section 4), with the layers of Llama, Qwen2, CLIP and SigLIP
 under SDPA attention (transformers 5.23, models/*/modeling_*.py) in place of GPT's, and told apart by what is frozen: a
-product keeps its input only for the gradient of its weight. `benchmarks/estimate_check.py` compares with a simulation.
+product keeps its input only for the gradient of its weight.
+
+Why formulas, where `benchmarks` can simulate a step of any architecture: a simulation takes 2 to 4 seconds, a formula
+a millisecond, and an estimate looks at hundreds of settings. Tests compare the formulas with the simulation.
 
 Sizes are in bytes; `s` is that of an element, 2 in bf16 and 4 in fp32.
 """
@@ -14,7 +17,7 @@ from typing import Any
 from torch import nn
 
 from train_llava.model.loss import CHUNK
-from train_llava.model.structure import CLIP, unread_layers, weights_in
+from train_llava.model.structure import count_trained, patches_per_image, positions_per_image, used_vision_layers
 
 
 @dataclass
@@ -42,42 +45,46 @@ class Stage:
     """A piece of the model in the order of the forward pass. All but `trained` is per unit."""
 
     unit: str  # image, token, supervised token, or row of logits
-    kept: float  # what it keeps for its backward pass
-    work: float = 0.0  # what its backward pass needs beside it
-    input: float = 0.0  # what is left of `kept` under gradient checkpointing
+    saved: float  # what it saves for its backward pass
+    workspace: float = 0.0  # what its backward pass needs beside that
+    checkpoint: float = 0.0  # what is left of `saved` under gradient checkpointing
     trained: int = 0  # weights with a gradient
     can_checkpoint: bool = False
 
 
-def kept(stage: Stage, batch: Batch, checkpointing: bool) -> float:
-    """Bytes from a stage's forward pass to its backward pass; logits that come in chunks are not kept (forward.py)."""
+def saved_activations(stage: Stage, batch: Batch, checkpointing: bool) -> float:
+    """Bytes from a stage's forward pass to its backward pass; logits that come in chunks are not kept (loss.py)."""
     if stage.unit == "logits" and batch.answers > CHUNK:
         return 0
-    return batch.units(stage.unit) * (stage.input if checkpointing and stage.can_checkpoint else stage.kept)
+    each = stage.checkpoint if checkpointing and stage.can_checkpoint else stage.saved
+    return batch.units(stage.unit) * each
 
 
 def stages(llava: nn.Module, s: int, mask: int) -> Iterator[Stage]:
     """The pieces of a LLaVA; `mask` is the size of an element of a dropout's mask, a byte on a GPU."""
     inner, text, vision = llava.model, llava.config.text_config, llava.config.vision_config
     tower, language = inner.vision_tower, inner.language_model
-    patches = (vision.image_size // vision.patch_size) ** 2
-    positions = patches + (vision.model_type == CLIP)
+    patches, positions = patches_per_image(vision), positions_per_image(vision)
     below = is_trained(tower)
-    yield Stage("image", 0, trained=trained_in(tower) - trained_in(tower.encoder.layers))
-    for layer in tower.encoder.layers[: len(tower.encoder.layers) - len(unread_layers(llava))]:
+    yield Stage("image", 0, trained=count_trained(tower) - count_trained(tower.encoder.layers))
+    for layer in used_vision_layers(llava):
         bytes_each = vision_layer(layer, vision, s, mask)
-        options = {"input": positions * s * vision.hidden_size, "trained": trained_in(layer), "can_checkpoint": below}
-        work = positions * 2 * s * vision.intermediate_size
-        yield Stage("image", positions * bytes_each if below else 0, work, **options)
+        options = {
+            "checkpoint": positions * s * vision.hidden_size,
+            "trained": count_trained(layer),
+            "can_checkpoint": below,
+        }
+        workspace = positions * 2 * s * vision.intermediate_size
+        yield Stage("image", positions * bytes_each if below else 0, workspace, **options)
     yield projector_stage(inner.multi_modal_projector, vision.hidden_size, text.hidden_size, patches, s)
-    yield Stage("token", s * text.hidden_size, trained=trained_in(language.embed_tokens))
+    yield Stage("token", s * text.hidden_size, trained=count_trained(language.embed_tokens))
     for layer in language.layers[:-1]:
         yield decoder_stage([attention_bytes(layer, text, s, mask), mlp_bytes(layer, text, s, mask)], layer, text, s)
     last = language.layers[-1]  # whose MLP runs at answers alone
     yield decoder_stage([attention_bytes(last, text, s, mask)], last, text, s)
     yield Stage("answer", mlp_bytes(last, text, s, mask), can_checkpoint=True)
     norm = norm_bytes(language.norm, [], text.hidden_size, s)
-    yield Stage("token", norm, 3 * 4 * text.hidden_size, trained=trained_in(language.norm))
+    yield Stage("token", norm, 3 * 4 * text.hidden_size, trained=count_trained(language.norm))
     yield head_stage(llava, text, s)
 
 
@@ -87,9 +94,9 @@ def decoder_stage(parts: list[float], layer: nn.Module, config: Any, s: int) -> 
     Rotary embeddings multiply by constants and keep nothing, neither do residual sums. The backward pass works on three
     gradients of the MLP's width and two of the layer's at a time.
     """
-    work = 3 * s * config.intermediate_size + 2 * s * config.hidden_size
-    options = {"input": s * config.hidden_size, "trained": trained_in(layer), "can_checkpoint": True}
-    return Stage("token", sum(parts), work, **options)
+    workspace = 3 * s * config.intermediate_size + 2 * s * config.hidden_size
+    options = {"checkpoint": s * config.hidden_size, "trained": count_trained(layer), "can_checkpoint": True}
+    return Stage("token", sum(parts), workspace, **options)
 
 
 def attention_bytes(layer: nn.Module, config: Any, s: int, mask: int) -> float:
@@ -152,18 +159,18 @@ def vision_layer(layer: nn.Module, config: Any, s: int, mask: int) -> float:
 def projector_stage(projector: nn.Module, vision_width: int, width: int, patches: int, s: int) -> Stage:
     """Per image: the tower's features, and input and output of the GELU, where trained."""
     size = s * (vision_width + 2 * width) if is_trained(projector) else 0
-    return Stage("image", patches * size, patches * 2 * s * width, trained=trained_in(projector))
+    return Stage("image", patches * size, patches * 2 * s * width, trained=count_trained(projector))
 
 
 def head_stage(llava: nn.Module, config: Any, s: int) -> Stage:
     """Per row of logits, with a vocabulary of V: what the head reads (s H), and the log-softmax in fp32 (4 V).
 
-    Of long answers a chunk of rows is there at a time (see forward.py). The loss's backward pass needs its own gradient
+    Of long answers a chunk of rows is there at a time (see loss.py). The loss's backward pass needs its own gradient
     and that of the logits, both in fp32 (8 V).
     """
-    kept_bytes = 4 * config.vocab_size + s * config.hidden_size * needs_input(llava.lm_head)
-    trained = 0 if llava.config.tie_word_embeddings else trained_in(llava.lm_head)  # or the embedding table has it
-    return Stage("logits", kept_bytes, 8 * config.vocab_size, trained=trained)
+    saved = 4 * config.vocab_size + s * config.hidden_size * needs_input(llava.lm_head)
+    trained = 0 if llava.config.tie_word_embeddings else count_trained(llava.lm_head)  # or the embedding table has it
+    return Stage("logits", saved, 8 * config.vocab_size, trained=trained)
 
 
 def adapter_bytes(layer: nn.Module, s: int, mask: int) -> float:
@@ -188,8 +195,3 @@ def needs_input(product: nn.Module) -> bool:
 def is_trained(module: nn.Module) -> bool:
     """Any weight of it."""
     return any(parameter.requires_grad for parameter in module.parameters())
-
-
-def trained_in(module: nn.Module) -> int:
-    """Weights with a gradient."""
-    return sum(weights_in(parameter) for parameter in module.parameters() if parameter.requires_grad)

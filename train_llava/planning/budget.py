@@ -1,50 +1,92 @@
-"""Before weights are loaded: will memory do? Before the first step: will the disk?"""
+"""Before weights are loaded: will a step fit into memory? And how much will a checkpoint take of the disk?"""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import psutil
 import torch
 from peft import PeftModel
 from torch import nn
+from transformers import LlavaConfig
+from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
-from train_llava.arguments import LlavaTrainingArguments
+from train_llava.arguments import LlavaTrainingArguments, ModelArguments
 from train_llava.cli import InputError
-from train_llava.model.structure import llava_in, weights_in
-from train_llava.planning.activations import Batch, trained_in
-from train_llava.planning.memory import Sharing, Step, optimizer_bytes
+from train_llava.model.structure import count_trained, count_weights, llava_in
+from train_llava.planning.activations import Batch
+from train_llava.planning.memory import MemoryModel, ZeroConfig, optimizer_bytes
+from train_llava.planning.meta_model import meta_model
 
 
-def check_memory(step: Step, batch: Batch, sharing: Sharing, args: LlavaTrainingArguments) -> str:
-    """Compares what a step will need with the memory of this rank; returns the verdict in one line.
+def check_memory_budget(
+    config: LlavaConfig, dtype: torch.dtype, batch: Batch, model_args: ModelArguments, args: LlavaTrainingArguments
+) -> str:
+    """Compares what a training step will need with the memory of this rank; returns the verdict in one line.
+
+    Args:
+        config: of the whole LLaVA.
+        dtype: in which its weights will be held.
+        batch: the largest one.
+
+    Raises:
+        InputError: see `memory_verdict`.
+    """
+    with no_deepspeed_config(args):
+        model = meta_model(config, dtype, model_args.train_type, model_args.lora)
+    on_gpu = torch.cuda.is_available() and not args.use_cpu
+    memory = MemoryModel.of(model, model_args.load_in_4bit, on_gpu)
+    zero = ZeroConfig.read(deepspeed_json(args), args.world_size, config.text_config.hidden_size)
+    return memory_verdict(memory, batch, zero, args)
+
+
+def deepspeed_json(args: LlavaTrainingArguments) -> dict | None:
+    """The content of --deepspeed; None without it."""
+    return args.hf_deepspeed_config.config if args.deepspeed else None
+
+
+@contextmanager
+def no_deepspeed_config(args: LlavaTrainingArguments) -> Iterator[None]:
+    """Within this block transformers does not know that ZeRO-3 is on: it would share out weights that are not there."""
+    unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        if args.deepspeed:
+            set_hf_deepspeed_config(args.hf_deepspeed_config)
+
+
+def memory_verdict(memory: MemoryModel, batch: Batch, zero: ZeroConfig, args: LlavaTrainingArguments) -> str:
+    """See `check_memory_budget`.
 
     Weights, gradients and optimizer are certain: where they alone are too much, nothing helps. The activations of the
-    largest batch are estimated (see memory.py), so that too much of these is only said.
+    largest batch are estimated (see memory.py), so that too much of these is only reported.
 
     Raises:
         InputError: weights, gradients and optimizer are too much; says the figures and what to lower.
     """
     free, checkpointing = free_memory(args), args.gradient_checkpointing
-    own = 0 if step.on_gpu else psutil.Process().memory_info().rss  # Python and its libraries, there already
+    own = 0 if memory.on_gpu else psutil.Process().memory_info().rss  # Python and its libraries, there already
     states = {
-        "weights": sharing.of_weights(step.weights),
-        "gradients": step.gradients(sharing),
-        "optimizer": step.optimizer(sharing),
+        "weights": zero.of_weights(memory.weights),
+        "gradients": memory.gradients(zero),
+        "optimizer": memory.optimizer(zero),
     }
-    if not step.on_gpu and sharing.offload:  # the host's memory is the same
-        states["optimizer"] = step.on_host(sharing)
+    if not memory.on_gpu and zero.offload:  # the host's memory is the same
+        states["optimizer"] = memory.on_host(zero)
     if args.check_resources and sum(states.values()) > free:
         raise InputError(
             f"each rank needs {sum(states.values()) / 1e9:.3g} GB for weights, gradients and optimizer, and "
             f"{free / 1e9:.3g} GB are free. Use more GPUs, --train_type use_lora (with --load_in_4bit true), or "
             "--deepspeed with ds_configs/zero2_offload.json or zero3.json; --check_resources false starts all the same."
         )
-    needed, each = step.peak(batch, sharing, checkpointing), batch.times(1 / batch.samples)
-    states["activations"] = step.activations(batch, checkpointing)
+    needed, each = memory.peak(batch, zero, checkpointing), batch.times(1 / batch.samples)
+    states["activations"] = memory.activations(batch, checkpointing)
     parts = ", ".join(f"{name} {size / 1e9:.2g}" for name, size in states.items())
-    most = step.largest_batch(each, sharing, checkpointing, free)
-    advice = f"the largest batch that fits is {most}" if most else "not even a batch of 1 fits"
+    largest = memory.largest_batch(each, zero, checkpointing, free)
+    advice = f"the largest batch that fits is {largest}" if largest else "not even a batch of 1 fits"
     if needed > free and not checkpointing:
-        with_it = step.largest_batch(each, sharing, True, free)
+        with_it = memory.largest_batch(each, zero, True, free)
         advice += f", with --gradient_checkpointing true {with_it}"
     fits = "fits" if needed <= free else "will not fit"
     parts += f", the process itself {own / 1e9:.2g}" * bool(own)
@@ -64,7 +106,7 @@ def model_bytes(model: nn.Module) -> int:
     """Bytes of the weights that a save writes: of an adapter the trained ones alone."""
     adapter = isinstance(model, PeftModel)
     kept = (p for p in model.parameters() if p.requires_grad or not adapter)
-    return sum(weights_in(p) * p.element_size() for p in kept)
+    return sum(count_weights(p) * p.element_size() for p in kept)
 
 
 def checkpoint_bytes(model: nn.Module, deepspeed: bool, only_model: bool = False) -> int:
@@ -72,8 +114,8 @@ def checkpoint_bytes(model: nn.Module, deepspeed: bool, only_model: bool = False
     weights once more, and with adapters a head that is the embedding table, which it does not know to be frozen."""
     if only_model:
         return model_bytes(model)
-    size = model_bytes(model) * (2 if deepspeed else 1) + optimizer_bytes(trained_in(model), deepspeed)
+    size = model_bytes(model) * (2 if deepspeed else 1) + optimizer_bytes(count_trained(model), deepspeed)
     llava, head = llava_in(model), 0
     if deepspeed and isinstance(model, PeftModel) and llava.config.tie_word_embeddings:
-        head = weights_in(llava.lm_head.weight) * llava.lm_head.weight.element_size()
+        head = count_weights(llava.lm_head.weight) * llava.lm_head.weight.element_size()
     return size + head

@@ -8,7 +8,18 @@ import torch
 from torch import nn
 
 from train_llava.model.loss import after_last_attention
-from train_llava.model.structure import llava_in, unread_layers
+from train_llava.model.structure import (
+    HEAD,
+    LANGUAGE,
+    PROJECTOR,
+    VISION,
+    component_of,
+    llava_in,
+    patches_per_image,
+    positions_per_image,
+    unused_vision_layers,
+    used_vision_layers,
+)
 
 # Dense bf16 operations per second (NVIDIA's data sheets, without sparsity); the first whose words are in a GPU's name
 PEAKS = {"B200": 2250e12, "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12,
@@ -47,13 +58,11 @@ class StepFlops:
     def count(cls, model: nn.Module) -> "StepFlops":
         """Of a model whose parts are frozen as they will be in training, adapters included."""
         llava = llava_in(model)
-        skipped = {id(module) for layer in unread_layers(llava) for module in layer.modules()}
+        skipped = {id(module) for layer in unused_vision_layers(llava) for module in layer.modules()}
         late = {id(each) for part in after_last_attention(llava) for each in (*part.modules(), *part.parameters())}
 
         def place(name: str, of: nn.Module | nn.Parameter) -> str:
-            marks = {"vision_tower": "vision", "projector": "projector", "lm_head": "head"}
-            by_name = next((place for mark, place in marks.items() if mark in name), "language")
-            return "late" if id(of) in late else by_name
+            return LATE if id(of) in late else component_of(name)
 
         forward, own = dict.fromkeys(PLACES, 0.0), dict.fromkeys(PLACES, 0.0)
         trained = dict.fromkeys(PLACES, False)
@@ -68,20 +77,20 @@ class StepFlops:
             own[place(name, module)] += 2 * size * any(p.requires_grad for p in module.parameters(recurse=False))
 
         vision, text = llava.config.vision_config, llava.config.text_config
-        patches = (vision.image_size // vision.patch_size) ** 2
-        layers = vision.num_hidden_layers - len(unread_layers(llava))
-        look = 4 * (patches + 1) ** 2 * vision.hidden_size * layers
+        patches, layers = patches_per_image(vision), len(used_vision_layers(llava))
+        look = 4 * positions_per_image(vision) ** 2 * vision.hidden_size * layers
         below = dict(zip(PLACES, accumulate(trained.values(), or_), strict=True))  # whether a gradient goes through
         cost = {place: forward[place] * (1 + below[place]) + own[place] for place in PLACES}
         width = text.num_attention_heads * (
             getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         )
         return cls(
-            per_image=cost["vision"] * patches + look * (1 + 2 * trained["vision"]) + cost["projector"] * patches,
-            per_token=cost["language"],
-            per_token_pair=4 * width * text.num_hidden_layers * (1 + 2 * below["language"]),
-            per_answer_token=cost["late"] + cost["head"],
+            per_image=cost[VISION] * patches + look * (1 + 2 * trained[VISION]) + cost[PROJECTOR] * patches,
+            per_token=cost[LANGUAGE],
+            per_token_pair=4 * width * text.num_hidden_layers * (1 + 2 * below[LANGUAGE]),
+            per_answer_token=cost[LATE] + cost[HEAD],
         )
 
 
-PLACES = ("vision", "projector", "language", "late", "head")  # in the order in which an image passes them
+LATE = "last layer behind its attention"
+PLACES = (VISION, PROJECTOR, LANGUAGE, LATE, HEAD)  # in the order in which an image passes them

@@ -1,8 +1,8 @@
 """What one training step holds in the memory of one GPU: weights, gradients, optimizer, activations.
 
-The memory is at its fullest at one of two moments, and `Step.peak` looks at both: somewhere in the backward pass, where
-the activations of the layers below and the gradients of those above meet, or in the optimizer's step. States are those
-of ZeRO (Rajbhandari et al., arXiv:1910.02054, section 3.1 and figure 1), activations those of activations.py.
+Memory is fullest at one of two moments, and `MemoryModel.peak` looks at both: somewhere in the backward pass, where the
+activations of the layers below and the gradients of those above meet, or in the optimizer's step. States are those of
+ZeRO (Rajbhandari et al., arXiv:1910.02054, section 3.1 and figure 1), activations those of activations.py.
 """
 
 from collections.abc import Iterator
@@ -11,15 +11,15 @@ from typing import Any
 
 from torch import nn
 
-from train_llava.model.structure import llava_in, weights_in
-from train_llava.planning.activations import Batch, Stage, kept, stages
+from train_llava.model.structure import count_weights, llava_in
+from train_llava.planning.activations import Batch, Stage, saved_activations, stages
 
 # 4 bits, a scale of 8 bits for 64 of them, and one of 32 bits for 256 scales (QLoRA, arXiv:2305.14314, section 3)
 FOUR_BIT = 4 / 8 + 1 / 64 + 4 / (64 * 256)
 
 
 @dataclass
-class Sharing:
+class ZeroConfig:
     """How the states are spread over `ranks` GPUs.
 
     Stage 0 keeps all on each GPU, 2 shares out gradients and optimizer, 3 the weights as well. `bucket` and `gathered`
@@ -35,7 +35,7 @@ class Sharing:
     gathered: float = 0.0
 
     @classmethod
-    def read(cls, config: dict[str, Any] | None, ranks: int, hidden_size: int = 0) -> "Sharing":
+    def read(cls, config: dict[str, Any] | None, ranks: int, hidden_size: int = 0) -> "ZeroConfig":
         """From the JSON of --deepspeed; None without DeepSpeed.
 
         `overlap_comm` has two buffers of `reduce_bucket_size` take turns. "auto" is Trainer's hidden_size squared
@@ -44,15 +44,15 @@ class Sharing:
         """
         if config is None:
             return cls(ranks=ranks, deepspeed=False)
-        zero = config.get("zero_optimization", {})
-        stage, bucket = zero.get("stage", 0), zero.get("reduce_bucket_size", 5e8)
+        settings = config.get("zero_optimization", {})
+        stage, bucket = settings.get("stage", 0), settings.get("reduce_bucket_size", 5e8)
         bucket = hidden_size**2 if bucket == "auto" else bucket
-        live = zero.get("stage3_max_live_parameters", 1e9)
+        live = settings.get("stage3_max_live_parameters", 1e9)
         return cls(
             stage=stage,
             ranks=ranks,
-            offload=zero.get("offload_optimizer", {}).get("device", "none") != "none",
-            bucket=bucket * (2 if zero.get("overlap_comm") else 1) * (stage > 0),
+            offload=settings.get("offload_optimizer", {}).get("device", "none") != "none",
+            bucket=bucket * (2 if settings.get("overlap_comm") else 1) * (stage > 0),
             gathered=(1e9 if live == "auto" else live) * (stage == 3),
         )
 
@@ -70,7 +70,7 @@ class Sharing:
 
 
 @dataclass
-class Step:
+class MemoryModel:
     """The memory of a training step of one model, whatever the batch and the number of GPUs."""
 
     element: int  # bytes
@@ -81,7 +81,7 @@ class Step:
     stages: list[Stage] = field(default_factory=list)
 
     @classmethod
-    def of(cls, model: nn.Module, in_4bit: bool = False, on_gpu: bool = True) -> "Step":
+    def of(cls, model: nn.Module, in_4bit: bool = False, on_gpu: bool = True) -> "MemoryModel":
         """Of a model whose parts are frozen and adapted as they will be in training; it may be on the meta device."""
         llava = llava_in(model)
         packed = {id(p) for p in four_bit_weights(llava)} if in_4bit else set()
@@ -89,9 +89,9 @@ class Step:
         element = llava.dtype.itemsize
         return cls(
             element=element,
-            weights=sum(weights_in(p) * (FOUR_BIT if id(p) in packed else p.element_size()) for p in parameters),
-            all_weights=sum(map(weights_in, parameters)),
-            trained=sum(weights_in(p) for p in parameters if p.requires_grad),
+            weights=sum(count_weights(p) * (FOUR_BIT if id(p) in packed else p.element_size()) for p in parameters),
+            all_weights=sum(map(count_weights, parameters)),
+            trained=sum(count_weights(p) for p in parameters if p.requires_grad),
             on_gpu=on_gpu,
             stages=[*stages(llava, element, 1 if on_gpu else element)],
         )
@@ -99,45 +99,45 @@ class Step:
     def activations(self, batch: Batch, checkpointing: bool, until: int | None = None) -> float:
         """What the first stages keep, by default all of them but the head, whose logits are counted apart."""
         chosen = self.stages[: -1 if until is None else until]
-        return sum(kept(stage, batch, checkpointing) for stage in chosen)
+        return sum(saved_activations(stage, batch, checkpointing) for stage in chosen)
 
     def logits(self, batch: Batch) -> float:
         """What the head and the loss keep and need: see `head_stage`."""
-        return batch.units("logits") * (self.stages[-1].kept + self.stages[-1].work)
+        return batch.units("logits") * (self.stages[-1].saved + self.stages[-1].workspace)
 
-    def gradients(self, sharing: Sharing) -> float:
+    def gradients(self, zero: ZeroConfig) -> float:
         """All of a GPU's, at the end of the backward pass."""
-        return sharing.of_gradients(self.trained * self.element)
+        return zero.of_gradients(self.trained * self.element)
 
-    def optimizer(self, sharing: Sharing) -> float:
+    def optimizer(self, zero: ZeroConfig) -> float:
         """A GPU's part of the optimizer's states."""
-        return sharing.of_optimizer(optimizer_bytes(self.trained, sharing.deepspeed))
+        return zero.of_optimizer(optimizer_bytes(self.trained, zero.deepspeed))
 
-    def temporary(self, sharing: Sharing) -> float:
+    def temporary(self, zero: ZeroConfig) -> float:
         """What the optimizer's step or DeepSpeed needs beside the states: an fp32 copy of the gradients, buffers."""
-        return self.fp32_gradients(sharing) + self.buffers(sharing)
+        return self.fp32_gradients(zero) + self.buffers(zero)
 
-    def fp32_gradients(self, sharing: Sharing) -> float:
+    def fp32_gradients(self, zero: ZeroConfig) -> float:
         """DeepSpeed's copy of a GPU's gradients for the optimizer's step (stage_1_and_2.py, `step`)."""
-        return sharing.of_gradients(4 * self.trained) if sharing.deepspeed else 0
+        return zero.of_gradients(4 * self.trained) if zero.deepspeed else 0
 
-    def on_host(self, sharing: Sharing) -> float:
+    def on_host(self, zero: ZeroConfig) -> float:
         """What a rank with offload keeps in the host's memory: optimizer states and fp32 gradients (ZeRO-Offload, Ren
         et al., arXiv:2101.06840, section 4.1)."""
-        return (optimizer_bytes(self.trained, True) + 4 * self.trained) / sharing.ranks if sharing.offload else 0
+        return (optimizer_bytes(self.trained, True) + 4 * self.trained) / zero.ranks if zero.offload else 0
 
-    def buffers(self, sharing: Sharing) -> float:
+    def buffers(self, zero: ZeroConfig) -> float:
         """DeepSpeed's buckets, and the weights that ZeRO-3 has gathered. On a CPU a bucket takes only what is in it."""
-        bucket = sharing.bucket if self.on_gpu else min(sharing.bucket, self.trained)
-        return self.element * (bucket + min(sharing.gathered, self.all_weights))
+        bucket = zero.bucket if self.on_gpu else min(zero.bucket, self.trained)
+        return self.element * (bucket + min(zero.gathered, self.all_weights))
 
-    def states_at_step(self, sharing: Sharing) -> float:
+    def states_at_step(self, zero: ZeroConfig) -> float:
         """All states while the optimizer works; under ZeRO-2 and bf16 2 + 18 / ranks bytes per weight, as DeepSpeed's
         own estimate_zero2_model_states_mem_needs has it."""
-        states = sharing.of_weights(self.weights) + self.gradients(sharing) + self.optimizer(sharing)
-        return states + self.fp32_gradients(sharing)
+        states = zero.of_weights(self.weights) + self.gradients(zero) + self.optimizer(zero)
+        return states + self.fp32_gradients(zero)
 
-    def backward(self, batch: Batch, sharing: Sharing, checkpointing: bool) -> float:
+    def backward(self, batch: Batch, zero: ZeroConfig, checkpointing: bool) -> float:
         """The most that activations, gradients and temporaries take together while gradients are worked out.
 
         Going backward, the activations of the stages above are gone when their gradients are there.
@@ -145,27 +145,27 @@ class Step:
         most, gradients = 0.0, 0.0
         held = self.activations(batch, checkpointing, until=len(self.stages))
         for stage in reversed(self.stages):
-            gradients += sharing.of_gradients(stage.trained * self.element)
-            units, until_now = batch.units(stage.unit), kept(stage, batch, checkpointing)
-            again = units * stage.kept if until_now < units * stage.kept else 0  # what was not kept is worked out anew
-            most = max(most, held + again + units * stage.work + gradients)
-            held -= until_now
+            gradients += zero.of_gradients(stage.trained * self.element)
+            units, saved = batch.units(stage.unit), saved_activations(stage, batch, checkpointing)
+            recomputed = units * stage.saved if saved < units * stage.saved else 0  # what was not saved
+            most = max(most, held + recomputed + units * stage.workspace + gradients)
+            held -= saved
         return most
 
-    def peak(self, batch: Batch, sharing: Sharing, checkpointing: bool) -> float:
+    def peak(self, batch: Batch, zero: ZeroConfig, checkpointing: bool) -> float:
         """Bytes that the step has in use at most, on each GPU."""
-        states = sharing.of_weights(self.weights) + self.optimizer(sharing)
-        backward = states + self.backward(batch, sharing, checkpointing)
-        return max(backward, self.states_at_step(sharing)) + self.buffers(sharing)
+        states = zero.of_weights(self.weights) + self.optimizer(zero)
+        backward = states + self.backward(batch, zero, checkpointing)
+        return max(backward, self.states_at_step(zero)) + self.buffers(zero)
 
-    def largest_batch(self, sample: Batch, sharing: Sharing, checkpointing: bool, room: float) -> int:
-        """How many such samples at most keep the peak within `room` bytes."""
+    def largest_batch(self, sample: Batch, zero: ZeroConfig, checkpointing: bool, budget: float) -> int:
+        """How many such samples at most keep the peak within `budget` bytes."""
         fits, over = 0, 1
-        while over <= 65536 and self.peak(sample.times(over), sharing, checkpointing) <= room:
+        while over <= 65536 and self.peak(sample.times(over), zero, checkpointing) <= budget:
             fits, over = over, over * 2
         while over - fits > 1:
             middle = (fits + over) // 2
-            enough = self.peak(sample.times(middle), sharing, checkpointing) <= room
+            enough = self.peak(sample.times(middle), zero, checkpointing) <= budget
             fits, over = (middle, over) if enough else (fits, middle)
         return fits
 

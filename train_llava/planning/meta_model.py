@@ -1,18 +1,17 @@
-"""Configs -> the model that a training would hold, frozen and adapted alike, but without a single weight in memory."""
+"""A config -> the model that a training would hold, frozen and adapted alike, but without a single weight in memory."""
 
 import torch
 from torch import nn
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
-from train_llava.arguments import ModelArguments
-from train_llava.model.freeze import apply_train_type
+from train_llava.model.freeze import LoraSettings, apply_train_type
 
 
-def skeleton(config: LlavaConfig, args: ModelArguments, dtype: torch.dtype) -> nn.Module:
+def meta_model(config: LlavaConfig, dtype: torch.dtype, train_type: str, lora: LoraSettings | None = None) -> nn.Module:
     """The model of a training on torch's meta device: shapes, dtypes and what is trained, without any storage.
 
     Raises:
         InputError: --lora_target_modules names no layer, or one that gets no adapter.
     """
     with torch.device("meta"):
-        return apply_train_type(LlavaForConditionalGeneration(config), args).to(dtype)
+        return apply_train_type(LlavaForConditionalGeneration(config), train_type, lora).to(dtype)

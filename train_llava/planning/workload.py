@@ -30,8 +30,8 @@ class Workload:
 
     @classmethod
     def of(cls, dataset: LlavaDataset, encoder: ChatEncoder, batch_size: int) -> "Workload":
-        """Of data whose tokens are counted (`LlavaDataset.fit`), each record as often as it is seen; some that lie all
-        over an epoch stand for the average."""
+        """Of data whose tokens are counted (`LlavaDataset.filter_by_length`), each record as often as it is seen. Some
+        records, evenly spaced over an epoch, stand for the average."""
         weights, lengths = dataset.weights, dataset.lengths.astype(float)
         some = np.arange(len(dataset))
         if len(dataset) > SAMPLE:

@@ -1,35 +1,27 @@
-"""Where an image lies -> RGB image -> the numbers that the vision tower reads.
-
-An image is `{"path", "bytes"}`, as the `datasets` library stores one. `bytes` is set where it came inside a record;
-otherwise `path` names a file, or what is read in place: a member of an archive by its position there,
-`images.zip::a/b.jpg::<offset>:<size>:<zip's method>`, or an image left in a parquet file,
-`train.parquet::<column>::<row group>:<row in it>:<number in the row>`.
-"""
+"""Encoded image (see ingest/image_files.py) -> RGB image -> the numbers that the vision tower reads."""
 
 import io
+import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from PIL import Image
+from transformers import AutoImageProcessor, LlavaProcessor
 from transformers.image_processing_utils import BaseImageProcessor
 
 from train_llava.cli import InputError
 from train_llava.ingest.image_files import ImageRef, beginning_of, check_file, image_name, in_a_file, read_bytes
-from train_llava.ingest.image_kinds import KINDS, stranger
+from train_llava.ingest.image_kinds import KINDS, describe_other_kind
 from train_llava.ingest.limits import MOST_PIXELS, THINNEST
 
 ORIENTATION = 0x0112  # EXIF's tag, and what brings its values above 1 upright
 TURNS = dict(enumerate(("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE"), 2))
 TURNS |= dict(enumerate(("ROTATE_270", "TRANSVERSE", "ROTATE_90"), 6))
-# Pillow keeps up to 64 freed blocks of 1 MB for its next images: fresh memory from the system would cost a third of
-# the time of decoding and resizing a small image, in page faults
-Image.core.set_block_size(1 << 20)
-Image.core.set_blocks_max(64)
 
 
 def open_image(ref: ImageRef, kinds: Sequence[str] = KINDS, most_pixels: int = MOST_PIXELS) -> Image.Image:
@@ -49,7 +41,7 @@ def open_image(ref: ImageRef, kinds: Sequence[str] = KINDS, most_pixels: int = M
             try:
                 image = Image.open(source, formats=kinds)
             except Image.UnidentifiedImageError as error:
-                what = stranger(beginning_of(ref), kinds)
+                what = describe_other_kind(beginning_of(ref), kinds)
                 raise InputError(f"not a readable image ({what})") from error
             with image:
                 check_image_size(image, most_pixels)
@@ -117,39 +109,57 @@ def to_bytes(image: Image.Image) -> Image.Image:
     raise InputError(f"values from {low:,} to {high:,}, where {expected} are expected")
 
 
-class Pixels:
+@dataclass
+class PixelBytes:
+    """Images on their way from the loader's workers to the device: bytes, a quarter of the size of floats.
+
+    Args:
+        data: (images, height, width, 3) uint8.
+        table: (3, 256) float32, what each byte of each colour becomes.
+    """
+
+    data: torch.Tensor
+    table: torch.Tensor
+
+    def normalise(self) -> torch.Tensor:
+        """(images, 3, height, width) float32, on the device of `data`."""
+        channels = self.data.movedim(-1, 1).int()
+        return torch.stack([self.table[c][channels[:, c]] for c in range(3)], dim=1)
+
+    def to(self, *args, **kwargs) -> "PixelBytes":
+        """On another device; accelerate's loader calls this."""
+        return PixelBytes(self.data.to(*args, **kwargs), self.table.to(*args, **kwargs))
+
+    def pin_memory(self) -> "PixelBytes":
+        """In memory that a GPU can copy from; torch's loader calls this."""
+        return PixelBytes(self.data.pin_memory(), self.table.pin_memory())
+
+
+class FastImageProcessor:
     """Images -> what the vision tower reads, with the numbers of its own image processor (Pillow backend).
 
-    Workers only decode, resize and crop; an image travels as bytes, a quarter of the size of floats. `normalise`,
-    on the device, looks each byte up in a table that the image processor itself made, so its result is equal to
-    the processor's bit for bit, whatever mean, deviation or rescaling it asks for. That it is, is proven on PROBES;
-    where it is not, the image processor does all the work.
+    Workers only decode, resize and crop. What a byte becomes stands in a table that the image processor itself has
+    made; so the result equals the processor's bit for bit, whatever mean, deviation or rescaling it asks for. That it
+    does is proven on PROBES; where it does not, the image processor does all the work.
     """
 
     PROBES = ((61, 90), (90, 61), (53, 53), (700, 333), (40, 600))  # height and width
 
     def __init__(self, image_processor: BaseImageProcessor) -> None:
-        # torchvision's backend, which transformers prefers where it is installed, resizes to other pixels
-        name = type(image_processor).__name__.removesuffix("Fast").removesuffix("Pil")
-        self.processor = getattr(transformers, f"{name}Pil", type(image_processor)).from_dict(image_processor.to_dict())
+        self.processor = with_pillow(image_processor)
         self.table = self._table()
-        ways = (self._resized, self._by_processor) if self.table is not None else ()
-        self.way = next((way for way in ways if self._is_proven(way)), None)
+        fast_paths = (self._resized, self._by_processor) if self.table is not None else ()
+        self.fast_path = next((fast_path for fast_path in fast_paths if self._is_proven(fast_path)), None)
 
-    def __call__(self, images: list[Image.Image]) -> torch.Tensor:
-        """RGB images as (images, height, width, 3) uint8, or if only the processor can make them, what it makes:
-        (images, 3, height, width) float32."""
-        if self.way is None:
+    def __call__(self, images: list[Image.Image]) -> PixelBytes | torch.Tensor:
+        """RGB images as PixelBytes, or where only the processor can make them, what it makes: (images, 3, height,
+        width) float32."""
+        if self.fast_path is None:
             return torch.cat([self._whole(image) for image in images])
-        return torch.from_numpy(np.stack([np.asarray(self.way(image)) for image in images]))
+        return self._bytes(images, self.fast_path)
 
-    def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
-        """What `__call__` has made -> (images, 3, height, width) float32, on the device of the input."""
-        if pixels.dtype != torch.uint8:
-            return pixels
-        self.table = self.table.to(pixels.device)
-        channels = pixels.movedim(-1, 1).int()
-        return torch.stack([self.table[c][channels[:, c]] for c in range(3)], dim=1)
+    def _bytes(self, images: list[Image.Image], fast_path: Callable[[Image.Image], Any]) -> PixelBytes:
+        return PixelBytes(torch.from_numpy(np.stack([np.asarray(fast_path(image)) for image in images])), self.table)
 
     def _whole(self, image: Image.Image) -> torch.Tensor:
         return self.processor([image], return_tensors="pt")["pixel_values"].float()
@@ -186,14 +196,35 @@ class Pixels:
         pixels = self.processor([image], do_rescale=False, do_normalize=False, return_tensors="np")["pixel_values"][0]
         return pixels.transpose(1, 2, 0).astype(np.uint8)
 
-    def _is_proven(self, way: Callable[[Image.Image], Any]) -> bool:
+    def _is_proven(self, fast_path: Callable[[Image.Image], Any]) -> bool:
         """Whether bytes made in this way become the processor's own numbers."""
         for probe in self.PROBES:
             noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*probe, 3), dtype=np.uint8))
             try:
-                numbers = self.normalise(torch.from_numpy(np.array(way(noise)))[None])
+                numbers = self._bytes([noise], fast_path).normalise()
             except (AttributeError, TypeError, ValueError):  # settings of a kind that this way does not know
                 return False
             if not torch.equal(numbers, self._whole(noise)):
                 return False
         return True
+
+
+def with_pillow(image_processor: BaseImageProcessor) -> BaseImageProcessor:
+    """The same image processor with the Pillow backend. torchvision's, which transformers prefers where it is
+    installed, resizes to other pixels. The backend is chosen where a processor is loaded, so it is saved first.
+
+    A class of somebody else's, which transformers does not know, stays as it is.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        image_processor.save_pretrained(folder)
+        try:
+            return AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)
+        except (OSError, ValueError):
+            return image_processor
+
+
+def tokens_per_image(processor: LlavaProcessor) -> int:
+    """How many `<image>` ids stand for one image; fixed, since every image is brought to one size."""
+    pixels = processor.image_processor(Image.new("RGB", (8, 8)), return_tensors="pt")["pixel_values"]
+    patches = (pixels.shape[-2] // processor.patch_size) * (pixels.shape[-1] // processor.patch_size)
+    return patches + processor.num_additional_image_tokens - (processor.vision_feature_select_strategy == "default")

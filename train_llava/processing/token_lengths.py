@@ -1,4 +1,7 @@
+"""How many tokens each record has, counted once for the order of records and for what is too long."""
+
 import hashlib
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -32,3 +35,10 @@ def count(encoder: ChatEncoder, batch: dict[str, list]) -> dict[str, list[int]]:
         except Exception as error:  # templates refuse what they do not know with errors of their own
             raise InputError(f"record {name!r}: the chat template does not take it ({error})") from error
     return {"length": lengths}
+
+
+def too_long(lengths: Sequence[int] | np.ndarray, positions: int | None) -> str:
+    """How many conversations have more tokens than the model has positions, in a line; empty without any."""
+    count = int((np.asarray(lengths) > positions).sum()) if positions else 0
+    hint = f"what lies beyond was never learned to be read; cut them with --model_max_length {positions}"
+    return f"{count:>10,} records have more tokens than the model's {positions:,} positions: {hint}" if count else ""

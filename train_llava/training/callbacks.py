@@ -18,7 +18,7 @@ from train_llava.planning.budget import checkpoint_bytes, model_bytes
 from train_llava.planning.flops import StepFlops, peak_flops
 
 
-class Meter(TrainerCallback):
+class ThroughputCallback(TrainerCallback):
     """Measures the speed of training since the last log; LlavaTrainer reports its batches and logs what `read` says.
 
     Evaluations, captions and saves are not training: their time does not count.
@@ -99,8 +99,7 @@ class ProgressLine(TrainerCallback):
         if state.is_world_process_zero:
             optimizer = getattr(kwargs["optimizer"], "optimizer", kwargs["optimizer"])  # what accelerate wrapped
             stage = getattr(optimizer, "zero_stage_string", "")  # DeepSpeed's own word: ZeRO-1 or ZeRO-2
-            sizes = (args.train_batch_size, args.gradient_accumulation_steps, args.world_size)
-            batch = f"{args.step_samples} samples a step ({' x '.join(map(str, sizes))})"
+            batch = f"{args.step_samples} samples a step ({' x '.join(map(str, args.step_factors.values()))})"
             name = f"{type(optimizer).__name__} {stage}".strip()
             print(f"{name} on {args.world_size} ranks, {state.max_steps} steps, {batch}", flush=True)
 
@@ -131,7 +130,7 @@ def peak_memory_gb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9  # Linux counts in KiB
 
 
-class EnoughDisk(TrainerCallback):
+class DiskSpaceCallback(TrainerCallback):
     """Before the first step: refuses a run whose checkpoints will not fit on the disk."""
 
     def on_train_begin(

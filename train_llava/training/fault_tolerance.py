@@ -1,4 +1,7 @@
-"""Pre-emption: on SIGTERM or SIGINT all ranks save a checkpoint of the same step and end; a second one ends at once."""
+"""What a run does when it is told to stop, when another rank hangs, and when a worker is forked beside Gloo's threads.
+
+On SIGTERM or SIGINT all ranks save a checkpoint of the same step and end; a second signal ends them at once.
+"""
 
 import math
 import os
@@ -6,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from functools import cache, partial
+from multiprocessing.context import BaseContext, ForkContext, ForkProcess
 from types import FrameType
 from typing import Any
 
@@ -14,18 +17,20 @@ import torch
 import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-PATIENCE = 5  # seconds, and three times as long as the last step took
-ECHO = 1.0  # seconds within which a signal is the same one, sent by a scheduler and passed on by a launcher
+GRACE_SECONDS = 5  # for the current step to end, and three times as long as the last step took
+DEDUP_SECONDS = 1.0  # within which a signal is the same one, sent by a scheduler and passed on by a launcher
+FORK_DELAY = 0.02  # seconds, in which Gloo's threads become idle
 
 
-def deaf_worker(worker: int) -> None:
-    """First thing in a loader's worker: a signal to the whole group must not end it before its rank has saved."""
+def ignore_signals_in_worker(worker: int) -> None:
+    """Runs first in a loader's worker: a signal to the whole group must not end it before its rank has saved."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
 
 
-class StopSignal(TrainerCallback):
-    """After each step the ranks ask each other whether one was told to stop, so that they agree on a step.
+class PreemptionCallback(TrainerCallback):
+    """Saves and stops after a signal. After each step the ranks ask each other whether one has received a signal, so
+    that they agree on the step.
 
     `received` is the number of the signal, 0 without one.
     """
@@ -48,12 +53,12 @@ class StopSignal(TrainerCallback):
             signal.signal(number, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.received and time.monotonic() - self.since > ECHO:
+        if self.received and time.monotonic() - self.since > DEDUP_SECONDS:
             os._exit(128 + number)
         if not self.received:
             self.received, self.since = number, time.monotonic()
             # a step that does not end any more, because another rank was killed, must not keep this one alive
-            signal.alarm(math.ceil(PATIENCE + 3 * self.step_seconds))
+            signal.alarm(math.ceil(GRACE_SECONDS + 3 * self.step_seconds))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         now = time.monotonic()
@@ -68,9 +73,6 @@ class StopSignal(TrainerCallback):
             if state.is_world_process_zero:
                 name = signal.Signals(self.received).name
                 print(f"{name}: saving a checkpoint of step {state.global_step}, then ending", flush=True)
-
-
-NOTHING_LEFT_TO_DO = 1  # exit code
 
 
 class Watchdog(TrainerCallback):
@@ -103,12 +105,27 @@ class Watchdog(TrainerCallback):
                     file=sys.stderr,
                     flush=True,
                 )
-                os._exit(NOTHING_LEFT_TO_DO)
+                os._exit(1)
 
 
-@cache
-def fork_in_quiet() -> None:
-    """Before Python 3.12 a worker hangs, and its rank with it, that is forked just when a thread of Gloo's takes the
-    interpreter's lock (github.com/python/cpython/issues/112275); so from now on a fork waits until these are idle."""
-    if sys.version_info < (3, 12):
-        os.register_at_fork(before=partial(time.sleep, 0.02))
+class DelayedFork(ForkProcess):
+    """A process that waits before it is forked."""
+
+    def start(self) -> None:
+        time.sleep(FORK_DELAY)
+        super().start()
+
+
+class DelayedForkContext(ForkContext):
+    """Makes a loader's workers so."""
+
+    Process = DelayedFork
+
+
+def delay_forks_for_gloo(context: str | None) -> str | BaseContext | None:
+    """The multiprocessing context of a loader's workers: the one that was asked for, or one that forks with a delay.
+
+    Before Python 3.12 a worker hangs, and its rank with it, if it is forked just when a thread of Gloo's takes the
+    interpreter's lock (github.com/python/cpython/issues/112275).
+    """
+    return context or (DelayedForkContext() if sys.version_info < (3, 12) else None)

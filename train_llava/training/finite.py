@@ -13,7 +13,7 @@ MOST_SKIPPED = 10  # steps in a row
 HINT = "Look at them with train_llava.show_batch; else lower --learning_rate or --max_grad_norm"
 
 
-class FiniteNumbers(TrainerCallback):
+class FiniteCallback(TrainerCallback):
     """Remembers losses and gradients, and looks at them where all has waited anyway: at a log and before a save.
 
     A step whose gradient is not finite is skipped by DeepSpeed and by fp16's loss scale; these are counted. Anywhere

@@ -13,7 +13,7 @@ from train_llava.cli import write_whole
 from train_llava.ingest.bad_images import BadImages
 from train_llava.ingest.data_files import parts_of
 from train_llava.model.folder import CARD, is_foreign_card
-from train_llava.model.structure import parts_table
+from train_llava.model.structure import components_table
 
 HOW_TO_USE = """```python
 from transformers import pipeline
@@ -49,7 +49,7 @@ def merged_card(model: nn.Module, folder: Path, adapter: str, base: str) -> str:
     base_model = "" if Path(base).exists() else f"base_model: {base}\n"  # the hub knows its own names alone
     fields = {"name": folder.resolve().name, "base": name_of(base), "adapter": name_of(adapter)}
     use = HOW_TO_USE.format(folder=fields["name"])
-    return MERGED.format(**fields, base_model=base_model, parts=parts_table(model), use=use)
+    return MERGED.format(**fields, base_model=base_model, parts=components_table(model), use=use)
 
 
 def write_card(
@@ -89,7 +89,7 @@ def write_card(
         f"# {folder.resolve().name}",
         f"A LLaVA{' adapter' * adapter}, trained with train_llava.",
         "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts.items() if value)]),
-        f"```text\n{parts_table(model)}\n```",
+        f"```text\n{components_table(model)}\n```",
         "![loss over steps](curves.png)",
         *samples[-1:],
         "## Use",

@@ -11,21 +11,21 @@ import torch
 
 from train_llava.arguments import LlavaTrainingArguments
 from train_llava.cli import InputError
-from train_llava.model.folder import CARD, CONFIGS, is_foreign_card, mend, model_files
+from train_llava.model.folder import CARD, CONFIGS, is_foreign_card, model_files, recover_model
 from train_llava.training.resume import is_whole, newest_first
 
 OLD_RUN = "_old-run-"  # folders with a run that is being replaced; Trainer uploads no names with this beginning
 RUN_FILES = ("checkpoint-*", "runs", "samples", "trainer_state.json", "bad_images.jsonl", "curves.png", CARD)
 
 
-def check_unclaimed(args: LlavaTrainingArguments, checkpoint: Path | None) -> None:
+def prepare_output_dir(args: LlavaTrainingArguments, checkpoint: Path | None) -> None:
     """Refuses a folder that holds another run, unless that is to be replaced or gone on with.
 
     Raises:
         InputError: see there.
     """
     folder = Path(args.output_dir)
-    mend(folder)
+    recover_model(folder)
     left = run_files(folder)
     if not left or checkpoint:
         return
@@ -59,7 +59,7 @@ def drop_old_runs(args: LlavaTrainingArguments) -> None:
 
 
 @contextmanager
-def last_words(args: LlavaTrainingArguments) -> Iterator[None]:
+def report_failure(args: LlavaTrainingArguments) -> Iterator[None]:
     """Whatever ends a training, says what is left of it and how to go on."""
     try:
         yield

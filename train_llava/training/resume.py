@@ -72,18 +72,16 @@ def run_flags(model_args: ModelArguments, data_args: DataArguments, args: LlavaT
     return json.loads(json.dumps(flags, default=str))  # as they will be read again
 
 
-def run_data(dataset: LlavaDataset, encoder: ChatEncoder) -> dict[str, Any]:
-    """What tells the data of a run, and how it becomes tokens."""
-    return {"records": len(dataset), "data": dataset.fingerprint(), "tokens": encoder.fingerprint()}
-
-
-def run_batch(args: LlavaTrainingArguments) -> dict[str, int]:
-    """What the samples of a step are the product of."""
-    return {
-        "per_device_train_batch_size": args.train_batch_size,
-        "gradient_accumulation_steps": args.gradient_accumulation_steps,
-        "ranks": args.world_size,
-    }
+def describe_run(
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    args: LlavaTrainingArguments,
+    dataset: LlavaDataset,
+    encoder: ChatEncoder,
+) -> dict[str, Any]:
+    """What a checkpoint holds of its run: the flags, the batch, the data, and how it becomes tokens."""
+    data = {"records": len(dataset), "data": dataset.fingerprint(), "tokens": encoder.fingerprint()}
+    return {"flags": run_flags(model_args, data_args, args), "batch": args.step_factors, "data": data}
 
 
 def check_resumable(checkpoint: Path, args: LlavaTrainingArguments, flags: dict[str, Any]) -> None:
@@ -115,7 +113,7 @@ def check_resumable(checkpoint: Path, args: LlavaTrainingArguments, flags: dict[
     if before != args.step_samples:
         raise InputError(
             f"{checkpoint} is of a run with {before} samples in a step ({factors(run['batch'])}), this one has "
-            f"{args.step_samples} ({factors(run_batch(args))}), so that records would be left out or seen twice. "
+            f"{args.step_samples} ({factors(args.step_factors)}), so that records would be left out or seen twice. "
             f"{same_batch(before, args)}"
         )
 
@@ -142,16 +140,16 @@ def check_data(checkpoint: Path, data: dict[str, Any]) -> None:
     )
 
 
-def convert_ranks(checkpoint: Path, args: LlavaTrainingArguments) -> None:
+def convert_ranks(checkpoint: Path, args: LlavaTrainingArguments) -> bool:
     """ZeRO keeps a file of optimizer states per rank. For another number of ranks, DeepSpeed makes a universal
-    checkpoint of them, once, beside them.
+    checkpoint of them, once, beside them; returns whether that one must be loaded.
 
     Raises:
         InputError: it cannot be made.
     """
     states = zero_states(checkpoint)
     if not states or len(states) == args.world_size:
-        return
+        return False
     universal = states[0].parent.with_name(f"{states[0].parent.name}_universal")
     with args.main_process_first(local=False):
         if not (checkpoint / "latest_universal").is_file():
@@ -165,7 +163,7 @@ def convert_ranks(checkpoint: Path, args: LlavaTrainingArguments) -> None:
                 shutil.rmtree(universal, ignore_errors=True)
                 reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
                 raise InputError(f"{checkpoint}: cannot be converted to {args.world_size} ranks ({reason}).")
-    args.hf_deepspeed_config.config["checkpoint"] = {"load_universal": True}
+    return True
 
 
 def zero_states(checkpoint: Path) -> list[Path]:
@@ -208,7 +206,7 @@ def same_batch(wanted: int, args: LlavaTrainingArguments) -> str:
     return f"Give --per_device_train_batch_size {size} --gradient_accumulation_steps {each // size}."
 
 
-class ObeyStepFlags(TrainerCallback):
+class StepFlagsCallback(TrainerCallback):
     """Lets a resumed run log, evaluate and save as often as it is told; Trainer would take that from the checkpoint."""
 
     def on_train_begin(

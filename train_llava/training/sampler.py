@@ -21,7 +21,7 @@ class LlavaSampler(torch.utils.data.Sampler):
         batch: samples per step over all ranks.
         grouped: whether samples of similar length share a batch.
         blocks: (2, records), of each record the row group in which its images lie, or -1, and the window of rows in it
-            that is read at once; see `by_block`.
+            that is read at once; see `order_by_row_group`.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class LlavaSampler(torch.utils.data.Sampler):
         self.batch, self.grouped, self.seed, self.epoch = batch, grouped, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """To be told before each epoch."""
+        """Must be called before each epoch."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -57,7 +57,7 @@ class LlavaSampler(torch.utils.data.Sampler):
         if self.blocks is None:
             indices = rng.permutation(indices)
         else:
-            indices = indices[by_block(*self.blocks[:, indices], np.concatenate(times), rng)]
+            indices = indices[order_by_row_group(*self.blocks[:, indices], np.concatenate(times), rng)]
         lengths, first = self.lengths[indices], np.arange(0)
         if self.grouped:
             generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
@@ -66,11 +66,13 @@ class LlavaSampler(torch.utils.data.Sampler):
             longest = np.argsort(-lengths, kind="stable")[: self.batch]
             first, indices = indices[longest], np.delete(indices, longest)
         if self.blocks is not None:
-            indices = in_lanes(indices, self.batch)
+            indices = spread_over_lanes(indices, self.batch)
         return iter(np.concatenate([first, indices]).tolist())
 
 
-def by_block(blocks: np.ndarray, windows: np.ndarray, times: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def order_by_row_group(
+    blocks: np.ndarray, windows: np.ndarray, times: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
     """An order in which row groups come one after the other, shuffled, and the rows of each nearly as they lie: only
     those of one window are shuffled. Records in no row group stand anywhere.
 
@@ -82,7 +84,7 @@ def by_block(blocks: np.ndarray, windows: np.ndarray, times: np.ndarray, rng: np
     return np.roll(order, rng.integers(max(1, len(order))))  # or a single row group would begin alike in each epoch
 
 
-def in_lanes(indices: np.ndarray, batch: int) -> np.ndarray:
+def spread_over_lanes(indices: np.ndarray, batch: int) -> np.ndarray:
     """Cuts an order into as many equal parts as a step has samples; the n-th sample of each step is from the n-th part.
     So a step's samples are from all over the data, while each rank and worker reads its row groups forwards."""
     rows = np.arange(len(indices))
@@ -128,11 +130,13 @@ class RankBatches(torch.utils.data.Sampler[list[int]]):
             yield from (part.tolist() for part in parts[self.rank :: self.ranks])
 
 
-class TellEpoch(TrainerCallback):
-    """Tells the sampler the epoch. Trainer's own call does not reach it behind the batches that a resumed run skips."""
+class SetEpochCallback(TrainerCallback):
+    """Sets the epoch of the loader's LlavaSampler, if it has one.
 
-    def __init__(self, sampler: LlavaSampler) -> None:
-        self.sampler = sampler
+    Trainer's own call does not reach the sampler behind the batches that a resumed run skips.
+    """
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
-        self.sampler.set_epoch(int(state.epoch or 0))
+        order = getattr(kwargs["train_dataloader"].batch_sampler, "order", None)
+        if isinstance(order, LlavaSampler):
+            order.set_epoch(int(state.epoch or 0))

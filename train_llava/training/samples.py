@@ -17,7 +17,7 @@ from train_llava.pages.caption_sheet import draw_sheet
 COUNT, LOOKED_AT = 4, 200  # the first records that have an image: nobody chose them; a stream has no end
 
 
-class SampleCaptions(TrainerCallback):
+class LogGenerationsCallback(TrainerCallback):
     """Asks about the same few records every `steps` steps; greedily, so the run's random state is left alone.
 
     `pause` is entered meanwhile, as this is not training.

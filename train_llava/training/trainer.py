@@ -1,4 +1,4 @@
-"""The HF Trainer, with a lean forward pass (see forward.py), learning rates per part, and an eye on loss and speed."""
+"""The HF Trainer with our forward pass (model/loss.py), order of records (sampler.py), checkpoints and log."""
 
 from copy import copy
 from pathlib import Path
@@ -11,51 +11,57 @@ from torch import nn
 from torch.utils.data import DataLoader, SequentialSampler
 from transformers import EvalPrediction, Trainer
 from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.trainer import TRAINING_ARGS_NAME
 
 from train_llava.arguments import check_one_gpu
 from train_llava.cli import UNFINISHED, InputError
 from train_llava.data import LlavaDataset
 from train_llava.model.adapters import check_resumable_adapter, record_base
 from train_llava.model.folder import CARD, make_readable, put_in_place
-from train_llava.model.loss import trim_forward
-from train_llava.model.structure import llava_in, part_of
+from train_llava.model.loss import patch_forward
+from train_llava.model.structure import PROJECTOR, VISION, component_or_adapter, llava_in
 from train_llava.model.weights import take_stored_names
-from train_llava.training.callbacks import Meter
-from train_llava.training.fault_tolerance import deaf_worker, fork_in_quiet
-from train_llava.training.finite import FiniteNumbers
+from train_llava.processing.images import PixelBytes
+from train_llava.training.callbacks import ThroughputCallback
+from train_llava.training.fault_tolerance import delay_forks_for_gloo, ignore_signals_in_worker
+from train_llava.training.finite import FiniteCallback
 from train_llava.training.resume import write_run
-from train_llava.training.sampler import LlavaSampler, RankBatches, TellEpoch
+from train_llava.training.sampler import LlavaSampler, RankBatches, SetEpochCallback
 
 
 class LlavaTrainer(Trainer):
-    """Trainer whose loss and gradients equal the plain ones at a fraction of the work in the head.
+    """What differs from transformers' Trainer:
 
-    `run` is what resume.py wants to find in a checkpoint.
+    - loss and gradients equal the plain ones, but logits are computed where a token is to be predicted alone
+    - the held-out loss is the mean over all supervised tokens, not a mean of batches' means
+    - records come in the order of LlavaSampler; each is in one step of one rank, none is repeated
+    - components may have learning rates of their own
+    - a loss, gradient or weight that is not finite ends the run before anything of it is saved
+    - the log has samples and tokens per second, memory, and the share of the time spent waiting for data
+    - a rank copies to the host only what it saves, and the model at the end replaces an older one when it is whole
+    - an adapter is saved with what tells its base, a checkpoint with what tells its run
+
+    `run` holds what resume.py wants to find in a checkpoint.
     """
 
     run: dict[str, Any] | None = None
 
     def __init__(self, *args, **kwargs) -> None:
-        self.meter = Meter()
+        self.throughput = ThroughputCallback()
         check_one_gpu(kwargs["args"] if "args" in kwargs else args[1])
         super().__init__(*args, compute_metrics=mean_loss, **kwargs)
-        self.finite = FiniteNumbers(self.accelerator)
-        self.add_callback(self.meter)
-        self.add_callback(self.finite)
+        self.finite = FiniteCallback(self.accelerator)
+        for callback in (self.throughput, self.finite, SetEpochCallback()):
+            self.add_callback(callback)
         self.label_smoother = None  # transformers' own would compare each position with its own token, not the next
-        trim_forward(llava_in(self.model), self.args.label_smoothing_factor)
+        patch_forward(llava_in(self.model), self.args.label_smoothing_factor)
         if not isinstance(self.model, PeftModel):
             take_stored_names(self.model)
-        if self.is_deepspeed_enabled and not is_deepspeed_zero3_enabled():
-            self.accelerator.get_state_dict = self.to_save  # its own has every rank copy the whole model
 
-    def to_save(self, model: nn.Module) -> dict[str, torch.Tensor]:
-        """Copies in the host's memory of what goes into a checkpoint's weights, on the rank that writes them: all, or
-        where adapters are trained, only what is."""
-        if not self.args.should_save:
-            return {}
+    def checkpoint_state_dict(self) -> dict[str, torch.Tensor]:
+        """Copies in the host's memory of what a checkpoint holds: all weights, or with adapters the trained ones."""
         adapters = isinstance(self.model, PeftModel)
-        state = self.accelerator.unwrap_model(model).state_dict(keep_vars=True)
+        state = self.model.state_dict(keep_vars=True)
         chosen = {name: value for name, value in state.items() if value.requires_grad or not adapters}
         copies: dict[int, torch.Tensor] = {}  # one of a head that is the embedding table
         for value in chosen.values():
@@ -63,8 +69,12 @@ class LlavaTrainer(Trainer):
                 copies[id(value)] = value.detach().to("cpu", copy=True)
         return {name: copies[id(value)] for name, value in chosen.items()}
 
+    def load_universal_checkpoint(self) -> None:
+        """Lets DeepSpeed resume from the checkpoint that `resume.convert_ranks` has made."""
+        self.accelerator.state.deepspeed_plugin.deepspeed_config["checkpoint"] = {"load_universal": True}
+
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs) -> Any:
-        """Trainer's own, from a checkpoint only if its adapter is whole and belongs to this base.
+        """Trains, from a checkpoint only if its adapter is whole and belongs to this base.
 
         Raises:
             InputError: see `check_resumable_adapter`.
@@ -74,90 +84,103 @@ class LlavaTrainer(Trainer):
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, torch.Tensor], *args, **kwargs) -> Any:
-        """Trainer's own, over the supervised tokens of the whole global batch; remembers what the log is to say."""
+        """The loss over the supervised tokens of the whole global batch; remembers what the log reports."""
         inputs = {**inputs}
         ids, counts = inputs.pop("ids", None), inputs.pop("counts", {})
-        if inputs["pixel_values"].dtype == torch.uint8:  # travelled as bytes, see images.Pixels
-            inputs["pixel_values"] = self.data_collator.pixels.normalise(inputs["pixel_values"])
+        if isinstance(inputs["pixel_values"], PixelBytes):
+            inputs["pixel_values"] = inputs["pixel_values"].normalise()
         result = super().compute_loss(model, inputs, *args, **kwargs)
         if model.training:
             loss = result[0] if isinstance(result, tuple) else result
             self.finite.add_loss(self.state.global_step + 1, ids or [], loss)
-            self.meter.add(len(inputs["input_ids"] if ids is None else ids), counts)
+            self.throughput.add(len(inputs["input_ids"] if ids is None else ids), counts)
         return result
 
     def prediction_step(self, model: nn.Module, inputs: dict[str, torch.Tensor], *args, **kwargs) -> tuple:
-        """Of a held-out batch what `mean_loss` needs. Trainer's own mean is one of batches, of those that fill up the
-        last round of the ranks, too, and so depends on how records are shared out."""
+        """What `mean_loss` needs of a held-out batch. Trainer's own result is a mean of batches' means, those that fill
+        up the last round of the ranks included, and so depends on how records are shared out."""
         _, table, _ = super().prediction_step(model, inputs, False)
         return None, table, table
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """Every record once and in a row of its own, whatever --dataloader_drop_last and --packing ask of training."""
-        fork_in_quiet()
         collator, args = copy(self.data_collator), self.args
         collator.packing = False
         loader = DataLoader(
             eval_dataset or self.eval_dataset,
             args.eval_batch_size,
             collate_fn=collator,
-            num_workers=args.dataloader_num_workers,
-            prefetch_factor=args.dataloader_prefetch_factor,
-            worker_init_fn=deaf_worker,
+            **self._worker_options(),
         )
         return self.accelerator.prepare(loader)
 
+    def _worker_options(self) -> dict[str, Any]:
+        """How a loader starts its workers."""
+        workers, args = self.args.dataloader_num_workers, self.args
+        return {
+            "num_workers": workers,
+            "prefetch_factor": args.dataloader_prefetch_factor,
+            "multiprocessing_context": delay_forks_for_gloo(args.dataloader_multiprocessing_context)
+            if workers
+            else None,
+            "worker_init_fn": ignore_signals_in_worker,
+        }
+
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
-        """Trainer's own; its time is not training."""
-        with self.meter.paused():
+        """Evaluates; the time that this takes does not count as training."""
+        with self.throughput.paused():
             return super().evaluate(*args, **kwargs)
 
     def get_batch_samples(self, *args, **kwargs) -> tuple[list, Any]:
-        """Trainer's own: the batches of the next step."""
-        with self.meter.waiting():
+        """The batches of the next step; the time that they take counts as waiting for data."""
+        with self.throughput.waiting():
             return super().get_batch_samples(*args, **kwargs)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> float:
         """Operations of a batch, for the sum in trainer_state.json (see flops.py). Trainer's own count walks through
         all parameters at every batch, and takes the frozen ones for trained."""
-        return self.meter.flops.of(**inputs["counts"]) if "counts" in inputs else 0.0
+        return self.throughput.flops.of(**inputs["counts"]) if "counts" in inputs else 0.0
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
-        """Adds speed, memory and skipped steps. Looks at every loss since the last log: on a GPU this is free only now,
-        when all has waited anyway.
+        """Adds speed, memory and skipped steps to the log, and checks every loss since the last log: on a GPU this is
+        free only now, when all has waited anyway.
 
         Raises:
-            RuntimeError: see `FiniteNumbers.look`.
+            RuntimeError: see `FiniteCallback.look`.
         """
         self.finite.look()
         if "loss" in logs:
-            logs |= self.meter.read(self.args, self.state)
+            logs |= self.throughput.read(self.args, self.state)
             if self.finite.skipped:
                 logs["skipped_steps"], self.finite.skipped = self.finite.skipped, 0
         super().log(logs, *args, **kwargs)
 
     def create_model_card(self, *args, **kwargs) -> None:
-        """Nothing: the card is that of model_card.py, which Trainer's own would write over."""
+        """Does nothing: model_card.py writes the card, and Trainer's own would replace it."""
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Trainer's own, of a checkpoint and at the end, but never of weights that are no numbers; an adapter with what
-        tells its base, a checkpoint with what tells its run. The model at the end is in its place only when it is
-        whole.
+        """Saves a checkpoint, or without `output_dir` the model at the end, which takes its place when it is whole.
 
         Raises:
-            RuntimeError: see `FiniteNumbers`.
+            RuntimeError: see `FiniteCallback`.
         """
         self.finite.look()
         self.finite.check_weights(self.model)
         folder = Path(output_dir or Path(self.args.output_dir) / f"{UNFINISHED}model")
-        super().save_model(str(folder), _internal_call=True)  # it would push what is not in its place yet
+        if self.is_deepspeed_enabled and not is_deepspeed_zero3_enabled():
+            if self.args.should_save:  # Trainer's own would have every rank copy the whole model
+                self.model.save_pretrained(folder, state_dict=self.checkpoint_state_dict())
+                self.processing_class.save_pretrained(folder)
+                torch.save(self.args, folder / TRAINING_ARGS_NAME)
+        else:
+            super().save_model(str(folder), _internal_call=True)  # it would push what is not in its place yet
         if self.args.should_save:
             self._finish_folder(folder, is_checkpoint=bool(output_dir))
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save")
 
     def _finish_folder(self, folder: Path, is_checkpoint: bool) -> None:
-        """What a saved model still lacks; the one at the end then goes to its place."""
+        """Adds what a saved model still lacks; moves the one at the end to its place."""
         if self.run and is_checkpoint:
             write_run(folder, self.run)
         if isinstance(self.model, PeftModel):
@@ -170,14 +193,15 @@ class LlavaTrainer(Trainer):
             folder.rmdir()
 
     def create_optimizer(self, *args) -> torch.optim.Optimizer:
-        """Trainer's own, which spares biases and norms weight decay; parts with a rate of their own are set apart.
+        """Trainer's optimizer, which spares biases and norms weight decay, with groups for components that have a
+        learning rate of their own.
 
         Raises:
             InputError: a rate for a part that is frozen.
         """
         optimizer = super().create_optimizer(*args)
-        rates = {"projector": self.args.projector_learning_rate, "vision tower": self.args.vision_learning_rate}
-        part = {id(parameter): part_of(name) for name, parameter in self.model.named_parameters()}
+        rates = {PROJECTOR: self.args.projector_learning_rate, VISION: self.args.vision_learning_rate}
+        part = {id(parameter): component_or_adapter(name) for name, parameter in self.model.named_parameters()}
         unused = {name for name, rate in rates.items() if rate is not None}
         for group in [*optimizer.param_groups]:
             for name, rate in rates.items():
@@ -192,9 +216,8 @@ class LlavaTrainer(Trainer):
         return optimizer
 
     def get_train_dataloader(self) -> DataLoader:
-        """Batches of this rank, in the order of LlavaSampler. Trainer's own would repeat the first records of an epoch
-        at its end, so that all ranks get equally many."""
-        fork_in_quiet()
+        """Batches of this rank, in the order of LlavaSampler. Trainer's own loader would repeat the first records of an
+        epoch at its end, so that all ranks get equally many."""
         dataset, args = self.train_dataset, self.args
         if not isinstance(dataset, LlavaDataset):
             return super().get_train_dataloader()
@@ -205,18 +228,14 @@ class LlavaTrainer(Trainer):
             grouped = args.train_sampling_strategy == "group_by_length"
             how = (dataset.lengths, args.step_samples, grouped, args.order_seed)
             order = LlavaSampler(dataset.sizes, weights, *how, dataset.blocks)
-            self.add_callback(TellEpoch(order))
         sizes = (args.train_batch_size, args.gradient_accumulation_steps, args.world_size, args.process_index)
         loader = DataLoader(
             dataset,
             batch_sampler=RankBatches(order, *sizes, args.dataloader_drop_last),
             collate_fn=self.data_collator,
-            num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory,
             persistent_workers=args.dataloader_persistent_workers,
-            prefetch_factor=args.dataloader_prefetch_factor,
-            multiprocessing_context=args.dataloader_multiprocessing_context,
-            worker_init_fn=deaf_worker,
+            **self._worker_options(),
         )
         # for one process, as the batches are this rank's already
         return prepare_data_loader(loader, args.device, num_processes=1, process_index=0, put_on_device=True)
