@@ -23,7 +23,7 @@ def lines_of(trainer, batch):
     """What is written down of a micro-batch."""
     labels = batch["labels"]
     text = trainer.data_collator.tokenizer.decode(labels[labels != -100])
-    images = [hashlib.sha1(image.cpu().numpy().tobytes()).hexdigest() for image in batch["pixel_values"]]
+    images = [hashlib.sha1(image.cpu().numpy().tobytes()).hexdigest() for image in batch["pixel_values"].data]
     return {"step": trainer.state.global_step + 1, "ids": batch["ids"], "images": images, "labels": text}
 
 

@@ -14,7 +14,7 @@ from transformers import CLIPImageProcessorPil, LlavaImageProcessorPil, SiglipIm
 from train_llava.cli import InputError
 from train_llava.ingest.image_kinds import KINDS
 from train_llava.processing.images import FastImageProcessor, PixelBytes, open_image
-from train_llava.show_batch import as_bytes
+from train_llava.show_batch import visible
 
 SIZES = [(50, 80), (333, 500), (224, 224), (57, 56), (400, 31), (336, 336), (30, 30)]
 
@@ -78,13 +78,25 @@ def test_a_page_shows_images_that_only_the_processor_can_make():
         [Image.new("RGB", (40, 30))]
     )
     assert made.dtype == torch.float32
-    shown = as_bytes(made[0].numpy())
+    (shown,) = visible(made)
     assert shown.dtype == np.uint8 and shown.shape == (32, 32, 3)
 
 
 def test_torchvision_settings_give_pillow_pixels():
-    """The processor that transformers makes where torchvision is installed is replaced by its Pillow twin."""
-    assert type(FastImageProcessor(CLIPImageProcessorPil()).processor) is CLIPImageProcessorPil
+    """What transformers takes where torchvision is installed has the same settings under another class, and resizes to
+    other pixels. This stand-in is as far off, and named as that class is."""
+
+    class Torchvision(CLIPImageProcessorPil):
+        def preprocess(self, *args, **kwargs):
+            made = super().preprocess(*args, **kwargs)
+            return made | {"pixel_values": [pixels + 0.01 for pixels in made["pixel_values"]]}
+
+    Torchvision.__name__ = Torchvision.__qualname__ = "CLIPImageProcessor"
+    settings = {"size": {"shortest_edge": 40}, "crop_size": {"height": 56, "width": 48}}
+    image, pillow = Image.fromarray(noise(50, 60)), CLIPImageProcessorPil(**settings)
+    pixels = FastImageProcessor(Torchvision(**settings))([image]).normalise()
+    assert torch.equal(pixels, pillow([image], return_tensors="pt")["pixel_values"])
+    assert not torch.equal(pixels, torch.stack([*Torchvision(**settings)([image])["pixel_values"]]))
 
 
 def test_rgb_is_left_as_it_is():

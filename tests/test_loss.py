@@ -64,7 +64,7 @@ def test_loss_and_gradients_equal_the_plain_model(llava, data, tmp_path, train_t
     expected = plain.model(**plain.data_collator(examples)).loss
     expected.backward()
     batch = LlavaCollator(load_processor(llava), for_trainer=True)(examples)
-    assert "attention_mask" not in batch and batch["pixel_values"].dtype == torch.uint8
+    assert "attention_mask" not in batch and batch["pixel_values"].data.dtype == torch.uint8
     assert int((batch["labels"] != -100).sum()) > 2 * 7
     ours.data_collator = LlavaCollator(load_processor(llava), for_trainer=True)
     loss = ours.compute_loss(ours.model, batch)

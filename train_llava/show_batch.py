@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from jinja2 import Environment
 from transformers import LlavaProcessor
 
@@ -20,6 +21,7 @@ from train_llava.ingest.data_files import paths_of
 from train_llava.model.load import load_processor
 from train_llava.pages.thumbnails import png
 from train_llava.processing.chat import IGNORE_INDEX
+from train_llava.processing.images import PixelBytes
 
 TEMPLATE = Path(__file__).parent / "pages" / "show_batch.html.jinja"
 MARK = b"<title>What the model sees</title>"  # in it
@@ -29,7 +31,7 @@ def batch_page(processor: LlavaProcessor, examples: list[dict[str, Any]], max_le
     """The batch that the collator makes of some examples, as a self-contained page."""
     collator = LlavaCollator(processor, max_length, for_trainer=True)
     batch = collator(examples)
-    images = iter(batch["pixel_values"].numpy())
+    images = iter(visible(batch["pixel_values"]))
     image_id, per_image = collator.encoder.image_ids[0], len(collator.encoder.image_ids)
     rows, totals = [], dict.fromkeys(("learned", "image", "read", "padding"), 0)
     for i, example in enumerate(examples):
@@ -38,7 +40,7 @@ def batch_page(processor: LlavaProcessor, examples: list[dict[str, Any]], max_le
         kinds = [kind_of(*token, k < own, image_id) for k, token in enumerate(zip(ids, labels, strict=True))]
         for kind in kinds:
             totals[kind] += 1
-        shown = [png(as_bytes(next(images))) for _ in range(kinds.count("image") // per_image)]
+        shown = [png(next(images)) for _ in range(kinds.count("image") // per_image)]
         spans = [span for kind, part in groupby(zip(ids, kinds, strict=True), key=lambda pair: pair[1])
                  for span in spans_of(kind, [token for token, _ in part], collator)]  # fmt: skip
         learned = kinds.count("learned")
@@ -50,12 +52,14 @@ def batch_page(processor: LlavaProcessor, examples: list[dict[str, Any]], max_le
     return template.render(rows=rows, summary=summary, total=sum(totals.values()), length=len(ids))
 
 
-def as_bytes(pixels: np.ndarray) -> np.ndarray:
-    """An image as people can see it, (height, width, 3); also of numbers that only the image processor can make."""
-    if pixels.dtype == np.uint8:
-        return pixels
-    low, high = pixels.min(), pixels.max()
-    return ((pixels.transpose(1, 2, 0) - low) / max(high - low, 1e-9) * 255).round().astype(np.uint8)
+def visible(pixels: PixelBytes | torch.Tensor) -> list[np.ndarray]:
+    """Images as people can see them, (height, width, 3) bytes each; numbers that only the image processor can make are
+    stretched from black to white."""
+    if isinstance(pixels, PixelBytes):
+        return [*pixels.data.numpy()]
+    lows, highs = pixels.amin((1, 2, 3), keepdim=True), pixels.amax((1, 2, 3), keepdim=True)
+    stretched = (pixels - lows) / (highs - lows).clamp(min=1e-9) * 255
+    return [*stretched.round().byte().permute(0, 2, 3, 1).numpy()]
 
 
 def kind_of(token: int, label: int, seen: bool, image_id: int) -> str:
