@@ -58,7 +58,7 @@ def without_values() -> Iterator[None]:
     with (
         mock.patch.dict(os.environ, {"TRANSFORMERS_DISABLE_TORCH_CHECK": "1"}),
         mock.patch("transformers.masking_utils.find_packed_sequence_indices", return_value=None),
-        mock.patch("train_llava.model.loss.predicting", return_value=(rows, rows)),
+        mock.patch("train_llava.model.loss.shift_labels", return_value=(rows, rows)),
     ):
         yield
 

@@ -62,7 +62,7 @@ class Step:
 
 
 def shares() -> dict[str, Share]:
-    """Of every strategy, counted on the real model's skeleton without memory."""
+    """Of every strategy, counted on the real model without memory."""
     configs = [AutoConfig.from_pretrained(HERE / "full_size_configs" / name) for name in ("clip", "qwen")]
     vision = getattr(configs[0], "vision_config", configs[0])
     config = LlavaConfig(vision_config=vision, text_config=configs[1], tie_word_embeddings=False)

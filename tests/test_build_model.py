@@ -146,7 +146,7 @@ def test_the_check_notices_a_changed_weight(built, old_clip, old_qwen, tmp_path)
             check_weights(tmp_path / "llava", model, (old_clip, old_qwen))
     del weights["language_model.lm_head.weight"]
     save_file(weights, tmp_path / "llava" / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(RuntimeError, match=r"not saved, such as language: lm_head\.weight"):
+    with pytest.raises(RuntimeError, match=r"not saved, such as language model: lm_head\.weight"):
         check_weights(tmp_path / "llava", model, (old_clip, old_qwen))
 
 

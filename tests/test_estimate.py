@@ -63,7 +63,7 @@ def test_states_are_those_of_deepspeeds_estimator(gpus):
 
 
 def test_the_repositorys_configs_are_read():
-    plain = {way: train_llava.estimate.sharing_of(way, 8, 1000) for way in train_llava.estimate.ZERO_CONFIGS}
+    plain = {way: train_llava.estimate.zero_config(way, 8, 1000) for way in train_llava.estimate.ZERO_CONFIGS}
     assert [(zero.stage, zero.offload) for zero in plain.values()] == [(0, False), (2, False), (2, True), (3, False)]
     assert plain["ZeRO-2"].bucket == 2 * 2e8  # two take turns
     assert plain["ZeRO-3"].bucket == 2 * 1000**2  # "auto"

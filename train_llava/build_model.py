@@ -65,7 +65,7 @@ def build_llava(
         image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
         pad_token_id=tokenizer.pad_token_id,
     )
-    with torch.device("meta"):  # a skeleton without memory: every part is put in below
+    with torch.device("meta"):  # takes no memory: every component is put in below
         model = LlavaForConditionalGeneration(config)
     model.model.vision_tower = tower
     model.model.multi_modal_projector = LlavaMultiModalProjector(config).apply(model._init_weights).to(chat_model.dtype)
