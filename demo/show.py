@@ -6,10 +6,9 @@ Prints the first images' captions and the rate; `captions.png` and `captions.jso
 """
 
 import argparse
-import json
 from pathlib import Path
 
-from train_llava.cli import command
+from train_llava.cli import command, json_lines
 from train_llava.data import LlavaDataset
 from train_llava.model.generate import caption_rows
 from train_llava.model.load import load
@@ -31,7 +30,7 @@ def main() -> None:
     draw_sheet(rows[:SHOWN]).save(sheet)
     for row in rows:
         del row["image"]
-    answers.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    answers.write_text(json_lines(rows), encoding="utf-8")
 
     print("Images the model has never seen, and what it says:")
     for row in rows[:SHOWN]:

@@ -28,6 +28,7 @@ from train_llava.cli import (
     InputError,
     check_same,
     command,
+    json_lines,
     not_negative,
     output_folder,
     positive,
@@ -40,6 +41,7 @@ from train_llava.ingest.image_files import read_bytes
 from train_llava.ingest.sources import LISTED, Source
 from train_llava.model.config import max_positions
 from train_llava.model.load import fetch, load_processor
+from train_llava.pages.charts import COLOUR, chart
 from train_llava.processing.chat import ChatEncoder
 from train_llava.processing.images import open_image, tokens_per_image
 from train_llava.processing.token_lengths import too_long
@@ -139,14 +141,10 @@ def histogram(lengths: list[int]) -> str:
 
 def draw(lengths: list[int], path: Path) -> None:
     """The histogram as an image."""
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
-    axes.hist(lengths, bins=bins(lengths, 60), color="#3b6fb6")
-    axes.set(xlabel="tokens per record, image tokens included", ylabel="records", title=f"{len(lengths):,} records")
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    with chart(path) as axes:
+        axes.hist(lengths, bins=bins(lengths, 60), color=COLOUR)
+        title = f"{len(lengths):,} records"
+        axes.set(xlabel="tokens per record, image tokens included", ylabel="records", title=title)
 
 
 def report(findings: Findings, total: int, positions: int | None = None) -> str:
@@ -244,10 +242,9 @@ def look(args: argparse.Namespace) -> None:
 def write(findings: Findings, problem: str | None, args: argparse.Namespace) -> None:
     """The files of the report."""
     facts = {"data": args.data_path, "records": findings.records, "problem": problem}
-    lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in findings.refused)
     report, refused, lengths = (args.output_dir / name for name in WRITTEN)
     write_whole(report, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
-    write_whole(refused, lines)
+    write_whole(refused, json_lines(findings.refused))
     if findings.lengths:
         with whole_file(lengths) as new:
             draw(findings.lengths, new)

@@ -13,7 +13,7 @@ import math
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -210,6 +210,11 @@ def whole_file(path: Path) -> Iterator[Path]:
         except BaseException:
             new.unlink(missing_ok=True)
             raise
+
+
+def json_lines(rows: Iterable[dict[str, Any]]) -> str:
+    """JSON Lines, with letters of all languages as they are."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def write_whole(path: Path, text: str) -> None:

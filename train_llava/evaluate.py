@@ -24,7 +24,7 @@ from torch import nn
 from tqdm import tqdm
 from transformers import LlavaProcessor
 
-from train_llava.cli import InputError, check_same, command, positive, shared_output_folder, write_whole
+from train_llava.cli import InputError, check_same, command, json_lines, positive, shared_output_folder, write_whole
 from train_llava.data import LlavaDataset
 from train_llava.ingest.data_files import paths_of
 from train_llava.model.generate import SORTED, caption_rows, collator_of
@@ -157,10 +157,9 @@ def evaluate(args: argparse.Namespace, state: PartialState) -> None:
     if state.is_main_process:
         rows.sort(key=lambda row: row["index"])
         metrics = metrics_of(rows)
-        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         title = args.adapter_name_or_path or args.model_name_or_path
         page = report_page(f"{title} on {', '.join(args.data_path)}", metrics, rows, dataset)
-        texts = (json.dumps(facts_of(args) | metrics, indent=2, ensure_ascii=False) + "\n", "".join(lines), page)
+        texts = (json.dumps(facts_of(args) | metrics, indent=2, ensure_ascii=False) + "\n", json_lines(rows), page)
         for name, text in zip(WRITTEN, texts, strict=True):
             write_whole(args.output_dir / name, text)
         print("\n".join(f"{name:<15}{value:>12}" for name, value in written(metrics)))

@@ -22,7 +22,7 @@ from PIL import Image
 from tqdm import tqdm
 from transformers import LlavaProcessor
 
-from train_llava.cli import InputError, check_apart, command, not_negative, number, open_locked, positive
+from train_llava.cli import InputError, check_apart, command, json_lines, not_negative, number, open_locked, positive
 from train_llava.ingest.questions import Question, answered, questions
 from train_llava.model.generate import Example, answers, ask, stream
 from train_llava.model.load import Model, load, weights_of
@@ -91,7 +91,7 @@ def answer_all(
 
     with tqdm(total=len(left), unit="answers") as progress:
         for index, answer in answers(model, processor, examples(), **options):
-            line = json.dumps({**asked[index], "answer": answer}, ensure_ascii=False) + "\n"
+            line = json_lines([{**asked[index], "answer": answer}])
             file.write(line.encode(errors="backslashreplace"))
             file.flush()
             progress.update()

@@ -4,6 +4,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import ModelCardData
 from peft import PeftModel
 from torch import nn
 from transformers import TrainerState
@@ -14,6 +15,7 @@ from train_llava.ingest.bad_images import BadImages
 from train_llava.ingest.data_files import parts_of
 from train_llava.model.folder import CARD, is_foreign_card
 from train_llava.model.structure import components_table
+from train_llava.pages.charts import chart
 
 HOW_TO_USE = """```python
 from transformers import pipeline
@@ -24,18 +26,14 @@ print(describe(text=[{{"role": "user", "content": content}}], return_full_text=F
 ```"""
 
 
-MERGED = """---
-library_name: transformers
-pipeline_tag: image-text-to-text
-tags: [llava]
-{base_model}---
+MERGED = """{header}
 
 # {name}
 
 A LLaVA: `{base}` with the adapter `{adapter}` merged into it by train_llava.
 
 ```text
-{parts}
+{components}
 ```
 
 ## Use
@@ -44,12 +42,27 @@ A LLaVA: `{base}` with the adapter `{adapter}` merged into it by train_llava.
 """
 
 
+def card_header(base: str, adapter: bool) -> str:
+    """The YAML at the top of a card, which the hub reads."""
+    data = ModelCardData(
+        base_model=None if Path(base).exists() else base,  # the hub knows its own names alone
+        library_name="peft" if adapter else "transformers",
+        pipeline_tag="image-text-to-text",
+        tags=["llava", "lora"] if adapter else ["llava"],
+    )
+    return f"---\n{data.to_yaml()}\n---"
+
+
 def merged_card(model: nn.Module, folder: Path, adapter: str, base: str) -> str:
     """The card of a model that an adapter was merged into."""
-    base_model = "" if Path(base).exists() else f"base_model: {base}\n"  # the hub knows its own names alone
-    fields = {"name": folder.resolve().name, "base": name_of(base), "adapter": name_of(adapter)}
+    fields = {
+        "header": card_header(base, adapter=False),
+        "name": folder.resolve().name,
+        "base": name_of(base),
+        "adapter": name_of(adapter),
+    }
     use = HOW_TO_USE.format(folder=fields["name"])
-    return MERGED.format(**fields, base_model=base_model, parts=components_table(model), use=use)
+    return MERGED.format(**fields, components=components_table(model), use=use)
 
 
 def write_card(
@@ -80,12 +93,9 @@ def write_card(
         "seconds": last(history, "train_runtime", ",.0f"),
         "versions": ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft", "deepspeed")),
     }
-    head = {"library_name": "peft" if adapter else "transformers", "pipeline_tag": "image-text-to-text"}
-    head |= {"tags": "[llava, lora]" if adapter else "[llava]"}
-    head |= {} if Path(base).exists() else {"base_model": base}  # the hub knows its own names alone
     samples = [f"![the last sample captions](samples/{path.name})" for path in sorted(folder.glob("samples/*.png"))]
     parts = [
-        "\n".join(["---", *(f"{name}: {value}" for name, value in head.items()), "---"]),
+        card_header(base, adapter),
         f"# {folder.resolve().name}",
         f"A LLaVA{' adapter' * adapter}, trained with train_llava.",
         "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts.items() if value)]),
@@ -118,16 +128,9 @@ def last(history: list[dict[str, Any]], name: str, form: str) -> str:
 
 def draw_curves(history: list[dict[str, Any]], path: Path) -> None:
     """Loss, and held-out loss where there is one, over steps."""
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
-    for name, label, style in (("loss", "training", "-"), ("eval_loss", "held-out", "o--")):
-        points = [(log["step"], log[name]) for log in history if name in log]
-        if points:
-            axes.plot(*zip(*points, strict=True), style, label=label, markersize=4)
-    axes.set(xlabel="step", ylabel="loss")
-    if axes.lines:
-        axes.legend(frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    with chart(path) as axes:
+        for name, label, style in (("loss", "training", "-"), ("eval_loss", "held-out", "o--")):
+            points = [(log["step"], log[name]) for log in history if name in log]
+            if points:
+                axes.plot(*zip(*points, strict=True), style, label=label, markersize=4)
+        axes.set(xlabel="step", ylabel="loss")
