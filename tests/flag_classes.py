@@ -2,12 +2,12 @@
 
 - EQUAL: a short run with these flags, ours beside transformers' own Trainer, has equal losses and weights; `seen` says
   whether they differ from a run without the flag.
-- refused: `arguments.REFUSED`, by name and with the way out.
+- refused: `flag_checks.REFUSED`, by name and with the way out.
 - NO_EFFECT: on what is learned: paths, logs, how often something is saved or scored, how fast data comes.
 - OURS: the test that proves it; `gpu`: it cannot run on a CPU and is refused there, or has not run on a GPU yet.
 """
 
-from train_llava.arguments import REFUSED
+from train_llava.training.flag_checks import REFUSED
 
 SEEN, UNSEEN = True, False
 COSINE = {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr_rate": 0.9}}

@@ -7,41 +7,13 @@ from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from huggingface_hub import HfApi
-from transformers import HfArgumentParser, Trainer, TrainingArguments
-from transformers.integrations import get_reporting_integration_callbacks
-from transformers.utils import is_flash_attn_2_available, is_liger_kernel_available
+from transformers import HfArgumentParser, TrainingArguments
 
 from train_llava.cli import InputError
 from train_llava.model.freeze import LoraSettings
 from train_llava.model.structure import Strategy
 
-SAMPLING = ("random", "sequential", "group_by_length")  # of --train_sampling_strategy
 MAX_BAD_IMAGES = 0.001  # the default of --max_bad_images
-# Flags of TrainingArguments that are refused, the value that is not, and why; tests/flag_classes.py has all flags
-REFUSED: dict[str, tuple[Any, str]] = {
-    "accelerator_config": (None, "the order of records is worked out for the defaults. Leave it out"),
-    "auto_find_batch_size": (False, "it would lower the batch in silence. The memory line says which batch fits"),
-    "batch_eval_metrics": (False, "the held-out loss is a mean over all records. Leave it out"),
-    "bf16_full_eval": (False, "it would round the weights that are saved. Use --bf16 true"),
-    "dataloader_in_order": (True, "a resumed run could not go on exactly. Leave it out"),
-    "do_predict": (False, "a training answers no questions. Use python -m train_llava.evaluate"),
-    "enable_jit_checkpoint": (False, "SIGTERM saves a checkpoint of the same step on all ranks anyway. Leave it out"),
-    "eval_do_concat_batches": (True, "the held-out loss is a mean over all records. Leave it out"),
-    "eval_use_gather_object": (False, "the held-out loss is gathered as numbers. Leave it out"),
-    "fp16_full_eval": (False, "it would round the weights that are saved. Use --fp16 true"),
-    "metric_for_best_model": (None, "the only metric is the held-out loss. Leave it out"),
-    "greater_is_better": (None, "the best model is the one with the least held-out loss. Leave it out"),
-    "ignore_data_skip": (False, "a resumed run would see its first records again. Leave it out"),
-    "include_for_metrics": ([], "the only metric is the held-out loss. Use python -m train_llava.evaluate"),
-    "include_num_input_tokens_seen": ("no", "padding would be counted as tokens. The log has tokens_per_second"),
-    "label_names": (None, "the labels are those of the collator. Leave it out"),
-    "length_column_name": ("length", "lengths are counted when the data is opened. Leave it out"),
-    "optim_target_modules": (None, "GaLore and APOLLO have not been tried here. Leave it out"),
-    "parallelism_config": (None, "records are shared out among all ranks. Use --deepspeed ds_configs/zero3.json"),
-    "remove_unused_columns": (False, "the collator needs every column. Leave it out"),
-}
 # Flags of transformers 4, which older scripts give, and what became of them
 RENAMED = {
     "evaluation_strategy": "is now --eval_strategy",
@@ -200,105 +172,3 @@ def parse_flags() -> tuple[ModelArguments, DataArguments, LlavaTrainingArguments
         InputError: see FlagParser.
     """
     return FlagParser((ModelArguments, DataArguments, LlavaTrainingArguments)).parse(RENAMED)
-
-
-def check_flags(model_args: ModelArguments, data_args: DataArguments, args: LlavaTrainingArguments) -> None:
-    """Refuses flags that some other part would silently ignore or do wrong, before anything is loaded.
-
-    Raises:
-        InputError: names the flag.
-    """
-    defaults = LlavaTrainingArguments(output_dir="", use_cpu=True)  # some are replaced when they are made
-    for name, (fine, reason) in REFUSED.items():
-        if getattr(args, name) not in (fine, getattr(defaults, name)) and not best_by_loss(name, args):
-            raise InputError(f"--{name} {getattr(args, name)}: {reason}.")
-    check_lora(model_args)
-    if args.fsdp and (args.use_cpu or not torch.cuda.is_available()):
-        raise InputError("--fsdp: on a CPU accelerate trains with DDP instead. Try --deepspeed ds_configs/zero3.json.")
-    check_one_gpu(args)
-    if args.deepspeed and {"optimizer", "scheduler"} & {*args.hf_deepspeed_config.config}:
-        raise InputError(f"--deepspeed {args.deepspeed}: leave optimizer and scheduler out of it, they are flags here.")
-    if args.train_sampling_strategy not in SAMPLING:
-        raise InputError(f"--train_sampling_strategy {args.train_sampling_strategy}: there are {', '.join(SAMPLING)}.")
-    if data_args.streaming and args.train_sampling_strategy == "group_by_length":
-        raise InputError("--train_sampling_strategy group_by_length would read row groups all over. Leave it out.")
-    if args.deepspeed and args.save_only_model and args.load_best_model_at_end:
-        raise InputError("--save_only_model and --load_best_model_at_end: DeepSpeed needs its own files to load again.")
-    best = args.load_best_model_at_end or args.save_strategy == "best"
-    if (best or args.eval_on_start or args.eval_strategy != "no") and not data_args.eval_data_path:
-        flags = "--eval_strategy, --eval_on_start, --load_best_model_at_end and --save_strategy best"
-        raise InputError(f"{flags} need --eval_data_path.")
-    if args.save_strategy == "best" and not args.metric_for_best_model:
-        raise InputError("--save_strategy best: add --metric_for_best_model eval_loss.")
-    check_services(args)
-    check_kernels(model_args, args)
-
-
-def check_one_gpu(args: LlavaTrainingArguments) -> None:
-    """Refuses torch's DataParallel, whose copies of the model would all use the first one's forward pass.
-
-    Raises:
-        InputError: there are several GPUs in this process.
-    """
-    if args.n_gpu > 1:
-        raise InputError(
-            f"{args.n_gpu} GPUs in one process: start a process for each with bash run_zero2.sh or torchrun."
-        )
-
-
-def best_by_loss(name: str, args: LlavaTrainingArguments) -> bool:
-    """Whether a flag says of the best model what is the case anyway."""
-    names = {"metric_for_best_model": ("loss", "eval_loss"), "greater_is_better": (False,)}
-    return getattr(args, name) in names.get(name, ())
-
-
-def check_services(args: LlavaTrainingArguments) -> None:
-    """Sees to it that reporters, optimizer and hub are there, which Trainer finds out only when weights are loaded.
-
-    Raises:
-        InputError: names the flag.
-    """
-    for name in args.report_to:
-        try:
-            [callback() for callback in get_reporting_integration_callbacks([name])]
-        except (ValueError, RuntimeError, ImportError) as error:
-            raise InputError(f"--report_to {name}: {error}") from error
-    try:
-        Trainer.get_optimizer_cls_and_kwargs(args)
-    except (ValueError, ImportError, RuntimeError) as error:
-        raise InputError(f"--optim {args.optim.value}: {error}") from error
-    if args.push_to_hub:
-        try:
-            HfApi(token=args.hub_token).whoami()
-        except Exception as error:  # without a network that of the HTTP library
-            raise InputError("--push_to_hub true: not logged in, or no network. Try hf auth login.") from error
-
-
-def check_lora(model_args: ModelArguments) -> None:
-    """Refuses flags of the adapters where there are none.
-
-    Raises:
-        InputError: names the flag.
-    """
-    for name, value in {"train_projector": False, "vision_lora": True, "load_in_4bit": True}.items():
-        if model_args.train_type != "use_lora" and getattr(model_args, name) == value:
-            raise InputError(f"--{name} {str(value).lower()} goes with --train_type use_lora alone.")
-
-
-def check_kernels(model_args: ModelArguments, args: LlavaTrainingArguments) -> None:
-    """Refuses kernels that this machine cannot run, before any weights are loaded.
-
-    Raises:
-        InputError: names the flag, and what to install or to leave out.
-    """
-    gpu = torch.cuda.is_available() and not args.use_cpu
-    if args.fp16 and not gpu:
-        raise InputError("--fp16 true needs a GPU. On a CPU use --bf16 true or neither.")
-    if model_args.attn_implementation == "flash_attention_2":
-        if not (gpu and is_flash_attn_2_available()):
-            need = "a GPU and pip install flash-attn --no-build-isolation"
-            raise InputError(f"--attn_implementation flash_attention_2 needs {need}. Without them leave it at sdpa.")
-        if not (args.bf16 or args.fp16):
-            raise InputError("--attn_implementation flash_attention_2 computes in half precision: add --bf16 true.")
-    if args.use_liger_kernel and not (gpu and is_liger_kernel_available()):
-        raise InputError("--use_liger_kernel true needs a GPU and pip install liger-kernel. Without them leave it out.")

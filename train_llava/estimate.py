@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from transformers import LlavaConfig
 
-from train_llava.arguments import DataArguments, FlagParser, ModelArguments, check_lora, flag
+from train_llava.arguments import DataArguments, FlagParser, ModelArguments, flag
 from train_llava.cli import InputError, command
 from train_llava.data import LlavaCollator, LlavaDataset
 from train_llava.model.backbones import load_tokenizer
@@ -36,6 +36,7 @@ from train_llava.planning.memory import MemoryModel, ZeroConfig
 from train_llava.planning.meta_model import meta_model
 from train_llava.planning.workload import DEFAULT_TOKENS, Workload
 from train_llava.processing.chat import ChatEncoder
+from train_llava.training.flag_checks import check_lora
 
 ROOT = Path(__file__).parent.parent
 # Name in PEAKS, and GiB that torch finds on it, a little less than on the box

@@ -17,7 +17,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.trainer_callback import ProgressCallback
 
-from train_llava.arguments import DataArguments, LlavaTrainingArguments, ModelArguments, check_flags, parse_flags
+from train_llava.arguments import DataArguments, LlavaTrainingArguments, ModelArguments, parse_flags
 from train_llava.cli import InputError, command, shared_output_folder
 from train_llava.data import LlavaCollator, LlavaDataset
 from train_llava.ingest.bad_images import BadImages
@@ -31,6 +31,7 @@ from train_llava.planning.workload import longest_batch
 from train_llava.processing.chat import ChatEncoder
 from train_llava.training.callbacks import DiskSpaceCallback, ProgressLine
 from train_llava.training.fault_tolerance import PreemptionCallback, Watchdog
+from train_llava.training.flag_checks import check_flags
 from train_llava.training.model_card import write_card
 from train_llava.training.output_dir import drop_old_runs, prepare_output_dir, report_failure, set_aside
 from train_llava.training.resume import (

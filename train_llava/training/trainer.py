@@ -13,7 +13,6 @@ from transformers import EvalPrediction, Trainer
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer import TRAINING_ARGS_NAME
 
-from train_llava.arguments import check_one_gpu
 from train_llava.cli import UNFINISHED, InputError
 from train_llava.data import LlavaDataset
 from train_llava.model.adapters import check_resumable_adapter, record_base
@@ -25,6 +24,7 @@ from train_llava.processing.images import PixelBytes
 from train_llava.training.callbacks import ThroughputCallback
 from train_llava.training.fault_tolerance import delay_forks_for_gloo, ignore_signals_in_worker
 from train_llava.training.finite import FiniteCallback
+from train_llava.training.flag_checks import check_one_gpu
 from train_llava.training.resume import write_run
 from train_llava.training.sampler import LlavaSampler, RankBatches, SetEpochCallback
 

@@ -1,0 +1,44 @@
+"""Where things stand: imports go one way, and no file is too long to read."""
+
+import ast
+
+import pytest
+from conftest import ROOT
+
+PACKAGE = ROOT / "train_llava"
+COMMANDS = ["build_model", "train", "infer", "evaluate", "merge_lora", "check_data", "show_batch", "estimate", "app"]
+# Each may import those before it, and its own folder
+ORDER = ["cli", "ingest", "processing", "data", "model", "pages", "arguments", "planning", "training", "commands"]
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def layer(module):
+    """Of a module's name without `train_llava.`."""
+    first = module.split(".")[0]
+    return "commands" if first in COMMANDS else first
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_imports_go_one_way(file):
+    own = ".".join(file.relative_to(PACKAGE).with_suffix("").parts)
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("train_llava"):
+            theirs = node.module.removeprefix("train_llava").lstrip(".")
+            assert (PACKAGE / theirs.replace(".", "/")).with_suffix(".py").is_file(), (
+                f"import what it defines: {theirs}"
+            )
+            same = layer(theirs) == layer(own) and layer(own) != "commands"
+            assert same or ORDER.index(layer(theirs)) < ORDER.index(layer(own)), f"{own} imports {theirs}"
+
+
+def test_the_top_is_what_people_type_and_import():
+    entries = {path.name for path in PACKAGE.iterdir() if path.name != "__pycache__"}
+    folders = {name for name in ORDER if (PACKAGE / name).is_dir()}
+    files = {f"{name}.py" for name in [*COMMANDS, "data", "arguments", "cli", "__init__"]}
+    assert entries == folders | files and len(entries) <= 20
+    assert not folders & {path.stem for path in FILES}  # no folder is named like a file
+
+
+def test_no_file_is_too_long():
+    found = [*FILES, *(path for name in ("tests", "benchmarks", "demo") for path in (ROOT / name).rglob("*.py"))]
+    assert [path for path in found if len(path.read_text().splitlines()) > 300] == []
