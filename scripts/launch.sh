@@ -1,0 +1,103 @@
+# Sourced by run_zero2.sh: starts DeepSpeed's launcher on this machine, or on each of several, and passes signals on.
+
+check_machines() { # of several, each needs a number, the address of the first, and the model and data at the same place
+    if [ "$NNODES" -gt 1 ] && { [ -z "$NODE_RANK" ] || [ -z "$MASTER_ADDR" ] || [ -z "$MODEL" ]; }; then
+        echo "error: NNODES=$NNODES needs NODE_RANK (0 to $((NNODES - 1))), MASTER_ADDR, MODEL and DATA" >&2
+        exit 2
+    fi
+}
+
+launch_options() { # fills LAUNCH, the launcher's flags, and HOSTS, a file to delete at the end
+    HOSTS=
+    [ "$NNODES" -eq 1 ] || MASTER_PORT=${MASTER_PORT:-29500}
+    [ -n "$MASTER_PORT" ] || MASTER_PORT=$("$PYTHON" -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')
+    LAUNCH=(--master_port "$MASTER_PORT")
+    if [ "$GPUS" -eq 0 ]; then
+        [ "$NNODES" -gt 1 ] || LAUNCH+=(--num_accelerators "$RANKS")
+    elif [ -n "$INCLUDE" ]; then
+        LAUNCH+=(--include "$INCLUDE")
+    elif [ -n "$NUM_PROCESSES" ] && [ "$NNODES" -eq 1 ]; then
+        LAUNCH+=(--num_gpus "$NUM_PROCESSES")
+    fi
+    if [ -n "$HOSTFILE" ]; then
+        LAUNCH+=(--hostfile "$HOSTFILE")
+    elif [ "$NNODES" -gt 1 ]; then
+        several_machines
+    fi
+}
+
+several_machines() { # each starts its own ranks: no ssh
+    local node slots=${NUM_PROCESSES:-$(( GPUS > 0 ? GPUS : 2 ))}
+    HOSTS=$(mktemp)
+    for node in $(seq 0 $((NNODES - 1))); do echo "node$node slots=$slots"; done >"$HOSTS"
+    LAUNCH+=(--hostfile "$HOSTS" --no_ssh --node_rank "$NODE_RANK" --master_addr "$MASTER_ADDR")
+    # Gloo would pick the interface that this machine's name stands for, which is often the loopback.
+    if [ -z "${GLOO_SOCKET_IFNAME:-}" ] && command -v ip >/dev/null; then
+        GLOO_SOCKET_IFNAME=$(ip -o addr show to "$MASTER_ADDR" 2>/dev/null | awk 'NR == 1 {print $2}')
+        [ -n "$GLOO_SOCKET_IFNAME" ] ||
+            GLOO_SOCKET_IFNAME=$(ip -o route get "$MASTER_ADDR" 2>/dev/null | sed -n 's/.* dev \([^ ]*\).*/\1/p')
+        [ -z "$GLOO_SOCKET_IFNAME" ] || export GLOO_SOCKET_IFNAME
+    fi
+}
+
+launch() { # launch FLAGS... ; waits for the training and leaves its exit code in STATUS
+    # The launcher gets a process group of its own, by which it and every rank can be found.
+    setsid "$PYTHON" -m deepspeed.launcher.runner "${LAUNCH[@]}" --module train_llava.train "$@" &
+    LAUNCHER=$!
+    trap signal_ranks INT TERM HUP
+    trap end_ranks EXIT
+    STATUS=0
+    wait "$LAUNCHER" || STATUS=$?
+    while kill -0 "$LAUNCHER" 2>/dev/null; do STATUS=0; wait "$LAUNCHER" || STATUS=$?; done
+}
+
+ranks() { # process ids of the ranks and of their loaders' workers
+    local process
+    for process in /proc/[0-9]*; do
+        grep -qs -- --local_rank= "$process/cmdline" || continue
+        [ "$(cut -d' ' -f5 "$process/stat" 2>/dev/null)" = "$LAUNCHER" ] && echo "${process#/proc/}"
+    done
+    true
+}
+
+# A signal goes to the ranks alone: they save a checkpoint and end, and then the launcher ends. If the launcher received
+# the signal itself, it would kill them half a minute later. A second signal ends the ranks at once.
+signal_ranks() {
+    local all
+    all=$(ranks)
+    kill -TERM -- ${all:-"-$LAUNCHER"} 2>/dev/null || true
+}
+
+# If the launcher itself was killed, its ranks would train on unseen: they receive the same signal.
+end_ranks() {
+    local waited=0
+    if [ -n "$(ranks)" ]; then
+        signal_ranks
+        while [ -n "$(ranks)" ] && [ $((waited++)) -lt 120 ]; do sleep 0.5; done
+        kill -KILL -- "-$LAUNCHER" 2>/dev/null || true
+    fi
+    rm -f ${HOSTS:+"$HOSTS"}
+}
+
+say_how_to_resume() { # say_how_to_resume FLAGS... ; where a whole checkpoint is left
+    local again
+    compgen -G "$OUTPUT_DIR/checkpoint-*/trainer_state.json" >/dev/null || return 0
+    again=("TRAIN_TYPE=$TRAIN_TYPE" "OUTPUT_DIR=$OUTPUT_DIR")
+    [ "$DEMO" = true ] || again+=("MODEL=$MODEL" "DATA=$DATA")
+    [ "$NNODES" -eq 1 ] || again+=("NNODES=$NNODES" "NODE_RANK=$NODE_RANK" "MASTER_ADDR=$MASTER_ADDR")
+    [ -z "$NUM_PROCESSES" ] || again+=("NUM_PROCESSES=$NUM_PROCESSES")
+    echo "To go on from the last whole checkpoint:"
+    printf ' cd %q &&' "$PWD"
+    printf ' %q' env "${again[@]}" bash "$HERE/run_zero2.sh" "$@" --resume_from_checkpoint true
+    echo
+}
+
+say_how_to_ask() {
+    local ask=(--interactive)
+    [ "$DEMO" = false ] || ask=(--image "$EXAMPLE_IMAGE" --prompt "What is in this picture?")
+    echo
+    echo "The trained model is in $OUTPUT_DIR. Ask it something:"
+    printf ' %q' env "PYTHONPATH=$HERE" "$PYTHON" -m train_llava.infer \
+        --model_name_or_path "$(realpath "$OUTPUT_DIR")" "${ask[@]}"
+    echo
+}
