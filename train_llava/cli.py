@@ -1,8 +1,8 @@
-"""What all commands share: errors in one line, numbers as flags, and writing that nothing can harm.
+"""What all commands share: errors in one line, numbers as flags, and safe writing.
 
-Where a command writes: apart from what it reads, one process at a time, and in place only when it is whole. A lock is
-the system's own (flock) on the folder or file itself, so nothing of it is left behind when a process dies. Forked
-workers give it up at once: one that outlives its parent must not keep it.
+A command writes apart from what it reads, one process at a time, and a file is in its place only when it is whole. A
+lock is the system's own (flock) on the folder or file itself, so nothing is left of it when a process dies. Forked
+workers release it at once: a worker that outlives its parent must not keep it.
 """
 
 import argparse
@@ -24,12 +24,14 @@ from transformers.utils import logging
 
 
 class InputError(ValueError):
-    """Wrong usage or input. The message names the file or record and says how to mend it."""
+    """Wrong usage or input. The message names the file or record, and says how to mend it."""
 
 
 def command(main: Callable[[], None]) -> Callable[[], None]:
-    """Wraps a command's `main`: an InputError becomes one line on stderr and exit code 2, once per machine; what the
-    terminal cannot show is written by its number, and so ends nothing."""
+    """Wraps a command's `main`. An InputError becomes one line on stderr, once per machine, and exit code 2.
+
+    A character that the terminal cannot show is written by its number, instead of ending the command.
+    """
 
     @functools.wraps(main)
     def wrapper() -> None:
@@ -71,13 +73,13 @@ not_negative = number(int, 0, 2**63 - 1, "a whole number from 0 on")
 
 # ---------------------------------------------------------------- where a command writes
 
-UNFINISHED = ".unfinished-"  # how names of files and folders begin that are being made
+UNFINISHED = ".unfinished-"  # the beginning of names of files and folders that are being written
 HELD: dict[tuple[int, int], int] = {}  # what this process has locked: device and inode, and the open file
 
 
 def check_apart(output: str | Path, *read: str | Path | None, is_file: bool = False) -> None:
-    """Refuses an output that is a file or folder that the command reads, links followed; or a folder above it, or a
-    file in it. A folder inside of what is read is a place of its own.
+    """Refuses an output that the command reads (links are followed), a folder above that, and a file in it. A folder
+    inside of what is read is a place of its own.
 
     Raises:
         InputError: see there.
@@ -97,8 +99,9 @@ def check_apart(output: str | Path, *read: str | Path | None, is_file: bool = Fa
 
 @contextmanager
 def output_folder(folder: Path, *read: str | Path | None) -> Iterator[None]:
-    """A folder that is this process's alone until the block ends; made where it is not there, and taken away again
-    where nothing was written into it.
+    """Holds a folder for this process alone until the block ends.
+
+    Creates it if it is not there, and removes it again if nothing was written into it.
 
     Raises:
         InputError: see `check_apart`; or it is a file, cannot be written to, or another process writes into it.
@@ -120,7 +123,7 @@ def output_folder(folder: Path, *read: str | Path | None) -> Iterator[None]:
 
 @contextmanager
 def shared_output_folder(folder: Path, check: Callable[[], None], *read: str | Path | None) -> Iterator[None]:
-    """The same of several ranks, of which the first writes, and `check`s the folder before: what it refuses, all do.
+    """The same for several ranks, of which the first writes. It calls `check` before; all ranks refuse what it refuses.
 
     Raises:
         InputError: see `output_folder` and `check`.
@@ -140,20 +143,20 @@ def shared_output_folder(folder: Path, check: Callable[[], None], *read: str | P
 
 
 def remove_empty(folders: list[Path]) -> None:
-    """Those of these folders that are empty, from the innermost on."""
+    """Removes the folders that are empty, from the innermost on."""
     with suppress(OSError):
         for path in folders:
             path.rmdir()
 
 
 def busy(path: Path) -> InputError:
-    """What to say where somebody else writes."""
+    """The error where another process writes."""
     return InputError(f"{path}: another process is writing there. Wait for it, or give another place.")
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Holds a file or folder against other processes; a folder that this one holds already, it has.
+    """Holds a file or folder against other processes. A folder that this process holds already may be held again.
 
     Raises:
         InputError: another process holds it, or another thread the file.
@@ -185,7 +188,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def release_locks() -> None:
-    """In a forked process: what its parent holds."""
+    """Closes, in a forked process, what its parent holds."""
     for place in HELD.values():
         os.close(place)
     HELD.clear()
@@ -196,7 +199,8 @@ os.register_at_fork(after_in_child=release_locks)
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """The path of a new file beside one, to be written within the block, whose place it takes when the block ends.
+    """Gives the path of a new file beside `path`, to be written within the block; it replaces `path` when the block
+    ends.
 
     Raises:
         InputError: nothing can be written there, or another process does.
@@ -218,15 +222,16 @@ def json_lines(rows: Iterable[dict[str, Any]]) -> str:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """A text as a `whole_file`."""
+    """Writes a text as a `whole_file`."""
     with whole_file(path) as new:
         new.write_text(text, encoding="utf-8")
 
 
 @contextmanager
 def open_locked(path: Path) -> Iterator[BinaryIO]:
-    """A file to append to, with nobody else doing so; made where it is not there, and taken away again if it stays
-    empty.
+    """Opens a file to append to, held against other processes.
+
+    Creates it if it is not there, and removes it again if it stays empty.
 
     Raises:
         InputError: nothing can be written there, or another process does.
@@ -250,11 +255,11 @@ def open_locked(path: Path) -> Iterator[BinaryIO]:
 
 
 def check_same(facts: dict[str, Any], file: Path, *others: Path) -> None:
-    """Refuses to write over what was found out about something else.
+    """Refuses to replace results about something else.
 
     Args:
-        facts: that this is about, and that `file`, if it is there, must hold.
-        others: files that are written beside it.
+        facts: what the new results are about; `file`, if it is there, must hold the same.
+        others: files that are written beside `file`.
 
     Raises:
         InputError: see there.

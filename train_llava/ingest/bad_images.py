@@ -1,4 +1,4 @@
-"""Images that cannot be read: written down, counted, and too many of them an error."""
+"""Images that cannot be read: a report that lists them, and a limit beyond which they are an error."""
 
 import fcntl
 import json
@@ -9,13 +9,13 @@ from train_llava.cli import InputError
 
 
 def most_bad_images(most: float, records: int) -> int:
-    """What --max_bad_images allows of so many records: a share is rounded up, so that one image does not end a small
-    run."""
+    """How many bad images --max_bad_images allows in so many records. A share is rounded up, so that one image does not
+    end a small run."""
     return int(most) if most >= 1 else math.ceil(most * records)
 
 
 class BadImages:
-    """Images that could not be read: each is written once to a JSON Lines report; too many of them are an error.
+    """A JSON Lines report of the images that could not be read, each once; too many of them are an error.
 
     Args:
         report: the file; shared by all workers and ranks that see it, and kept when a run is resumed.
@@ -38,7 +38,7 @@ class BadImages:
         return f"{count:,} records have images that cannot be read; {names}" if count else ""
 
     def add(self, record_id: str, reason: str, replaced_by: str) -> None:
-        """Writes one down, and which record is seen in its place.
+        """Adds an image to the report, and the record that is seen in its place.
 
         Raises:
             InputError: there are more than allowed by now.

@@ -13,12 +13,12 @@ Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content":
 
 
 def is_answer(roles: Sequence[str], i: int) -> bool:
-    """Whether a message is the answer to something; what the assistant says before that is only read."""
+    """Whether a message answers a question. What the assistant says before the first question is read, not learned."""
     return roles[i] == "assistant" and "user" in roles[:i]
 
 
 def first_answer(messages: list[Message]) -> int | None:
-    """Where the first answer to a question stands; a conversation may begin with words of the assistant."""
+    """The index of the first answer to a question; a conversation may begin with words of the assistant."""
     roles = [message["role"] for message in messages]
     return next((i for i, m in enumerate(messages) if is_answer(roles, i) and m["content"].strip()), None)
 

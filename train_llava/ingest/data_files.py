@@ -1,4 +1,4 @@
-"""Which files of --data_path hold the records: in a folder, in a single file, or on the hub."""
+"""The files of --data_path that hold the records: in a folder, a single file, or on the hub."""
 
 import os
 import re
@@ -17,12 +17,12 @@ from train_llava.ingest.readers import READERS, SUFFIXES_READ, NoRecords, Unread
 
 HELD_OUT = re.compile(r"(^|[-_.])(test|validation|valid|val|dev|eval)([-_.]|$)")
 HUB = "hf://datasets/"
-LOOKED_INTO = 20  # records at the beginning of a file, which say what it holds
-LOOKED_AT = 200  # entries of each folder below one that has files with records itself
+PROBED = 20  # records at the beginning of a file, which tell its format
+LISTED_AT_MOST = 200  # entries of each folder below one that has files with records itself
 
 
 def local_folder(path: str) -> Path:
-    """The file or folder itself, or the local copy of a dataset on the Hugging Face hub."""
+    """The file or folder itself, or the local copy of a dataset of the Hugging Face hub."""
     if Path(path).exists():
         return Path(os.path.abspath(path))  # links are not followed: what lies beside them belongs together
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", path):
@@ -35,7 +35,7 @@ def local_folder(path: str) -> Path:
 
 
 def hub_files(path: str) -> tuple[str, list[str]]:
-    """Address of a dataset on the hub, and those of its parquet files.
+    """The address of a dataset on the hub, and the addresses of its parquet files.
 
     Raises:
         InputError: no such dataset, or none of its files is parquet.
@@ -66,28 +66,28 @@ def data_files(path: Path) -> list[str]:
 
 
 def data_files_below(path: Path, all_of_them: bool) -> list[str]:
-    """The same of the folders below. Where these are only to be named as passed over, not all are looked for, as there
-    may be hundreds of thousands of images."""
+    """The files that may hold records in the folders below. Where they are only named as passed over, not all of them
+    are searched for, as there may be hundreds of thousands of images."""
     if not path.is_dir():
         return []
-    most = None if all_of_them else LOOKED_AT
+    most = None if all_of_them else LISTED_AT_MOST
     found = islice(files_below(path, most), most and 10 * most)
     names = (file.rpartition("/")[::2] for file in found)
     return sorted(f"{folder}/{name}" for folder, name in names if folder != str(path) and may_hold_records(name))
 
 
 def may_hold_records(name: str) -> bool:
-    """By the name of a file; hidden ones, such as macOS leaves beside others, do not."""
+    """Whether a file may hold records, by its name. Hidden files, such as macOS leaves beside others, do not."""
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in READERS
 
 
 def is_file(path: str) -> bool:
-    """Whether there is a file, or a link that leads nowhere, which must not be passed over without a word."""
+    """Whether there is a file, or a link that leads nowhere: the latter must be reported, not passed over."""
     return os.path.isfile(path) or (os.path.islink(path) and not os.path.exists(path))
 
 
 def files_below(path: Path, most: int | None = None) -> Iterator[str]:
-    """All files that are not hidden, folder by folder; of each no more than `most` entries."""
+    """All files that are not hidden, folder by folder; at most `most` entries of each folder."""
     folders = [str(path)]
     while folders:
         with os.scandir(folders.pop(0)) as entries:
@@ -101,8 +101,11 @@ def files_below(path: Path, most: int | None = None) -> Iterator[str]:
 
 
 def choose(folder: str, files: list[str], held_out: bool) -> tuple[list[str], dict[str, str]]:
-    """Which of a folder's files to read, and why not the others: the held-out ones (a file or a folder named test,
-    validation, ...) or the others, as is wanted; all, where there are none of the kind."""
+    """The files of a folder to read, and why the others are not read.
+
+    Held-out files are those with test, validation, ... in their name or in the name of a folder. `held_out` says
+    whether these are wanted or the others; where there are none of the wanted kind, all are read.
+    """
 
     def parts(file: str) -> list[str]:
         *folders, name = file.removeprefix(f"{folder}/").split("/")
@@ -114,8 +117,10 @@ def choose(folder: str, files: list[str], held_out: bool) -> tuple[list[str], di
 
 
 class FileProbe:
-    """The first records of files, and what these say: `records` and `formats` by file; in `passed_over` the files that
-    are not read, and why."""
+    """Reads the first records of files to find their format.
+
+    `records` and `formats` are by file; `passed_over` holds the files that are not read, and why.
+    """
 
     def __init__(self, fields: Fields, in_place: bool, format: str | None, path: str, held_out: bool) -> None:
         self.fields, self.in_place, self.format, self.path, self.held_out = fields, in_place, format, path, held_out
@@ -123,33 +128,33 @@ class FileProbe:
         self.formats: dict[str, str | None] = {}
         self.passed_over: dict[str, str] = {}
 
-    def into(self, place: Path, folder: str) -> None:
-        """Looks at a file, or into a folder, and below it if that holds no records itself."""
-        found = self.at(folder, data_files(place))
+    def probe(self, place: Path, folder: str) -> None:
+        """Probes a file, or the files in a folder, or below the folder if it holds no records itself."""
+        found = self.probe_files(folder, data_files(place))
         below = data_files_below(place, all_of_them=not found)
         if found:
             self.passed_over |= dict.fromkeys(below, "it lies below a folder that holds others")
         else:
-            self.at(folder, below)
+            self.probe_files(folder, below)
 
-    def at(self, folder: str, files: list[str]) -> bool:
-        """Looks into these files of a folder; whether one holds records."""
+    def probe_files(self, folder: str, files: list[str]) -> bool:
+        """Probes these files of a folder; returns whether one holds records."""
         chosen, over = choose(folder, files, self.held_out)
         self.passed_over |= over
         for file in chosen:
             try:
-                self.records[file] = list(islice(records_in(file, self.fields, self.in_place), LOOKED_INTO))
+                self.records[file] = list(islice(records_in(file, self.fields, self.in_place), PROBED))
             except NoRecords as error:
                 self.passed_over[file] = str(error)
             else:
                 self.formats[file] = recognise(self.records[file], self.fields, [self.format] * bool(self.format))
         return any(self.formats.get(file) for file in chosen)
 
-    def result(self) -> tuple[str, list[str]]:
-        """The format, and the files that are in it; among these those that are broken from the start.
+    def chosen(self) -> tuple[str, list[str]]:
+        """The format, and the files that have it, broken ones included.
 
         Raises:
-            InputError: none is.
+            InputError: no file has a known format.
         """
         ranked = [format for format in FORMATS if format in self.formats.values()]
         broken = [file for file, records in self.records.items() if records and isinstance(records[0], Unreadable)]
@@ -161,21 +166,21 @@ class FileProbe:
             raise InputError(f"{self.path}: no file with records of a known format: {known}. See docs/data.md.{why}")
         for file, format in self.formats.items():
             if format is None and file not in broken:
-                self.passed_over[file] = what_else(file, self.format)
+                self.passed_over[file] = other_content(file, self.format)
             elif format not in (None, ranked[0]):
                 self.passed_over[file] = f"{format} records; add {format}={self.path} to read them, too"
         return ranked[0], [file for file in self.formats if file not in self.passed_over]
 
 
-def what_else(file: str, format: str | None) -> str:
-    """What a file holds that is passed over."""
+def other_content(file: str, format: str | None) -> str:
+    """What a file holds that is passed over, in words."""
     if is_archive(file):
         return "images without texts; records may name them"
     return f"no records of the format {format}" if format else "no records of a known format"
 
 
-def parts_of(text: str) -> tuple[str | None, str, float]:
-    """Format, path and weight of `[format=]path[:weight]`; what is there by this very name is the path.
+def parse_data_path(text: str) -> tuple[str | None, str, float]:
+    """Splits `[format=]path[:weight]`. If there is a file or folder of the whole name, that is the path.
 
     Raises:
         InputError: it is empty.
@@ -191,12 +196,12 @@ def parts_of(text: str) -> tuple[str | None, str, float]:
 
 
 def paths_of(texts: Iterable[str]) -> list[str]:
-    """The paths alone."""
-    return [parts_of(text)[1] for text in texts]
+    """The paths of such texts."""
+    return [parse_data_path(text)[1] for text in texts]
 
 
 def stamp(file: str) -> tuple[str, ...]:
-    """Changes when the file does."""
+    """A stamp that changes when the file changes."""
     if "://" in file:
         system, path = url_to_fs(file)
         return file, system.ukey(path)

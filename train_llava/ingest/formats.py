@@ -1,4 +1,4 @@
-"""Records as people publish them -> messages and images.
+"""Records as they are published -> messages and images.
 
 One function per format; FORMATS names each with the field by which its records are recognised. To add one, write a
 function that takes a record (and the caption fields, which others ignore) and returns messages and images, and add
@@ -57,7 +57,7 @@ def from_sharegpt_or_openai(record: Record, fields: Fields) -> Parsed:
 
 
 def with_system(messages: list[Message], system: Any) -> list[Message]:
-    """A system prompt that a record has beside its turns, in front of them.
+    """Puts a system prompt that a record has beside its turns in front of them.
 
     Raises:
         InputError: it is no text, or the turns begin with another one.
@@ -151,10 +151,10 @@ def parse(record: Any, name: str, fields: Fields) -> Parsed:
 
 
 def to_image_ref(image: Any) -> Any:
-    """A name or the bytes of a file as {"bytes", "path"}; these may be written as base64, also with `data:` in front.
+    """A file name, or the bytes of a file, as {"bytes", "path"}. Bytes may be written as base64, also after `data:`.
 
     Raises:
-        InputError: an address of data that are no base64.
+        InputError: what follows `data:` is not base64.
     """
     if isinstance(image, dict) and isinstance(image.get("bytes"), str):
         return {**image, "bytes": to_image_ref(image["bytes"]).get("bytes")}
@@ -172,14 +172,14 @@ def to_image_ref(image: Any) -> Any:
 
 
 def from_json(value: Any) -> Any:
-    """Turns that are written as a text of JSON, as tables hold them."""
+    """Turns, also where a table holds them as JSON text."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         return json.loads(value)
     return value
 
 
 def split_captions(record: Any, name: str, fields: Fields) -> Iterator[Any]:
-    """A record for each of several captions of one image; all others as they are."""
+    """A record for each caption, where an image has several; all other records as they are."""
     captions = record.get(fields["answer"]) if name == "caption" and isinstance(record, dict) else None
     if not (isinstance(captions, list) and captions and all(isinstance(text, str) for text in captions)):
         yield record
@@ -189,7 +189,7 @@ def split_captions(record: Any, name: str, fields: Fields) -> Iterator[Any]:
 
 
 def text_of_parts(parts: list[Any], images: list[Any]) -> str:
-    """A list of parts as text, as content_parts.jinja writes it; images inside the parts join `images`."""
+    """A list of parts as text, as content_parts.jinja writes it. Appends the images inside the parts to `images`."""
     text, after_image = "", False
     for part in parts:
         kind = part.get("type") if isinstance(part, dict) else None
@@ -207,13 +207,13 @@ def text_of_parts(parts: list[Any], images: list[Any]) -> str:
 
 
 def put_images_first(messages: list[Message], count: int) -> None:
-    """Placeholders in front of the first question."""
+    """Puts a placeholder for each image in front of the first question."""
     first = next((message for message in messages if message["role"] == "user"), None)
     if first is not None:
         first["content"] = f"{IMAGE_TOKEN}\n" * count + first["content"]
 
 
 def as_list(value: Any) -> list[Any]:
-    """None, or nothing but None, as no element; a single one as a list of one."""
+    """A value as a list: a single one as a list of one, None (or nothing but None) as an empty list."""
     values = list(value) if isinstance(value, list | tuple) else [value]
     return [] if all(each is None for each in values) else values

@@ -26,7 +26,7 @@ ImageRef = dict[str, Any] | str | Path
 
 
 def read_bytes(ref: dict[str, Any]) -> bytes:
-    """The encoded image, from the record, an archive or a file.
+    """Reads the encoded image from the record, an archive or a file.
 
     Raises:
         InputError: larger than an image may be, in the archive or unpacked.
@@ -52,12 +52,12 @@ def read_bytes(ref: dict[str, Any]) -> bytes:
 
 @lru_cache(maxsize=64)
 def open_archive(path: str) -> BinaryIO:
-    """An archive, kept open until so many others were; then nobody holds it any more, and Python closes it."""
+    """Opens an archive, which stays open until so many others were opened; then Python closes it."""
     return open(path, "rb", buffering=0)
 
 
 def forget_files() -> None:
-    """Before data is opened: files may have been made anew since others of the same names were read."""
+    """Closes what is open. Data calls this when it is opened: files may be others by now than those that were read."""
     open_archive.cache_clear()
     open_row_group.cache_clear()
     open_parquet.cache_clear()
@@ -69,7 +69,7 @@ def in_a_file(ref: dict[str, Any]) -> bool:
 
 
 def image_name(ref: dict[str, Any]) -> str:
-    """What to call an image in a message."""
+    """The name of an image in a message."""
     member = MEMBER.match(ref["path"] or "")
     name = f"{member['archive']}, {member['name']}" if member else ref["path"] or "image inside the record"
     return name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}... ({len(name):,} characters)"
@@ -84,7 +84,7 @@ def beginning_of(ref: dict[str, Any]) -> bytes:
 
 
 def check_file(path: str) -> None:
-    """Refuses what is no file, such as a pipe that nobody writes to, and what is too large.
+    """Refuses what is not a file, such as a pipe that nobody writes to, and what is too large.
 
     Raises:
         InputError: see there.

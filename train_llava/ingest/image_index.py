@@ -1,4 +1,4 @@
-"""Finds the images that records name: loose below a folder, or inside an archive in it that was not unpacked."""
+"""Finds the images that records name: as files below a folder, or inside an archive in it that was not unpacked."""
 
 import os
 import struct
@@ -29,8 +29,8 @@ class ImageIndex:
     missing image would be taken from another folder that has one of its name, such as a mask.
 
     Args:
-        folder: with the images.
-        first: some names of the data, which decide on this.
+        folder: the one with the images.
+        first: the first names of the data.
         data: the folder of the data, whose shards and parquet files hold images, too.
     """
 
@@ -55,15 +55,15 @@ class ImageIndex:
         return self._loose(name) or self._packed(name) or (None if self._settled else self._anywhere(name))
 
     def wanted(self, name: str) -> str:
-        """Where an image that is not there would be looked up first."""
+        """The first place where a missing image would be looked up."""
         return os.path.join(self.roots[0], self._inside(name))
 
     def broken(self) -> dict[str, str]:
-        """The archives that cannot be read to their end, and why."""
+        """The archives that cannot be read to their end, each with the reason."""
         return self._broken if self._members is not None else {}
 
     def _inside(self, name: str) -> str:
-        """A name from this folder on, also where one of the two is written through a link."""
+        """A name relative to this folder, also where one of the two is written through a link."""
         if name.startswith("file://"):
             name = unquote(name.removeprefix("file://"))
         if "://" in name:
@@ -161,13 +161,13 @@ def archives_in(folder: str) -> list[str]:
 
 
 def is_archive(name: str) -> bool:
-    """By the name of a file that is not hidden."""
+    """Whether a file is an archive, by its name; hidden files are not."""
     return name.lower().endswith(ARCHIVES) and not name.startswith(".")
 
 
 def entries(archive: str) -> Iterator[tuple[str, zipfile.ZipInfo | tarfile.TarInfo]]:
-    """Name and entry of every file in an archive. Chinese Windows writes names into a zip in GBK, and does not say
-    so: such a file has two names."""
+    """The name and the entry of every file in an archive. Chinese Windows writes names into a zip in GBK and does not
+    mark them: such a file has two names."""
     if archive.lower().endswith(".zip"):
         with zipfile.ZipFile(archive) as zipped:
             for info in zipped.infolist():
@@ -200,8 +200,8 @@ def tar_members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
 
 
 def with_endings(name: str) -> list[str]:
-    """The names that a record may mean: as it is, with the slashes of Unix, with accents in one character or in two
-    (as macOS has them), with the ending that it lacks."""
+    """The names that a record may mean: the name itself, with the slashes of Unix, with accents in one character or in
+    two (as macOS has them), with the ending that it lacks."""
     names = [name]
     if "\\" in name:
         names.append(name.replace("\\", "/"))

@@ -1,4 +1,4 @@
-"""Which kinds of image files are read, and what else is found under an image's name."""
+"""The kinds of image files that are read, and what a file is that is of none of them."""
 
 import importlib
 import re
@@ -10,11 +10,11 @@ from PIL import Image
 Image.init()  # here, so that no forked worker has to import Pillow's plugins
 with suppress(ImportError):
     importlib.import_module("pillow_heif").register_heif_opener()
-# What is read, everywhere: Pillow knows others, of which some, such as EPS, call a program
+# Pillow knows more kinds, of which some, such as EPS, call a program
 KINDS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "JPEG2000", "AVIF", "HEIF", "ICO", "PPM", "TGA")
 KINDS = tuple(kind for kind in KINDS if kind in Image.OPEN)
 SHOWN = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # those of them that browsers show, too
-# What else is found under an image's name: how it begins, and what to do about it
+# Files of other kinds that have an image's name: their first bytes, and what to do about them
 OTHER_KINDS = {
     rb"$": "an empty file",
     rb"....ftyp(hei|hev|mif1|msf1)": "HEIC: pip install pillow-heif",
@@ -36,6 +36,6 @@ SUFFIXES = suffixes_of(KINDS)
 
 
 def describe_other_kind(head: bytes, kinds: Sequence[str]) -> str:
-    """What a file is that begins so, and is of none of these kinds."""
+    """What a file is, by its first bytes, that is of none of these kinds."""
     known = (what for beginning, what in OTHER_KINDS.items() if re.match(beginning, head, re.DOTALL))
     return next(known, f"none of {', '.join(kinds)}")

@@ -1,7 +1,7 @@
 """Images that are left inside a parquet file, local or on the hub, and read from there one by one.
 
-A row group can be read forwards only, some rows at a time. So the sampler hands out records of one row group in nearly
-the order in which they lie (see LlavaSampler), and each row group at hand is remembered where its reading stands.
+A row group can be read forwards only, some rows at a time. So LlavaSampler hands out the records of a row group in
+nearly the order in which they lie, and a reader of each row group in use stays open at the row that it has reached.
 """
 
 import os
@@ -36,7 +36,7 @@ def image_bytes(file: str, column: str, group: str, row: str, number: str) -> by
 
 
 class RowGroup:
-    """The rows of one column in a row group, by number; cheap as long as the numbers hardly ever fall."""
+    """The rows of one column in a row group, by number. Reading is cheap as long as the numbers hardly ever fall."""
 
     def __init__(self, file: str, column: str, group: int) -> None:
         self.file, self.column, self.group = file, column, group
@@ -58,19 +58,19 @@ class RowGroup:
 
 @lru_cache(maxsize=256)  # as many as a rank has samples in a step: each is in another row group
 def open_row_group(file: str, column: str, group: int, process: int) -> RowGroup:
-    """A row group and where its reading stands."""
+    """A reader of a row group, which stays at the row that it has reached."""
     return RowGroup(file, column, group)
 
 
 @lru_cache(maxsize=32)
 def open_parquet(file: str, process: int) -> pq.ParquetFile:
-    """A parquet file; a local one is mapped into memory, so that what is read of it need not be held."""
+    """Opens a parquet file. A local one is mapped into memory, so that what is read of it need not be held."""
     return pq.ParquetFile(fsspec.open(file).open()) if "://" in file else pq.ParquetFile(file, memory_map=True)
 
 
 def rows_without_images(file: str, columns: list[str]) -> Iterator[dict[str, Any]]:
-    """Rows of a parquet file, with where each image of these columns is in place of its bytes, and as PLACE the
-    row group and the row in it.
+    """Rows of a parquet file. Each image of these columns is replaced by its place, without its bytes; the field PLACE
+    holds the row group and the row in it.
 
     Columns of images are those of {"bytes", ...} and of lists of them; others are read as they are.
     """

@@ -1,4 +1,4 @@
-"""Lists of questions about images, and the files of JSON lines that hold their answers."""
+"""Lists of questions about images, and the JSON Lines files that hold the answers."""
 
 import json
 import os
@@ -13,7 +13,8 @@ Question = dict[str, Any]  # {"image": file or list of files, "prompt": text}, t
 
 
 def questions(source: Path, prompt: str) -> list[Question]:
-    """One per image file in a folder, or per line of a list: a path, from where the list lies, or a Question's JSON.
+    """One question for each image file in a folder, or for each line of a list: a path, relative to the list, or a
+    Question as JSON.
 
     Raises:
         InputError: no such folder or list, nothing in it, or a line of another kind.
@@ -37,7 +38,7 @@ def questions(source: Path, prompt: str) -> list[Question]:
 
 
 def question(line: str, place: str, prompt: str) -> Question:
-    """A line of a list.
+    """Reads a line of a list.
 
     Raises:
         InputError: it is of another kind.
@@ -54,7 +55,8 @@ def question(line: str, place: str, prompt: str) -> Question:
 
 
 def answered(output_file: Path) -> set[str]:
-    """What a file has answers to: its lines without these. A last line that was cut off is taken away from it.
+    """The questions that a file has answers to: its lines without the answers. A last line that was cut off is removed
+    from the file.
 
     Raises:
         InputError: the file holds something else than answers.

@@ -1,4 +1,4 @@
-"""Files -> records as they were published, one at a time. READERS says what reads which kind of file."""
+"""Files -> records as they were published, one at a time. READERS maps the suffix of a file to its reader."""
 
 import codecs
 import json
@@ -21,7 +21,7 @@ from train_llava.ingest.limits import MOST_RECORD_BYTES
 from train_llava.ingest.parquet_images import rows_without_images
 
 BYTE_ORDER_MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
-# How files begin that have the name of another kind, and what to do about it
+# The first bytes of files of other kinds that are named like data, and what to do about them
 OTHER_KINDS = {
     b"PAR1": "a parquet file: name it so",
     b"\x1f\x8b": "packed: unpack it with gunzip",
@@ -35,7 +35,7 @@ TOO_LARGE = f"a record of more than {MOST_RECORD_BYTES >> 20} MB"
 
 
 class Unreadable(str):
-    """What a reader yields for a part of a file that cannot be read: the reason."""
+    """Yielded by a reader in place of what cannot be read: the reason."""
 
 
 class NoRecords(InputError):
@@ -43,7 +43,7 @@ class NoRecords(InputError):
 
 
 def records_in(file: str, fields: Fields, in_place: bool = False) -> Iterator[Any]:
-    """The records of a file, here or on the hub. Where it cannot be read any further, an Unreadable is the last.
+    """The records of a file, local or on the hub. If it cannot be read any further, an Unreadable is the last.
 
     Raises:
         NoRecords: see there.
@@ -59,7 +59,7 @@ def records_in(file: str, fields: Fields, in_place: bool = False) -> Iterator[An
 
 
 def reason_of(error: Exception, file: str) -> str:
-    """Why something cannot be read, in a line; of text that is not UTF-8, what it may be."""
+    """The reason why something cannot be read, in a line; for text that is not UTF-8, with what it may be."""
     if isinstance(error, UnicodeDecodeError) and error.encoding.startswith("utf-8"):
         try:
             codecs.getincrementaldecoder("gb18030")().decode(error.object)  # which may end inside a character
@@ -70,8 +70,8 @@ def reason_of(error: Exception, file: str) -> str:
 
 
 def read_json(file: str, fields: Fields) -> Iterator[Any]:
-    """Lists and objects of JSON, one after the other or a line each, whatever the suffix says; UTF-8, or UTF-16 with
-    its mark."""
+    """JSON lists and objects, one after the other or in a line each, whatever the suffix is; UTF-8, or UTF-16 with its
+    mark."""
     with open(file, "rb") as binary:
         head = known_beginning(binary)
         if not head.strip():
@@ -87,10 +87,10 @@ def read_json(file: str, fields: Fields) -> Iterator[Any]:
 
 
 def known_beginning(binary: BinaryIO) -> bytes:
-    """How a file begins.
+    """The first bytes of a file.
 
     Raises:
-        ValueError: as one of another kind.
+        ValueError: it is of another kind.
     """
     head = binary.read(1 << 12)
     for beginning, what in OTHER_KINDS.items():
@@ -124,7 +124,7 @@ def read_lines(file: str) -> Iterator[Any]:
 
 
 def bounded_lines(lines: BinaryIO) -> Iterator[bytes]:
-    """Lines; of one beyond the bound only the beginning."""
+    """Lines; of a line beyond the bound only the beginning."""
     while line := lines.readline(MOST_RECORD_BYTES + 1):
         rest = line
         while len(rest) > MOST_RECORD_BYTES and not rest.endswith(b"\n"):
@@ -223,7 +223,7 @@ def shard_record(
 
 
 def refuse_kind(hint: str) -> Callable[[str, Fields], Iterator[Any]]:
-    """A reader of files that are not read: says what to do."""
+    """A reader for a kind of file that is not read: its error says what to do."""
 
     def reader(file: str, fields: Fields) -> Iterator[Any]:
         raise NoRecords(hint)

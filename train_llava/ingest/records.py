@@ -1,11 +1,12 @@
-"""The normal form of a record, in which all reading ends, whatever the source looks like:
+"""The canonical form of a record, into which every source is read:
 
     {"id": "0001", "messages": [{"role": "user", "content": "<image>\\nWhat?"}, ...],
      "images": [{"path": "/data/images/a.jpg", "bytes": None}],
      "problem": None, "missing": False, "file": 0, "place": None}
 
-`problem` says why a record cannot be trained on; `missing`, that a file it names is not there; `file`, from which of
-the source's files it is; `place`, in which row group and row of a parquet file its images were left, if they were.
+`problem` is the reason why a record cannot be trained on, if there is one; `missing`: whether it names a file that is
+not there; `file`: the number of the file in its source; `place`: the row group and row of a parquet file in which its
+images were left, if they were.
 """
 
 from typing import Any
@@ -34,10 +35,17 @@ RECORD = Features(
 )
 
 
-def to_canonical(
-    record: Any, number: int, file: str, format: str, fields: Fields, finder: ImageIndex
-) -> dict[str, Any]:
-    """One record in the normal form."""
+def to_canonical(record: Any, number: int, file: str, format: str, fields: Fields, index: ImageIndex) -> dict[str, Any]:
+    """One record in the canonical form.
+
+    Args:
+        record: as the file holds it.
+        number: of the record in its file.
+        file: that it is from, for messages.
+        format: one of FORMATS.
+        fields: of caption records.
+        index: where its images are looked up.
+    """
     name = record.get("id", number) if isinstance(record, dict) else number
     row = {
         "id": str(name).encode(errors="replace").decode(),
@@ -53,9 +61,9 @@ def to_canonical(
         for image in images:
             data, path = image.get("bytes"), image.get("path")
             if not data:
-                found = finder.find(path)
+                found = index.find(path)
                 row["missing"] |= found is None
-                path = found or finder.wanted(path)
+                path = found or index.wanted(path)
             row["images"].append({"bytes": data, "path": path})
         return row | {"messages": messages}
     except Exception as error:  # a record may hold anything at all; whatever it is, it is one bad record
@@ -65,16 +73,20 @@ def to_canonical(
 
 
 def names_in(record: Any, format: str, fields: Fields) -> list[str]:
-    """The names of a raw record's image files, none of one that is malformed."""
+    """The names of a record's image files; none if the record is malformed."""
     try:
         names = [image["path"] for image in parse(record, format, fields)[1] if not image.get("bytes")]
         return [name for name in names if "::" not in name and "://" not in name]
-    except Exception:  # as in `normal`, where it is said
+    except Exception:  # as in `to_canonical`, which reports it
         return []
 
 
 def drop_invalid(records: Dataset, on_bad_record: str) -> Dataset:
-    """The records that can be trained on."""
+    """The records that can be trained on.
+
+    Raises:
+        InputError: there are others, and `on_bad_record` is "error".
+    """
     problems = records.data["problem"]
     bad = np.flatnonzero(problems.is_valid().to_numpy())
     if len(bad) == 0:
@@ -87,7 +99,7 @@ def drop_invalid(records: Dataset, on_bad_record: str) -> Dataset:
 
 
 def bad_records(parts: list[Dataset]) -> str:
-    """How many records cannot be trained on, and the first reason, in a line; empty without any."""
+    """A line about the records that cannot be trained on: how many, and the first reason. Empty if there are none."""
     problems = pa.chunked_array([chunk for part in parts for chunk in column(part, "problem").chunks], pa.string())
     if not (count := len(problems) - problems.null_count):
         return ""

@@ -1,4 +1,8 @@
-"""Where data lies -> normal records, read one at a time and kept as one Arrow file in the cache of `datasets`."""
+"""An entry of --data_path -> canonical records (records.py), kept as one Arrow file in the cache of `datasets`.
+
+The Arrow file is made by a builder of `datasets`, which locks, writes into a temporary folder and renames it when it is
+whole. `Dataset.from_generator` does the same, but counts rows alone: 500 rows of large images would be held at a time.
+"""
 
 import hashlib
 import os
@@ -22,7 +26,7 @@ from datasets.builder import Key
 from datasets.exceptions import DatasetGenerationError
 
 from train_llava.cli import InputError
-from train_llava.ingest.data_files import FileProbe, files_below, hub_files, local_folder, parts_of, stamp
+from train_llava.ingest.data_files import FileProbe, files_below, hub_files, local_folder, parse_data_path, stamp
 from train_llava.ingest.formats import CAPTION_FIELDS, FORMATS, Fields, split_captions
 from train_llava.ingest.image_files import MEMBER, forget_files
 from train_llava.ingest.image_index import ImageIndex, archives_in, is_archive
@@ -30,10 +34,10 @@ from train_llava.ingest.parquet_images import IN_PARQUET, PLACE, WINDOW
 from train_llava.ingest.readers import records_in
 from train_llava.ingest.records import RECORD, column, names_in, to_canonical
 
-VERSION = 3  # of the normal form: copies made by another version are not read
+VERSION = 3  # of the canonical form: copies made by another version are not read
 GROUPS, ROW_BITS = 100_000, 24  # row groups in a file, and bits for a row in one: room for millions of files
 ROWS, BYTES = 500, 256 << 20  # written at a time: rows, or fewer that hold so many bytes of images
-SAMPLE = 200  # images looked for at every opening, to see that the Arrow copy is still true
+SAMPLE = 200  # images searched for at every opening, to see that the Arrow copy is still true
 LISTED = 8  # files named in a summary
 
 
@@ -73,33 +77,33 @@ class Source:
         Raises:
             InputError: nothing there, or nothing of a known format.
         """
-        name, path, weight = parts_of(str(text))
+        name, path, weight = parse_data_path(str(text))
         if name is not None and name not in FORMATS:
             raise InputError(f"{text}: no format {name!r}; known are {', '.join(FORMATS)}.")
         if image_folder is not None and not Path(image_folder).is_dir():
             raise InputError(f"--image_folder {image_folder}: no such folder.")
-        look = FileProbe(caption_mapping(caption_fields), streaming, name, path, held_out)
+        probe = FileProbe(caption_mapping(caption_fields), streaming, name, path, held_out)
         if streaming and not Path(path).exists():
             folder, files = hub_files(path)
-            look.at(folder, files)
+            probe.probe_files(folder, files)
         else:
             place = local_folder(path)
             folder = str(place if place.is_dir() else place.parent)
             try:
-                look.into(place, folder)
+                probe.probe(place, folder)
             except OSError as error:
                 raise InputError(f"{error.filename or path}: cannot be read ({error.strerror}).") from error
-        format, files = look.result()
-        raw = (record for file in files for record in look.records[file])
-        single = (one for record in raw for one in split_captions(record, format, look.fields))
-        first = [name for record in single for name in names_in(record, format, look.fields)]
+        format, files = probe.chosen()
+        raw = (record for file in files for record in probe.records[file])
+        single = (one for record in raw for one in split_captions(record, format, probe.fields))
+        first = [name for record in single for name in names_in(record, format, probe.fields)]
         images = os.path.abspath(image_folder) if image_folder else folder
-        return cls(path, format, weight, folder, images, files, look.fields, streaming, look.passed_over, first)
+        return cls(path, format, weight, folder, images, files, probe.fields, streaming, probe.passed_over, first)
 
     def open(self) -> Dataset:
-        """The records as a memory-mapped Arrow file, made by the first process that asks while others wait.
+        """The records as a memory-mapped Arrow file, which the first process makes while others wait.
 
-        A copy that is not true any more stays for the processes that read it; the next one gets another number.
+        A copy that is stale stays for the processes that read it; the next copy gets another number.
         """
         forget_files()
         stamps = [stamp(file) for file in [*self.files, *archives_in(self.images)]]
@@ -120,8 +124,8 @@ class Source:
         return records
 
     def read(self) -> Iterator[dict[str, Any]]:
-        """The records one after the other."""
-        finder = self.finder()
+        """The canonical records, one after the other."""
+        index = self.image_index()
         for at, file in enumerate(self.files):
             records = records_in(file, self.fields, self.in_place)
             records = (one for record in records for one in split_captions(record, self.format, self.fields))
@@ -130,34 +134,35 @@ class Source:
                 if self.in_place and isinstance(record, dict) and PLACE in record:
                     group, row = record[PLACE]
                     where["place"] = ((at * GROUPS + group) << ROW_BITS) + row
-                yield to_canonical(record, number, file, self.format, self.fields, finder) | where
+                yield to_canonical(record, number, file, self.format, self.fields, index) | where
 
-    def finder(self) -> ImageIndex:
-        """Of the images that records name."""
+    def image_index(self) -> ImageIndex:
+        """The index of the images that records name."""
         return ImageIndex(self.images, self.first, self.folder)
 
     def files_read(self, records: Dataset) -> str:
-        """File by file, how many records were read, what was passed over and why, and broken archives in which an
-        image may be that is not found."""
+        """A line for each file: how many records were read, or why it was passed over; and a line for each broken
+        archive, in which an image may be that is not found."""
         counts = np.bincount(records.data["file"].to_numpy(), minlength=len(self.files))
         base = self.folder + "/"
         lines = [f"{count:>14,} {file.removeprefix(base)}" for file, count in zip(self.files, counts, strict=True)]
         lines = lines if len(lines) > 1 or self.passed_over else []
         over = [f"   passed over: {file.removeprefix(base)}: {why}" for file, why in self.passed_over.items()]
         missing = records.data["missing"].to_numpy().any()
-        broken = self.finder().broken() if missing else {}
+        broken = self.image_index().broken() if missing else {}
         over += [f"   broken: {archive.removeprefix(f'{self.images}/')}: {why}" for archive, why in broken.items()]
         return "\n".join([*first_lines(lines), *first_lines(over)])
 
     def _is_stale(self, records: Dataset) -> bool:
         missing = records.data["missing"].to_numpy()
-        finder = self.finder()
-        for index in missing.nonzero()[0][:SAMPLE].tolist():
-            names = [os.path.relpath(i["path"], finder.roots[0]) for i in records[index]["images"] if not i["bytes"]]
-            if all(is_found_now(finder, name) for name in names):
+        index = self.image_index()
+        for row in missing.nonzero()[0][:SAMPLE].tolist():
+            images = [image for image in records[row]["images"] if not image["bytes"]]
+            names = [os.path.relpath(image["path"], index.roots[0]) for image in images]
+            if all(is_found_now(index, name) for name in names):
                 return True
-        for index in range(0, len(records), max(1, len(records) // SAMPLE)):
-            for image in [] if missing[index] else records[index]["images"]:
+        for row in range(0, len(records), max(1, len(records) // SAMPLE)):
+            for image in [] if missing[row] else records[row]["images"]:
                 if image["bytes"] is None and not image_exists(image["path"]):
                     return True
         return False
@@ -165,13 +170,13 @@ class Source:
 
 @dataclass
 class SourceConfig(BuilderConfig):
-    """What `datasets` hands to the builder below."""
+    """What `datasets` passes to the builder below."""
 
     source: Source | None = None
 
 
 class RecordBuilder(ArrowBasedBuilder):
-    """How `datasets` makes the Arrow file of a source: under a lock, in a folder that is renamed when it is whole."""
+    """Lets `datasets` make the Arrow file of a source, some rows at a time."""
 
     BUILDER_CONFIG_CLASS = SourceConfig
 
@@ -192,7 +197,7 @@ class RecordBuilder(ArrowBasedBuilder):
 
 
 def built_records(builder: RecordBuilder) -> Dataset:
-    """Its records, once they are an Arrow file.
+    """The records of a builder, as an Arrow file.
 
     Raises:
         InputError: the cache cannot be written.
@@ -218,15 +223,15 @@ def caption_mapping(pairs: list[str] | None) -> Fields:
 
 
 def image_exists(path: str) -> bool:
-    """Whether the file or archive of an image still is; one on the hub is not asked for."""
+    """Whether the file or archive of an image still exists; the hub is not asked."""
     place = IN_PARQUET.match(path) or MEMBER.match(path)
     return "://" in path or os.path.isfile(place[1] if place else path)
 
 
-def is_found_now(finder: ImageIndex, name: str) -> bool:
-    """Whether an image that was missing would be found, or found in several places, now."""
+def is_found_now(index: ImageIndex, name: str) -> bool:
+    """Whether an image that was missing would be found now, in one place or in several."""
     try:
-        return finder.find(name) is not None
+        return index.find(name) is not None
     except InputError:
         return True
 
@@ -238,15 +243,16 @@ def first_lines(lines: list[str]) -> list[str]:
 
 
 def blocks_of(records: Dataset, source: int) -> np.ndarray:
-    """(2, records): row group, numbered over all sources, and window in it of each record's images; -1: of none."""
+    """(2, records): the row group of each record's images, numbered over all sources, and the window in it; -1 where
+    there is none."""
     places = column(records, "place").fill_null(-1).to_numpy()
     blocks = np.where(places < 0, -1, (places >> ROW_BITS) + source * 10**12)
     return np.stack([blocks, (places & (2**ROW_BITS - 1)) // WINDOW])
 
 
 def packed_below(source: Source) -> str:
-    """An archive that is broken, or not looked into because of where it lies, to end a message; empty without one."""
-    for archive, why in source.finder().broken().items():
+    """The end of a message: an archive that is broken, or that is not searched because of where it lies; else empty."""
+    for archive, why in source.image_index().broken().items():
         return f"; {archive} is broken ({why})"
     archives = (path for path in files_below(Path(source.images)) if is_archive(os.path.basename(path)))
     below = next((path for path in archives if os.path.dirname(path) != source.images), None)

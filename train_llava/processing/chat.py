@@ -1,15 +1,17 @@
-"""Messages -> token ids and label mask, in one place, for training and for asking alike.
+"""Messages -> token ids and labels, in one place, for training and for generation alike.
 
-A conversation is rendered by the model's own chat template with a mark in place of each message's text. So the text
-that the template wrote and the text that people wrote stay apart: special tokens count in the template alone, and the
-spans to supervise are known by construction, never searched for afterwards.
+The model's own chat template renders a conversation with a mark in place of each message's text. So the template's
+text and the messages' text stay apart: special tokens count in the template alone, and the spans to supervise are
+known by construction, never searched for afterwards.
 """
 
+import copy
 import hashlib
 import re
 import string
 from typing import Any
 
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
 from train_llava.cli import InputError
@@ -27,8 +29,8 @@ class ChatEncoder:
     Args:
         tokenizer: has `<image>` as one token.
         tokens_per_image: how many ids each `<image>` becomes, the number of features of the vision tower.
-        template: Jinja text, as `processor.chat_template` holds it; None for the tokenizer's own. It may be replaced by
-            one that asks what it teaches (see ChatTemplate); `chat_template` is the one in use.
+        template: Jinja text, as `processor.chat_template` holds it; None for the tokenizer's own. ChatTemplate may
+            replace it by one whose prompt is the same in training and generation; `chat_template` is the one in use.
         max_length: conversations with more ids are cut behind an answer.
 
     Raises:
@@ -42,10 +44,10 @@ class ChatEncoder:
         template: str | None = None,
         max_length: int | None = None,
     ) -> None:
-        self.tokenizer, self.max_length = tokenizer, None
+        self.tokenizer, self.backend, self.max_length = tokenizer, own_backend(tokenizer), None
         self.special_ids = {str(token): i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
         self.image_ids = [self.special_ids[IMAGE_TOKEN]] * tokens_per_image
-        self.known: dict[str, list[int]] = {}  # the template's words and the instructions come again and again
+        self.known_ids: dict[str, list[int]] = {}  # of the template's words and of instructions, which come often
         self.plans: dict[tuple, list[tuple[str, Any]]] = {}
         self.planned = 0  # turns in these
         try:
@@ -110,29 +112,28 @@ class ChatEncoder:
         return ids, labels
 
     def render(self, messages: list[Message], add_generation_prompt: bool = False) -> str:
-        """The conversation as the chat template writes it."""
+        """The conversation as the chat template renders it."""
         return self.template.render(messages, add_generation_prompt)
 
     def fingerprint(self) -> str:
-        """Changes when the ids of some conversation would."""
-        backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        words = backend.to_str() if backend else str(sorted(self.tokenizer.get_vocab().items()))
+        """A digest that changes when the ids of some conversation would change."""
+        words = self.backend.to_str() if self.backend else str(sorted(self.tokenizer.get_vocab().items()))
         settings = f"{words}{self.chat_template}{len(self.image_ids)} {self.max_length}"
         return hashlib.sha256(settings.encode()).hexdigest()
 
     def _plan(self, roles: tuple[str, ...], add_generation_prompt: bool) -> list[tuple[str, Any]]:
-        """What the template makes of messages with these roles: ("text", its own text), ("special", an id), ("message",
-        the index of the one that stands there), ("answer", its index and the blanks that the template begins it with).
-        Worked out once, and proven: see ChatTemplate.outline."""
+        """What the template writes for messages with these roles, in order: ("text", its own text), ("special", an id),
+        ("message", its index), ("answer", its index and the blanks that the template puts in front of it). It is worked
+        out once for the same roles, and proven: see ChatTemplate.outline."""
         key = (roles, add_generation_prompt)
         plan = self.plans.get(key)
         if plan is None:
             plan = []
             for i, text in enumerate(self.template.outline(roles, add_generation_prompt)):
                 lead, answers = "", i < len(roles) and is_answer(roles, i)
-                if answers:  # as it was asked for, also in what a later question looks back on
-                    asked = self.template.asked(roles[:i])
-                    text, lead = asked, text.removeprefix(asked)
+                if answers:  # as its prompt ends, also where a later question looks back on it
+                    prompt_end = self.template.prompt_end(roles[:i])
+                    text, lead = prompt_end, text.removeprefix(prompt_end)
                 for part in filter(None, self.special.split(text)):
                     special = part in self.special_ids
                     plan.append(("special", self.special_ids[part]) if special else ("text", part))
@@ -145,7 +146,7 @@ class ChatEncoder:
         return plan
 
     def _content(self, message: Message, asking: bool = False) -> str:
-        """A message's text as the template writes it.
+        """A message's text as the template renders it.
 
         Raises:
             InputError: an answer to be learned thinks, where no thoughts are asked for.
@@ -159,27 +160,22 @@ class ChatEncoder:
         return self.template.filters.get(message["role"], str)(content)
 
     def _tokenize(self, text: str) -> list[int]:
-        ids = self.known.get(text)
+        ids = self.known_ids.get(text)
         if ids is None:
             ids = self._tokenize_anew(text) if text else []
             if len(text) <= LONGEST_KNOWN:
-                if len(self.known) >= MOST_KNOWN:
-                    self.known.clear()
-                self.known[text] = ids
+                if len(self.known_ids) >= MOST_KNOWN:
+                    self.known_ids.clear()
+                self.known_ids[text] = ids
         return ids
 
     def _tokenize_anew(self, text: str) -> list[int]:
-        backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        if backend is None:
+        if self.backend is None:
             return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
-        # straight to the Rust tokenizer: a tenth of the time. These three settings are whatever the last call left.
-        backend.encode_special_tokens = True
-        backend.no_truncation()
-        backend.no_padding()
-        return backend.encode(text, add_special_tokens=False).ids
+        return self.backend.encode(text, add_special_tokens=False).ids
 
     def _self_test(self) -> int:
-        """Compares ids with the template's whole text tokenised at once; returns the end-of-turn id."""
+        """Compares ids with those of the template's whole text, tokenised at once; returns the end-of-turn id."""
         probe = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(PROBE)]
         _, labels = self.encode(probe)
         spans = zip(labels, [*labels[1:], IGNORE_INDEX], strict=True)
@@ -192,3 +188,16 @@ class ChatEncoder:
             if self.encode(probe)[0] != whole:
                 raise InputError("its ids differ when prompt and answer are tokenised one by one")
         return ends.pop()
+
+
+def own_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer | None:
+    """A copy of the Rust tokenizer inside, which takes a tenth of the time of a call through transformers; None where
+    there is none. A copy, as transformers sets padding and truncation in its own at every call."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return None
+    backend = copy.deepcopy(backend)
+    backend.encode_special_tokens = True  # text that looks like a special token stays text
+    backend.no_truncation()
+    backend.no_padding()
+    return backend

@@ -1,8 +1,8 @@
-"""The chat template of a LLaVA: what stands around the messages, the same when it is asked as when it was taught.
+"""The chat template of a LLaVA, proven to give the same prompt in training and in generation.
 
-A template writes a whole conversation for training, and one that breaks off where an answer begins for asking. Before
-every answer of every round the two must agree, or the model is asked what it was never taught. Where they do not, or
-where the template writes the day's date, the template is written out anew, in its own words: `write_out`.
+For training a template renders the whole conversation, for generation a prompt that ends where the answer begins.
+Before every answer of every round the two must agree, or the model gets prompts that it never saw in training. Where
+they differ, or where the template writes the day's date, it is replaced by one in the same words: `write_out`.
 """
 
 import re
@@ -31,11 +31,11 @@ ROUNDS = 3  # by which a self-test proves a template; longer conversations are p
 
 
 def strip_lines(text: str) -> str:
-    """Without line breaks at both ends, as some templates write a message."""
+    """A text without line breaks at both ends, as some templates render a message."""
     return text.strip("\n")
 
 
-FILTERS = (str, str.strip, str.lstrip, str.rstrip, strip_lines)  # what templates do to a message's text
+FILTERS = (str, str.strip, str.lstrip, str.rstrip, strip_lines)  # what templates apply to a message's text
 PROBES = (
     "  a\n b  ",
     "\n\na\n\n",
@@ -54,7 +54,7 @@ class ChatTemplate:
         text: Jinja, as `processor.chat_template` holds it. Thinking is switched off in it, where it has a switch.
 
     Raises:
-        InputError: no conversation can be taught and asked alike; says why.
+        InputError: training and generation cannot get the same prompt; says why.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, text: str) -> None:
@@ -85,7 +85,7 @@ class ChatTemplate:
         self.thoughtless = bool(THOUGHT.search(self.outline(["user"], True)[-1]))
 
     def render(self, messages: Sequence[dict[str, Any]], add_generation_prompt: bool = False) -> str:
-        """The conversation as the template writes it.
+        """The conversation as the template renders it.
 
         Raises:
             InputError: the template refuses it, fails, or does not end.
@@ -102,11 +102,11 @@ class ChatTemplate:
             raise InputError(f"the chat template fails on messages of {roles}: {reason}") from error
 
     def outline(self, roles: Sequence[str], add_generation_prompt: bool = False) -> list[str]:
-        """What stands before, between and behind messages of these roles: one text more than there are messages.
+        """The template's text before, between and behind messages of these roles: one more than there are messages.
 
         Raises:
-            InputError: a message is dropped, repeated or moved; or before an answer stands something else than where
-                the answer is asked for. Blanks between the two are taken for the beginning of the answer.
+            InputError: a message is dropped, repeated or moved; or the text before an answer differs from the end of
+                its prompt. Blanks that follow the prompt count as the beginning of the answer.
         """
         texts = self._texts(roles, add_generation_prompt)
         for i in (i for i in range(len(roles)) if is_answer(roles, i)):
@@ -116,8 +116,8 @@ class ChatTemplate:
                 raise InputError(f"the chat template {hint}")
         return texts
 
-    def asked(self, roles: Sequence[str]) -> str:
-        """What stands behind the last of these messages where an answer is asked for."""
+    def prompt_end(self, roles: Sequence[str]) -> str:
+        """The template's text behind the last of these messages, at the end of a prompt."""
         return self._texts(roles, True)[-1]
 
     def _texts(self, roles: Sequence[str], add_generation_prompt: bool) -> list[str]:
@@ -161,12 +161,12 @@ class ChatTemplate:
             return False
 
     def write_out(self) -> str:
-        """A template that writes one round as this one does, and further rounds as it would write a first.
+        """A template that renders one round as this one does, and further rounds like a first.
 
-        What stands before a message depends on the role of the message before it, and on nothing else. Where the last
-        answer of a conversation has no end, or one of its own, it gets the token that ends an answer in the middle.
+        The text before a message depends on the role of the message before it, and on nothing else. Where the last
+        answer of a conversation has no end, or another one, it gets the token that ends an answer in the middle.
 
-        LLaVA-1.5 was taught to end its answers, and llava-hf's template leaves that out: so the tokenizer's end it is.
+        LLaVA-1.5 learned to end its answers, which llava-hf's template leaves out: the tokenizer's end is used there.
 
         Raises:
             InputError: no special token ends an answer in the middle, or only one that begins messages, too.
@@ -196,7 +196,7 @@ class ChatTemplate:
             return False
 
     def _check(self) -> None:
-        """Rounds and contents of several kinds."""
+        """Proves the template on several rounds and on messages of several kinds."""
         starts = [[], ["system"]] if self.takes_system() else [[]]
         for start in starts:
             for rounds in range(1, ROUNDS + 1):
@@ -210,7 +210,7 @@ class ChatTemplate:
 
 
 def literal(value: str | dict[str, str]) -> str:
-    """Text, or a dictionary of texts, as Jinja writes it."""
+    """Text, or a dictionary of texts, as a literal of Jinja."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{literal(name)}: {literal(text)}" for name, text in value.items()) + "}"
     return "'" + value.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n") + "'"
@@ -218,7 +218,7 @@ def literal(value: str | dict[str, str]) -> str:
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Ends what takes longer with a TimeoutError. Signals reach the main thread alone: others are not limited."""
+    """Ends what takes longer with a TimeoutError. Signals reach the main thread alone, so others are not limited."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -237,7 +237,7 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 @contextmanager
 def memory_limit(bytes: int) -> Iterator[None]:
-    """Ends what takes more new memory with a MemoryError; as time_limit, in the main thread alone. The limit is that of
+    """Ends what takes more new memory with a MemoryError; in the main thread alone, like time_limit. The limit holds for
     the whole process, for the millisecond that it lasts."""
     state = Path("/proc/self/statm")
     if threading.current_thread() is not threading.main_thread() or not state.exists():

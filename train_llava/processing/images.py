@@ -25,7 +25,7 @@ TURNS |= dict(enumerate(("ROTATE_270", "TRANSVERSE", "ROTATE_90"), 6))
 
 
 def open_image(ref: ImageRef, kinds: Sequence[str] = KINDS, most_pixels: int = MOST_PIXELS) -> Image.Image:
-    """An image as RGB: first frame, turned upright (EXIF), on white where it is transparent, 8 bits per channel.
+    """Opens an image as RGB: first frame, turned upright (EXIF), on white where it is transparent, 8 bits per channel.
 
     Raises:
         InputError: missing, not an image of one of these kinds that Pillow can read to its end, or beyond a bound of
@@ -88,9 +88,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def to_bytes(image: Image.Image) -> Image.Image:
-    """An image of floats, or of integers beyond 8 bits, as grey. Its file does not say how much is white, so this is
-    the least of 1 and 255, or of 8, 12 and 16 bits, that its values do not go beyond. (Pillow's own conversion clips
-    at 255.)
+    """An image of floats, or of integers beyond 8 bits, as grey.
+
+    Its file does not say which value is white; so white is the least of 1 and 255, or of 8, 12 and 16 bits, that no
+    value exceeds. (Pillow's own conversion clips at 255.)
 
     Raises:
         InputError: values of another range, or that are no numbers.
@@ -165,7 +166,7 @@ class FastImageProcessor:
         return self.processor([image], return_tensors="pt")["pixel_values"].float()
 
     def _table(self) -> torch.Tensor | None:
-        """What the processor makes of each byte, (3, 256); None where it does not look at one byte alone."""
+        """(3, 256): what the processor makes of each byte; None where its result depends on more than that byte."""
         every_byte = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, axis=2)  # square: nothing to pad
         try:
             pixels = self.processor(
@@ -176,7 +177,7 @@ class FastImageProcessor:
         return pixels.reshape(3, 256).float() if pixels.shape == (1, 3, 16, 16) else None
 
     def _resized(self, image: Image.Image) -> Image.Image:
-        """Resize and centre crop as the processor does, without its conversions between Pillow and NumPy."""
+        """Resizes and crops as the processor does, without its conversions between Pillow and NumPy."""
         processor = self.processor
         if processor.do_resize:
             size = (processor.size.width, processor.size.height)
@@ -197,12 +198,12 @@ class FastImageProcessor:
         return pixels.transpose(1, 2, 0).astype(np.uint8)
 
     def _is_proven(self, fast_path: Callable[[Image.Image], Any]) -> bool:
-        """Whether bytes made in this way become the processor's own numbers."""
+        """Whether the bytes of a fast path become the processor's own numbers, on all PROBES."""
         for probe in self.PROBES:
             noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*probe, 3), dtype=np.uint8))
             try:
                 numbers = self._bytes([noise], fast_path).normalise()
-            except (AttributeError, TypeError, ValueError):  # settings of a kind that this way does not know
+            except (AttributeError, TypeError, ValueError):  # settings of a kind that this path does not know
                 return False
             if not torch.equal(numbers, self._whole(noise)):
                 return False
@@ -224,7 +225,7 @@ def with_pillow(image_processor: BaseImageProcessor) -> BaseImageProcessor:
 
 
 def tokens_per_image(processor: LlavaProcessor) -> int:
-    """How many `<image>` ids stand for one image; fixed, since every image is brought to one size."""
+    """The number of `<image>` ids that stand for one image; fixed, since every image is brought to one size."""
     pixels = processor.image_processor(Image.new("RGB", (8, 8)), return_tensors="pt")["pixel_values"]
     patches = (pixels.shape[-2] // processor.patch_size) * (pixels.shape[-1] // processor.patch_size)
     return patches + processor.num_additional_image_tokens - (processor.vision_feature_select_strategy == "default")

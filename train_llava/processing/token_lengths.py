@@ -12,7 +12,8 @@ from train_llava.processing.chat import ChatEncoder
 
 
 def token_lengths(records: Dataset, encoder: ChatEncoder, processes: int) -> np.ndarray:
-    """Ids of every record after cutting, 0 where not one answer fits; counted once, then kept beside the records.
+    """The number of ids of every record after cutting, 0 where not one answer fits. Counted once and cached by
+    `datasets`, beside the records.
 
     Raises:
         InputError: the chat template refuses a conversation; names the record.
@@ -27,7 +28,7 @@ def token_lengths(records: Dataset, encoder: ChatEncoder, processes: int) -> np.
 
 
 def count(encoder: ChatEncoder, batch: dict[str, list]) -> dict[str, list[int]]:
-    """A batch of records -> their numbers of ids."""
+    """A batch of records -> the number of ids of each."""
     lengths = []
     for name, messages in zip(batch["id"], batch["messages"], strict=True):
         try:
@@ -38,7 +39,7 @@ def count(encoder: ChatEncoder, batch: dict[str, list]) -> dict[str, list[int]]:
 
 
 def too_long(lengths: Sequence[int] | np.ndarray, positions: int | None) -> str:
-    """How many conversations have more tokens than the model has positions, in a line; empty without any."""
+    """A line about the conversations that have more tokens than the model has positions; empty if there are none."""
     count = int((np.asarray(lengths) > positions).sum()) if positions else 0
     hint = f"what lies beyond was never learned to be read; cut them with --model_max_length {positions}"
     return f"{count:>10,} records have more tokens than the model's {positions:,} positions: {hint}" if count else ""

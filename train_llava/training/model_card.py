@@ -12,7 +12,7 @@ from transformers import TrainerState
 from train_llava.arguments import DataArguments, LlavaTrainingArguments, ModelArguments
 from train_llava.cli import write_whole
 from train_llava.ingest.bad_images import BadImages
-from train_llava.ingest.data_files import parts_of
+from train_llava.ingest.data_files import parse_data_path
 from train_llava.model.folder import CARD, is_foreign_card
 from train_llava.model.structure import components_table
 from train_llava.pages.charts import chart
@@ -117,7 +117,7 @@ def name_of(path: str | Path) -> str:
 
 def data_name(text: str) -> str:
     """How a card writes `[format=]path[:weight]`."""
-    format, path, weight = parts_of(text)
+    format, path, weight = parse_data_path(text)
     return f"`{name_of(path)}`{f' as {format}' * bool(format)}{f' x {weight:g}' * (weight != 1)}"
 
 
