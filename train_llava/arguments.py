@@ -118,7 +118,7 @@ class LlavaTrainingArguments(TrainingArguments):
 
     @property
     def order_seed(self) -> int:
-        """Of the order of records, and of what takes the place of those that cannot be read."""
+        """The seed of the order of records, and of the substitutes for records that cannot be read."""
         return self.seed if self.data_seed is None else self.data_seed
 
     @property
@@ -137,7 +137,7 @@ class LlavaTrainingArguments(TrainingArguments):
 
 
 class FlagParser(HfArgumentParser):
-    """Says what is wrong with a command line in one sentence."""
+    """A parser whose errors are one sentence each."""
 
     def error(self, message: str) -> None:
         """argparse's own would print every flag first."""

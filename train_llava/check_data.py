@@ -1,10 +1,10 @@
-"""Looks at a whole dataset before a training does.
+"""Checks a whole dataset before a training reads it.
 
     python -m train_llava.check_data --data_path data/LLaVA-CC3M-Pretrain-595K --model_name_or_path models/llava
 
 Reads every record and every image in parallel, prints what is there and what is wrong, and writes `report.json`,
-`refused.jsonl` and `lengths.png` into --output_dir. Exit code 2 where training would fail. Ctrl-C reports what was
-found so far.
+`refused.jsonl` and `lengths.png` into --output_dir. The exit code is 2 if a training would fail. Ctrl-C prints what
+was found so far.
 """
 
 import argparse
@@ -63,7 +63,7 @@ class Findings:
     seen: Counter = field(default_factory=Counter)  # digests of images and of whole records
 
     def add(self, row: dict[str, Any]) -> None:
-        """Takes in what a worker says about one record."""
+        """Adds what a worker has found out about one record."""
         self.records += 1
         self.refused += [{"id": row["id"], "kind": row["kind"], "reason": row["reason"]}] * bool(row["reason"])
         self.counts.update(row["counts"])
@@ -72,12 +72,12 @@ class Findings:
         self.seen.update(row["digests"])
 
     def of_kind(self, kind: str) -> int:
-        """How many records were refused as "record" or as "image"."""
+        """The number of records refused for a reason of this kind, "record" or "image"."""
         return sum(line["kind"] == kind for line in self.refused)
 
 
 class Checks(Dataset):
-    """Each item says everything about one record; made in the workers of a DataLoader."""
+    """Each item holds everything about one record; a DataLoader's workers compute them."""
 
     def __init__(self, records: Any, encoder: ChatEncoder | None) -> None:
         self.records, self.encoder = records, encoder
@@ -110,7 +110,7 @@ class Checks(Dataset):
 
 
 def check(records: Any, encoder: ChatEncoder | None, workers: int, findings: Findings) -> None:
-    """Fills `findings`; may be interrupted at any time."""
+    """Fills `findings`, which are valid whenever this is interrupted."""
     loader = DataLoader(
         Checks(records, encoder),
         batch_size=None,
@@ -124,13 +124,13 @@ def check(records: Any, encoder: ChatEncoder | None, workers: int, findings: Fin
 
 
 def bins(lengths: list[int], most: int) -> np.ndarray:
-    """Edges of at most that many bins of one whole width."""
+    """The edges of at most `most` bins, all of one whole width."""
     width = -(-(max(lengths) - min(lengths) + 1) // most)
     return np.arange(min(lengths), max(lengths) + width + 1, width)
 
 
 def histogram(lengths: list[int]) -> str:
-    """Lengths as bars of text."""
+    """A histogram of lengths, as text."""
     counts, edges = np.histogram(lengths, bins=bins(lengths, BARS))
     rows = []
     for count, low, high in zip(counts, edges[:-1], edges[1:] - 1, strict=True):
@@ -140,7 +140,7 @@ def histogram(lengths: list[int]) -> str:
 
 
 def draw(lengths: list[int], path: Path) -> None:
-    """The histogram as an image."""
+    """Draws the histogram."""
     with chart(path) as axes:
         axes.hist(lengths, bins=bins(lengths, 60), color=COLOUR)
         title = f"{len(lengths):,} records"
@@ -172,7 +172,7 @@ def report(findings: Findings, total: int, positions: int | None = None) -> str:
 
 
 def verdict(findings: Findings, source_count: int) -> str | None:
-    """Why a training would fail; None where it would not."""
+    """The reason why a training would fail; None if it would not."""
     if count := findings.of_kind("record"):
         return f"{count:,} records cannot be trained on. Mend them, or train with --on_bad_record skip."
     most = most_bad_images(MAX_BAD_IMAGES, source_count)
@@ -199,10 +199,10 @@ def main() -> None:
         args.output_dir = Path("output/check_data", "-".join(Path(path).absolute().name for path in paths))
     with output_folder(args.output_dir, args.model_name_or_path, args.image_folder, *paths):
         check_same({"data": args.data_path}, *(args.output_dir / name for name in WRITTEN))
-        look(args)
+        run_checks(args)
 
 
-def look(args: argparse.Namespace) -> None:
+def run_checks(args: argparse.Namespace) -> None:
     """Checks, prints and writes the findings."""
     disable_progress_bars()
     encoder = positions = None

@@ -32,20 +32,20 @@ DataPath = str | Path | Sequence[str | Path]
 
 
 class LlavaDataset(torch.utils.data.Dataset):
-    """Examples of one or more sources: `{"id", "messages", "images": [RGB images]}`.
+    """The examples of one or more sources: `{"id", "messages", "images": [RGB images]}`.
 
     Args:
         data_path: one or more `[format=]path[:weight]`, see docs/data.md.
-        on_bad_record: whether records that cannot be trained on are an `error` or a reason to `skip` them.
-        bad_images: where images that cannot be read are written down. A record with such an image is replaced by
-            another of its source, drawn by seed and index, so batches keep their size and a run its order. None: an
+        on_bad_record: "error" refuses records that cannot be trained on, "skip" leaves them out.
+        bad_images: the report of images that cannot be read. A record with such an image is replaced by another of its
+            source, drawn by seed and index, so batches keep their size and a run its order. None: such an image is an
             error.
         caption_fields: `answer=..., image=..., instruction=...` of caption records.
         streaming: leave the images of parquet files where they are, instead of copying them; a dataset of the hub is
             then not downloaded.
-        held_out: of a folder with files for training and held-out ones, take the latter.
-        image_folder: where the images are that records name, if not beside the data.
-        seed: of the substitutes.
+        held_out: read the held-out files of a folder, if it has some, instead of the others.
+        image_folder: the folder with the images that records name, if they are not beside the data.
+        seed: of the draw of substitutes.
 
     Raises:
         InputError: no data here, or a record that cannot be trained on; names file, record and reason.
@@ -95,7 +95,11 @@ class LlavaDataset(torch.utils.data.Dataset):
             return substitute
 
     def _substitute(self, index: int) -> dict[str, Any]:
-        """The example of another record of the same source."""
+        """The example of another record of the same source.
+
+        Raises:
+            InputError: none of MOST_TRIED can be read.
+        """
         ends = np.cumsum(self.sizes)
         source = np.searchsorted(ends, index, side="right")
         rng = np.random.default_rng([self.seed, index])
@@ -124,12 +128,12 @@ class LlavaDataset(torch.utils.data.Dataset):
 
     @property
     def weights(self) -> np.ndarray:
-        """How often each record is seen in an epoch."""
+        """(records,): how often each record is seen in an epoch."""
         return np.repeat([source.weight for source in self.sources], self.sizes)
 
     def summary(self, positions: int | None = None) -> str:
-        """What was found, in a line per source, one for each of its files, and one of the whole; and how many records
-        have more tokens than the model has `positions`."""
+        """A line for each source, each of its files, and the whole; and the number of records that have more tokens than
+        the model has `positions`."""
         lines = []
         for source, size, files in zip(self.sources, self.sizes, self.files, strict=True):
             lines += [f"{size:>10,} records ({source.format}) x {source.weight:g} from {source.path}", files]
@@ -145,7 +149,7 @@ class LlavaDataset(torch.utils.data.Dataset):
         return "\n".join(filter(None, lines))
 
     def fingerprint(self) -> str:
-        """Changes with the records, their order or their weights; not with where the files lie."""
+        """A digest that changes with the records, their order or their weights, but not with the place of the files."""
         digest = hashlib.sha256(str([(len(self), source.weight) for source in self.sources]).encode())
         texts = self.records.select_columns(["id", "messages"]).with_format("arrow")
         for part in texts.iter(batch_size=10_000):
@@ -173,7 +177,7 @@ def as_paths(data_path: DataPath) -> Sequence[str | Path]:
 
 
 def example_of(record: dict[str, Any]) -> dict[str, Any]:
-    """A normal record with its images opened."""
+    """A canonical record with its images opened."""
     images = [open_image(image) for image in record["images"]]
     return {"id": record["id"], "messages": record["messages"], "images": images}
 
@@ -184,13 +188,13 @@ class LlavaCollator:
     `collator(examples)` gives, for `batch` conversations with `images` images in all and a longest one of `length`:
     input_ids, attention_mask and labels (batch, length) int64; pixel_values (images, 3, height, width) float32.
 
-    A batch without any image gets a grey one, whose image tokens stand beside the shortest conversation, hidden by
-    the mask and without labels: the projector then takes part in every rank's backward pass, as DeepSpeed and DDP
-    expect, and the loss does not change. No examples at all, as a rank may get at the end of an epoch, make a batch of
-    this image alone.
+    A batch without any image gets a grey one. Its image tokens stand beside the shortest conversation, hidden by the
+    mask and without labels. So the projector takes part in every rank's backward pass, as DeepSpeed and DDP expect, and
+    the loss does not change. No examples at all, as a rank may get at the end of an epoch, make a batch of this image
+    alone.
 
     Args:
-        max_length: longer conversations are cut behind an answer, and the images of what is cut away left out.
+        max_length: longer conversations are cut behind an answer; the images of the rest are left out.
         for_trainer: what LlavaTrainer wants: pixel_values as PixelBytes, which it normalises on the device, the `ids`
             of the records and `counts` of what is in them. Padded on the right and without attention_mask: no token
             sees what comes after it, so padding there changes nothing, and without a mask attention takes its fast,
@@ -245,7 +249,7 @@ class LlavaCollator:
         return batch | self._pixels(images)
 
     def prompts(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """The same for conversations that wait for an answer: no labels, padded on the left for `generate`."""
+        """A batch of conversations that wait for an answer: no labels, padded on the left for `generate`."""
         rows = [as_row(*self.encoder.encode(e["messages"], add_generation_prompt=True), 1) for e in examples]
         batch = self._padded(rows, "left")
         del batch["labels"]
@@ -276,7 +280,8 @@ class LlavaCollator:
 
 
 def as_row(ids: list[int], labels: list[int], seen: int) -> np.ndarray:
-    """Ids, labels and attention mask of a conversation as (3, length); a mask, as the pad token may be a real one."""
+    """Ids, labels and attention mask of a conversation as (3, length). The pad token may be a real one, so there is a
+    mask."""
     row = np.empty((3, len(ids)), dtype=np.int64)
     row[0], row[1], row[2] = ids, labels, seen
     return row

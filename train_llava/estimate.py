@@ -1,4 +1,4 @@
-"""What a training will need, before any GPU is rented: memory, disk, operations and hours. Loads no weights.
+"""Estimates what a training will need, before a GPU is rented: memory, disk, operations and hours. Loads no weights.
 
     python -m train_llava.estimate --vision_model_name_or_path openai/clip-vit-large-patch14-336 \\
         --language_model_name_or_path Qwen/Qwen1.5-4B-Chat --train_type use_lora --num_gpus 8
@@ -54,7 +54,7 @@ CC3M = 595_375  # records of LLaVA-CC3M-Pretrain-595K
 
 @dataclass
 class EstimateModel(ModelArguments):
-    """The model: a whole one or both backbones."""
+    """The flags of the model: a whole one or both backbones."""
 
     model_name_or_path: str | None = flag("a LLaVA: folder, config.json or hub id", default=None)
     vision_model_name_or_path: str | None = flag("or its backbones: CLIP or SigLIP", default=None)
@@ -63,7 +63,7 @@ class EstimateModel(ModelArguments):
 
 @dataclass
 class EstimateData(DataArguments):
-    """The data, if it is there already."""
+    """The flags of the data, if it is there already."""
 
     data_path: list[str] | None = flag("as in training; needs a tokenizer beside the config", default=None)
     tokens_per_sample: int | None = flag(f"without --data_path; {DEFAULT_TOKENS} if not given", default=None)
@@ -71,7 +71,7 @@ class EstimateData(DataArguments):
 
 @dataclass
 class EstimateArguments:
-    """How it will be trained."""
+    """The flags of the training."""
 
     per_device_train_batch_size: int = flag("samples per GPU at a time", default=4)
     num_gpus: int = flag("how many", default=1)
@@ -116,7 +116,7 @@ def config_of(args: EstimateModel) -> LlavaConfig:
 
 
 def workload_of(config: LlavaConfig, model_args: EstimateModel, args: EstimateData, batch_size: int) -> Workload:
-    """From the data, or the assumed one.
+    """The workload of the data, or without data the assumed one.
 
     Raises:
         InputError: there is no tokenizer to count the data's tokens with.
@@ -137,7 +137,7 @@ def workload_of(config: LlavaConfig, model_args: EstimateModel, args: EstimateDa
 
 
 def zero_config(name: str, ranks: int, hidden_size: int) -> ZeroConfig:
-    """What the repository's DeepSpeed configs do with the states; ZeRO-0 shares out nothing."""
+    """One of the repository's DeepSpeed configs; ZeRO-0 spreads nothing."""
     if ZERO_CONFIGS[name] is None:
         return ZeroConfig(ranks=ranks)
     return ZeroConfig.read(json.loads((ROOT / ZERO_CONFIGS[name]).read_text()), ranks, hidden_size)
@@ -167,7 +167,7 @@ def report(
 
 
 def memory_table(memory: MemoryModel, workload: Workload, ranks: int, hidden_size: int) -> Iterator[str]:
-    """GiB per GPU, each at its own largest; the peak is less than their sum."""
+    """GiB per GPU, each at its own maximum; the peak is less than their sum."""
     batch, zeros = workload.batch, {name: zero_config(name, ranks, hidden_size) for name in ZERO_CONFIGS}
     checkpointing = "  with gradient checkpointing"
     rows = [
@@ -190,7 +190,7 @@ def memory_table(memory: MemoryModel, workload: Workload, ranks: int, hidden_siz
 def time_table(
     flops: StepFlops, memory: MemoryModel, config: LlavaConfig, args: EstimateArguments, workload: Workload
 ) -> Iterator[str]:
-    """Operations, and per kind of GPU what fits and how long an epoch takes, under ZeRO-2."""
+    """Operations; and under ZeRO-2, for each kind of GPU, the largest batch and the hours of an epoch."""
     each, records = flops.of(**workload.average), workload.records or CC3M
     whose = "of the data" if workload.records else "as in LLaVA-CC3M-Pretrain-595K"
     yield f"operations: {each / 1e12:.4g} TFLOP per sample, {each * records / 1e18:.3g} EFLOP per epoch of {records:,}"
@@ -212,17 +212,17 @@ def time_table(
 def fit_table(
     config: LlavaConfig, model_args: ModelArguments, args: EstimateArguments, workload: Workload
 ) -> Iterator[str]:
-    """Which strategy fits which GPU, and with what help."""
+    """For each strategy and kind of GPU the largest batch, and what it takes to fit."""
     yield table_row("largest batch per GPU", args.gpu)
     for strategy in STRATEGIES:
         in_4bit = model_args.load_in_4bit and strategy == "use_lora"
         memory = MemoryModel.of(meta_model(config, torch.bfloat16, strategy, model_args.lora), in_4bit)
-        yield table_row(strategy, [fit(memory, config, workload, args.num_gpus, kind) for kind in args.gpu])
+        yield table_row(strategy, [largest_fit(memory, config, workload, args.num_gpus, kind) for kind in args.gpu])
     yield "c: with --gradient_checkpointing true; co: and --deepspeed ds_configs/zero2_offload.json; c3: and zero3.json"
 
 
-def fit(memory: MemoryModel, config: LlavaConfig, workload: Workload, ranks: int, kind: str) -> str:
-    """The largest batch with the least help that makes room for the wanted one, and which help that is."""
+def largest_fit(memory: MemoryModel, config: LlavaConfig, workload: Workload, ranks: int, kind: str) -> str:
+    """The largest batch with the first of FALLBACKS under which the wanted one fits, and its mark."""
     batch = workload.batch
     for name, checkpointing, mark in FALLBACKS:
         zero = zero_config(name, ranks, config.text_config.hidden_size)
@@ -233,7 +233,7 @@ def fit(memory: MemoryModel, config: LlavaConfig, workload: Workload, ranks: int
 
 
 def used_on_device(peak: float) -> float:
-    """Bytes that the driver sees in use when tensors take `peak`."""
+    """Bytes that the driver reports when tensors take `peak`."""
     return CONTEXT * 2**30 + (1 + LOST) * peak
 
 

@@ -1,10 +1,10 @@
-"""Scores a model on held-out data: loss and perplexity over all answers, and what it says to each first question.
+"""Scores a model on held-out data: loss and perplexity of all answers, and its own answer to each first question.
 
     python -m train_llava.evaluate --model_name_or_path output/first --data_path data/held_out
     torchrun --nproc_per_node 8 -m train_llava.evaluate --model_name_or_path output/first --data_path data/held_out
 
-Into --output_dir go metrics.json, samples.jsonl with a line per record, and report.html with the worst and the best
-answers beside their images.
+Writes metrics.json, samples.jsonl (a line for each record) and report.html (the worst and the best answers beside their
+images) into --output_dir.
 """
 
 import argparse
@@ -42,8 +42,8 @@ SHOWN = 12  # answers of either kind in the report
 def answer_losses(
     model: Model, processor: LlavaProcessor, examples: Sequence[dict[str, Any]]
 ) -> list[tuple[float, int]]:
-    """Of each example: -log p of its answers' tokens (all turns, each given what stands before it) summed up, and how
-    many tokens these are. Logits are computed where a token is to be predicted, and nowhere else."""
+    """For each example the sum of -log p over its answers' tokens (all turns, each given what precedes it), and the
+    number of these tokens. Logits are computed only where a token is to be predicted."""
     batch = {name: value.to(model.device) for name, value in collator_of(processor)(examples).items()}
     labels = batch.pop("labels")
     positions, targets = shift_labels(labels)
@@ -76,7 +76,7 @@ def score(
 
 
 def metrics_of(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """All metrics of all rows; gives each row its own (see caption_metrics)."""
+    """The metrics of all rows; adds to each row its own (see caption_metrics)."""
     metrics, each = caption_metrics([row["answer"] for row in rows], [row["reference"] for row in rows])
     for name, values in each.items():
         for row, value in zip(rows, values, strict=True):
@@ -101,7 +101,7 @@ def report_page(title: str, metrics: dict[str, float], rows: list[dict[str, Any]
 
 
 def written(metrics: dict[str, float]) -> list[tuple[str, str]]:
-    """Names and values as people read them."""
+    """Names and values of metrics as text."""
     return [(name, f"{value:,}" if isinstance(value, int) else f"{value:.4f}") for name, value in metrics.items()]
 
 
@@ -132,7 +132,7 @@ def main() -> None:
 
 
 def facts_of(args: argparse.Namespace) -> dict[str, Any]:
-    """What is scored, and on what."""
+    """The model and the data that are scored."""
     return {"model": args.model_name_or_path, "adapter": args.adapter_name_or_path, "data": args.data_path}
 
 

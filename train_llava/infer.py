@@ -1,12 +1,12 @@
-"""Asks a trained LLaVA about images: once, about each of many, or in a chat.
+"""Asks a trained LLaVA about images: one question, one about each of many images, or a chat.
 
     python -m train_llava.infer --model_name_or_path output/first --image cat.jpg --prompt "What is this?"
     python -m train_llava.infer --model_name_or_path output/first --images images --output_file answers.jsonl
     python -m train_llava.infer --model_name_or_path output/first --interactive
 
 The model may be a folder or a hub id, of a whole model or of an adapter that knows its base (--adapter_name_or_path
-adds one explicitly). A second run with the same --output_file asks only about what this model, with these options, has
-not answered in it about this folder's images.
+adds one explicitly). A second run with the same --output_file asks only the questions that this model, with these
+options, has not answered in it.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from transformers import LlavaProcessor
 from train_llava.cli import InputError, check_apart, command, json_lines, not_negative, number, open_locked, positive
 from train_llava.ingest.questions import Question, answered, questions
 from train_llava.model.generate import Example, answers, ask, stream
-from train_llava.model.load import Model, load, weights_of
+from train_llava.model.load import Model, load, weights_digest
 from train_llava.processing.images import open_image
 
 temperature = number(float, 0, 100, "a number from 0 to 100")
@@ -33,8 +33,8 @@ share = number(float, 1e-9, 1, "a number above 0, at most 1")
 CHAT_HELP = "/image FILE shows an image with the next question, /new starts over, /quit ends"
 
 
-def show(pieces: Iterator[str]) -> str:
-    """Prints an answer as it comes, until it ends or Ctrl-C ends it; returns it."""
+def print_answer(pieces: Iterator[str]) -> str:
+    """Prints an answer as it comes, until it ends or Ctrl-C ends it; returns the answer."""
     answer = ""
     try:
         for piece in pieces:
@@ -61,7 +61,7 @@ def chat(model: Model, processor: LlavaProcessor, shown: list[Image.Image], **op
             elif line:
                 question = ask(line, shown)
                 asked = {name: history[name] + question[name] for name in history}
-                answer = show(stream(model, processor, asked, **options))
+                answer = print_answer(stream(model, processor, asked, **options))
                 asked["messages"].append({"role": "assistant", "content": answer})
                 history, shown = asked, []
         except InputError as error:
@@ -71,7 +71,7 @@ def chat(model: Model, processor: LlavaProcessor, shown: list[Image.Image], **op
 def answer_all(
     model: Model, processor: LlavaProcessor, left: list[Question], folder: Path, file: BinaryIO, **options
 ) -> None:
-    """Asks about images of a folder, and adds a JSON line per answer to a file.
+    """Asks questions about images of a folder, and adds a JSON line for each answer to a file.
 
     Raises:
         InputError: at the end, when images could not be read.
@@ -136,7 +136,7 @@ def main() -> None:
     model, processor = load(args.model_name_or_path, args.adapter_name_or_path)
     torch.manual_seed(args.seed)
     if example:
-        show(stream(model, processor, example, **options))
+        print_answer(stream(model, processor, example, **options))
         return
     with suppress(EOFError, KeyboardInterrupt):
         chat(model, processor, images, **options)
@@ -145,12 +145,19 @@ def main() -> None:
 def answer_images(
     args: argparse.Namespace, asked: list[Question], done: set[str], file: BinaryIO, options: dict[str, Any]
 ) -> None:
-    """Loads the model, and asks about --images what is not answered yet: about the same folder, by this model, with
-    these options."""
+    """Loads the model and asks the questions that it has not answered yet, about the same folder, with these options.
+
+    Args:
+        args: the command line.
+        asked: all questions.
+        done: those that the file has answers to, as JSON.
+        file: to which answers are added.
+        options: of `generate`.
+    """
     model, processor = load(args.model_name_or_path, args.adapter_name_or_path)
     torch.manual_seed(args.seed)
     folder = args.images if args.images.is_dir() else args.images.parent
-    names = {"model": args.model_name_or_path, "adapter": args.adapter_name_or_path, "weights": weights_of(model)}
+    names = {"model": args.model_name_or_path, "adapter": args.adapter_name_or_path, "weights": weights_digest(model)}
     about = {"folder": str(folder.resolve()), **names, "options": options | {"seed": args.seed}}
     left = [question | about for question in asked if json.dumps(question | about) not in done]
     print(f"{len(asked) - len(left)} of {len(asked)} questions are answered in {args.output_file}", file=sys.stderr)

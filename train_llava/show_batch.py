@@ -1,4 +1,4 @@
-"""Shows what the model really sees: images after resize and crop, tokens, labels, padding, as one HTML page.
+"""Shows what the model really gets, as one HTML page: images after resize and crop, tokens, labels, padding.
 
     python -m train_llava.show_batch --model_name_or_path models/llava --data_path data/mine --output batch.html
 
@@ -63,14 +63,14 @@ def visible(pixels: PixelBytes | torch.Tensor) -> list[np.ndarray]:
 
 
 def kind_of(token: int, label: int, seen: bool, image_id: int) -> str:
-    """What a position is: behind the conversation, a part of an image, learned, or only read."""
+    """The kind of a position: padding behind the conversation, part of an image, learned, or only read."""
     if not seen:
         return "padding"
     return "image" if token == image_id else "learned" if label != IGNORE_INDEX else "read"
 
 
 def spans_of(kind: str, ids: list[int], collator: LlavaCollator) -> list[dict[str, Any]]:
-    """Neighbouring tokens of one kind as pieces of text: images and padding folded, the rest one per token."""
+    """Neighbouring tokens of one kind as pieces of text: one for an image, one for padding, else one per token."""
     if kind == "padding":
         return [{"kind": kind, "text": f"padding x {len(ids)}", "ids": ""}]
     if kind == "image":

@@ -1,4 +1,4 @@
-"""An adapter's folder -> the adapter on its base: every tensor of the file in its place, whoever wrote it.
+"""Puts an adapter on its base: every tensor of its file in its place, whichever version wrote the file.
 
 PEFT writes the names that layers have in its version of transformers, into the weights and into the config:
 
@@ -40,7 +40,7 @@ Names = Callable[[str], str]
 
 
 def read_adapter(folder: Path) -> dict[str, torch.Tensor]:
-    """The tensors of an adapter, by the names in its file.
+    """The tensors of an adapter by the names in its file.
 
     Raises:
         ValueError: some hold NaN or infinite values.
@@ -49,7 +49,7 @@ def read_adapter(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def add_adapter(model: LlavaForConditionalGeneration, folder: Path) -> PeftModel:
-    """The model with the adapter put on, as PEFT itself would, but with nothing left out and nothing left over.
+    """Puts an adapter on a model as PEFT itself does, but every tensor must find its place, and every place its tensor.
 
     Raises:
         ValueError: an adapter of another kind, a damaged one, or one of another model.
@@ -57,21 +57,21 @@ def add_adapter(model: LlavaForConditionalGeneration, folder: Path) -> PeftModel
     tensors, config = read_adapter(folder), PeftConfig.from_pretrained(folder)
     if config.is_prompt_learning:
         raise ValueError(f"{config.peft_type.value}: not an adapter of layers, but tokens before the prompt")
-    written = names_in(tensors)
+    written = naming_of(tensors)
     translate(config, {name: written(name) for name, _ in model.named_modules()})
     config.base_model_name_or_path, config.inference_mode = model.name_or_path, True
     model = get_peft_model(model, config)
-    set_peft_model_state_dict(model, fit(tensors, model))
+    set_peft_model_state_dict(model, match_tensors(tensors, model))
     return model
 
 
-def fit(tensors: dict[str, torch.Tensor], model: PeftModel) -> dict[str, torch.Tensor]:
-    """An adapter's tensors by the names that they have in a model with such an adapter.
+def match_tensors(tensors: dict[str, torch.Tensor], model: PeftModel) -> dict[str, torch.Tensor]:
+    """An adapter's tensors, by the names that they have in a model with such an adapter.
 
     Raises:
         ValueError: some are missing, some have no place there, or one of another shape; says how many, and names one.
     """
-    written, state = names_in(tensors), model.state_dict(keep_vars=True)
+    written, state = naming_of(tensors), model.state_dict(keep_vars=True)
     own = get_peft_model_state_dict(model, state, save_embedding_layers=False)
     places = {**state, **own}  # into the base go embeddings, which PEFT saves beside some adapters
     ours = {written(name): name for name in places}
@@ -88,8 +88,8 @@ def fit(tensors: dict[str, torch.Tensor], model: PeftModel) -> dict[str, torch.T
     return found
 
 
-def names_in(tensors: Iterable[str]) -> Names:
-    """How the transformers that wrote these names would have written one of this transformers' names."""
+def naming_of(tensors: Iterable[str]) -> Names:
+    """A function that turns a name of today into the name that the writer of these names would have given it."""
     names = [name.removeprefix(BEFORE) for name in tensors]
     old = any(name.startswith(("language_model.", "vision_tower.", "multi_modal_projector.")) for name in names)
     nested = old or any("vision_tower.vision_model." in name for name in names)
@@ -107,9 +107,9 @@ def names_in(tensors: Iterable[str]) -> Names:
 
 
 def translate(config: PeftConfig, modules: dict[str, str]) -> None:
-    """Puts this transformers' names of layers into a config that is about those of another version.
+    """Puts today's names of layers into a config with those of another version of transformers.
 
-    `modules` gives for every module of the base the name that the config knows it by.
+    `modules` maps the name of every module of the base to the name in the config.
     """
     if all(name == old for name, old in modules.items()):
         return
@@ -125,7 +125,7 @@ def translate(config: PeftConfig, modules: dict[str, str]) -> None:
 
 
 def record_base(adapter: Path, model: PeftModel) -> None:
-    """Writes down beside an adapter which model it belongs to, if that was loaded by train_llava.model.load."""
+    """Writes a file beside an adapter that names its base, if the base was loaded by train_llava.model.load."""
     base = model.get_base_model()
     if print_of_base := getattr(base, "fingerprint", None):
         content = {"base_model_name_or_path": base.name_or_path, "fingerprint": print_of_base}
@@ -133,20 +133,20 @@ def record_base(adapter: Path, model: PeftModel) -> None:
 
 
 def check_resumable_adapter(checkpoint: Path, model: PeftModel) -> None:
-    """Sees to it that a training goes on where it was: PEFT would go on with whatever it finds.
+    """Checks that a training resumes with the whole adapter: PEFT would resume with whatever it finds.
 
     Raises:
         InputError: the checkpoint's adapter is damaged, or of another model.
     """
     check_base(checkpoint, model.get_base_model())
     try:
-        fit(read_adapter(checkpoint), model)
+        match_tensors(read_adapter(checkpoint), model)
     except (ValueError, OSError, SafetensorError) as error:
         raise InputError(f"--resume_from_checkpoint {checkpoint}: cannot be gone on with ({error}).") from error
 
 
 def check_base(adapter: Path, model: LlavaForConditionalGeneration) -> None:
-    """Sees to it that an adapter is put on the model it was trained on; those of others do not say.
+    """Checks that an adapter is put on the model that it was trained on. Adapters of other programs do not say.
 
     Raises:
         InputError: it was trained on another one.

@@ -24,7 +24,7 @@ def read_config(name: str | Path, flag: str = "") -> PreTrainedConfig:
     """The config of a folder, of a config.json, or of a hub id, of which nothing else is downloaded.
 
     Raises:
-        InputError: there is none, of an unknown kind, or one that wants its own code to run.
+        InputError: there is none, it is of an unknown kind, or it wants code of its own to run.
     """
     try:
         return AutoConfig.from_pretrained(name, trust_remote_code=False)
@@ -72,7 +72,7 @@ def read_text_config(name: str | Path, flag: str = "") -> PreTrainedConfig:
 
 
 def misfit(chat_model: nn.Module) -> str | None:
-    """What keeps a chat model from being the language model of a LLaVA and from being trained; None if nothing does.
+    """The reason why a chat model cannot be the language model of a LLaVA, or cannot be trained; None if there is none.
 
     LLaVA's class puts the last hidden states through a matrix. The training works on the layers' plain matrices
     (freeze.py, loss.py, activations.py).
@@ -99,7 +99,7 @@ def misfit(chat_model: nn.Module) -> str | None:
 
 
 def logit_scale(config: PreTrainedConfig) -> float:
-    """By what a chat model multiplies its head's logits: Cohere's logit_scale, one over Granite's logits_scaling."""
+    """The factor of a chat model's logits: Cohere's logit_scale, or one over Granite's logits_scaling."""
     return getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
 
 
@@ -118,10 +118,10 @@ def compose_config(vision: PreTrainedConfig, text: PreTrainedConfig, **options) 
 
 
 def load_llava_config(name: str | Path) -> LlavaConfig:
-    """The config of a LLaVA.
+    """The config of a whole LLaVA.
 
     Raises:
-        InputError: there is none, or not that of a whole LLaVA.
+        InputError: there is none, or it is that of something else.
     """
     if (Path(name) / "adapter_config.json").is_file():
         hint = "Give --model_name_or_path a whole model; train_llava.merge_lora makes one of it"
@@ -136,5 +136,5 @@ def load_llava_config(name: str | Path) -> LlavaConfig:
 
 
 def max_positions(config: LlavaConfig) -> int | None:
-    """The most tokens that the language model was made for; None where its config does not say."""
+    """The number of tokens that the language model was made for; None where its config does not say."""
     return getattr(config.text_config, "max_position_embeddings", None)

@@ -1,4 +1,4 @@
-"""A folder of a model, made beside what lies there and put in its place when it is whole."""
+"""The folder of a model: written beside the one that it replaces, and put in its place when it is whole."""
 
 import os
 import shutil
@@ -40,9 +40,9 @@ def check_output_dir(output_dir: Path, overwrite: bool) -> None:
 
 @contextmanager
 def new_folder(output_dir: Path, overwrite: bool = False, needed: int = 0) -> Iterator[Path]:
-    """An empty folder inside `output_dir`, whose files replace the model there at the end of the `with` block.
+    """Gives an empty folder inside `output_dir`, whose files replace the model there at the end of the `with` block.
 
-    If the block fails, nothing has changed. `needed` is how many bytes the disk must have.
+    If the block fails, nothing has changed. `needed` is the number of bytes that the disk must have free.
 
     Raises:
         InputError: `output_dir` is not empty and not to be replaced, another process writes there, or the disk has no
@@ -84,13 +84,13 @@ def put_in_place(new: Path, folder: Path) -> None:
 
 
 def model_files(folder: Path) -> set[Path]:
-    """What is of a model in a folder."""
+    """The files of a model in a folder."""
     return {path for pattern in MODEL_FILES for path in folder.glob(pattern)}
 
 
 def recover_model(folder: Path) -> None:
-    """Brings back a model whose replacing was cut off, and takes away what no process is making any more. The folder
-    must be this process's alone."""
+    """Brings back a model whose replacement was cut off, and deletes what no process is writing any more. The folder
+    must be held by this process."""
     for leaving in folder.glob(f"{LEAVING}*"):
         move(leaving.iterdir(), folder)
         leaving.rmdir()
@@ -105,19 +105,19 @@ def recover_model(folder: Path) -> None:
 
 
 def move(files: Iterable[Path], folder: Path) -> None:
-    """Of the files of a model the config first when they go, and last when they come back."""
-    comes = not folder.name.startswith(LEAVING)
-    for path in sorted(files, key=lambda path: (path.name in CONFIGS) == comes):
+    """Moves the files of a model: its config first when they leave, and last when they arrive."""
+    arrive = not folder.name.startswith(LEAVING)
+    for path in sorted(files, key=lambda path: (path.name in CONFIGS) == arrive):
         path.replace(folder / path.name)
 
 
 def is_foreign_card(path: Path) -> bool:
-    """Whether a README is there that none of these commands has written."""
+    """Whether there is a README that none of these commands has written."""
     return path.is_file() and "train_llava" not in path.read_text(encoding="utf-8", errors="replace")
 
 
 def make_readable(folder: Path) -> None:
-    """Gives all files the permissions of new ones; safetensors lets nobody else read its own."""
+    """Gives all files the permissions of new files; safetensors makes its own unreadable for everybody else."""
     mask = os.umask(0)
     os.umask(mask)
     for path in folder.rglob("*"):

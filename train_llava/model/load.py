@@ -1,4 +1,4 @@
-"""A folder, or an id of the Hugging Face hub -> the model and processor in it. No code from there is ever run."""
+"""A folder, or an id of the Hugging Face hub -> the model and the processor in it. No code from there is ever run."""
 
 import hashlib
 import json
@@ -27,7 +27,7 @@ from train_llava.cli import InputError
 from train_llava.model.adapters import add_adapter, check_base
 from train_llava.model.folder import LEAVING, REPLACED
 from train_llava.model.structure import CLIP, SIGLIP, processor_config
-from train_llava.model.weights import NOT_READ, fingerprint, finite, stored_tensors, weight_files
+from train_llava.model.weights import IGNORED, fingerprint, finite, stored_tensors, weight_files
 from train_llava.processing.chat_template import CONTENT_PARTS, ChatTemplate
 
 Model = LlavaForConditionalGeneration | PeftModel
@@ -44,13 +44,16 @@ def load(
     in_4bit: bool = False,
     attn_implementation: str | None = None,
 ) -> tuple[Model, LlavaProcessor]:
-    """Model (in eval mode, on this process's GPU where there is one) and processor.
+    """Loads a model (in eval mode, on this process's GPU if there is one) and its processor.
 
-    The name may be that of a whole model, of an adapter (which knows its base), or of a training's checkpoint.
-    `dtype` "auto" keeps the one that was saved. With `in_4bit` the language model's linear layers are held as 4-bit
-    NormalFloat with doubly quantised scales, as QLoRA does it (arXiv:2305.14314, section 3); vision tower, projector
-    and head keep their precision. `attn_implementation` is that of the vision tower and of the
-    language model; None is transformers' choice, SDPA where a model has it.
+    Args:
+        model_name_or_path: a whole model, an adapter (which knows its base), or a checkpoint of a training.
+        adapter_name_or_path: an adapter to put on top of the model.
+        dtype: "auto" keeps the one that was saved.
+        in_4bit: hold the language model's linear layers as 4-bit NormalFloat with doubly quantised scales, as QLoRA
+            does (arXiv:2305.14314, section 3); vision tower, projector and head keep their precision.
+        attn_implementation: of the vision tower and the language model; None is transformers' choice, SDPA where a
+            model has it.
 
     Raises:
         InputError: no LLaVA there, or not a whole one; the adapter's base is not where the adapter says, or is another
@@ -92,7 +95,7 @@ def load(
 def load_weights(
     folder: Path, dtype: torch.dtype | str, in_4bit: bool, attn_implementation: str | None
 ) -> LlavaForConditionalGeneration:
-    """The model in a folder, every weight from there. Weight names of transformers 4 are known to transformers 5."""
+    """Loads the model in a folder, every weight from there. transformers 5 knows the weight names of version 4."""
     options: dict[str, Any] = {"dtype": dtype, "weights_only": True, "output_loading_info": True}
     options["attn_implementation"] = attn_implementation
     options["quantization_config"] = four_bit(dtype) if in_4bit else None
@@ -105,7 +108,7 @@ def load_weights(
     model.fingerprint = print_of_it
     if lacking := sorted(info["missing_keys"]):
         raise ValueError(f"{len(lacking)} weights are missing, such as {lacking[0]}")
-    if left := sorted(name for name in info["unexpected_keys"] if not NOT_READ.search(name)):
+    if left := sorted(name for name in info["unexpected_keys"] if not IGNORED.search(name)):
         raise ValueError(f"{len(left)} weights fit nowhere, such as {left[0]}")
     if is_deepspeed_zero3_enabled():
         # transformers forgets here which names it changed in loading, and in saving would change them twice
@@ -117,7 +120,7 @@ def load_weights(
 
 
 def gather_shards(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """fp32 weights out of the ranks' optimizer states, which may be all that ZeRO-3 saves."""
+    """The fp32 weights in the ranks' optimizer states, which may be all that ZeRO-3 saves."""
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address
@@ -151,8 +154,10 @@ def four_bit(dtype: torch.dtype | str) -> BitsAndBytesConfig:
 
 
 def load_processor(model_name_or_path: Name, model_folder: Path | None = None) -> LlavaProcessor:
-    """The processor alone, without any weights. What older versions of transformers left out of it is filled in, from
-    the config of the model; that of an adapter is in another folder.
+    """Loads the processor alone, without any weights.
+
+    What older versions of transformers left out of it is filled in from the config of the model, which `model_folder`
+    holds if the processor lies beside an adapter.
 
     Raises:
         InputError: no processor there, none with a chat template, or one of another kind of vision tower.
@@ -184,13 +189,17 @@ def load_processor(model_name_or_path: Name, model_folder: Path | None = None) -
 
 
 def pad_left(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Lets prompts be padded where generation does not go on, also in plain transformers once the tokenizer is saved.
-    Training pads as it likes."""
+    """Lets prompts be padded on the left, where generation does not continue; also in plain transformers, once the
+    tokenizer is saved. The collator pads training batches on the right by itself."""
     tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"  # what is saved are those of init_kwargs
 
 
 def base_of(adapter: Path) -> str:
-    """The name of the model that an adapter was trained on."""
+    """The name of the model that an adapter was trained on.
+
+    Raises:
+        InputError: the adapter does not say, or its base cannot be had.
+    """
     base = read_json(adapter, "adapter_config.json").get("base_model_name_or_path")
     hint = f"say where its base is: --model_name_or_path BASE --adapter_name_or_path {adapter}"
     if not base:
@@ -221,7 +230,11 @@ def fetch(name: Name) -> Path:
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:
-    """A JSON file with an object in it that a folder must have."""
+    """Reads a JSON file that a folder must have.
+
+    Raises:
+        InputError: it is not there, or holds no JSON object.
+    """
     try:
         content = json.loads((folder / name).read_text(encoding="utf-8"))
     except OSError as error:
@@ -234,7 +247,7 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
 
 
 def missing_file_message(folder: Path, name: str) -> str:
-    """Why there is no such file, and what to give instead."""
+    """The message where a model's file is missing: why, and what to give instead."""
     whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]  # written last
     if whole:
         newest = max(whole, key=lambda path: int(path.name.split("-")[1]))
@@ -244,7 +257,7 @@ def missing_file_message(folder: Path, name: str) -> str:
     return f"{folder}: no {name} here. Give the folder of a LLaVA or of an adapter."
 
 
-def weights_of(model: Model) -> str:
-    """What tells a model, and its adapter, from another one of the same name."""
+def weights_digest(model: Model) -> str:
+    """A short digest of a model's weights and its adapter's; another model of the same name has another one."""
     adapter = fingerprint(get_peft_model_state_dict(model).items()) if isinstance(model, PeftModel) else ""
     return hashlib.sha256(f"{model.fingerprint}{adapter}".encode()).hexdigest()[:16]

@@ -1,8 +1,13 @@
-"""The forward pass of training: what the loss needs, and nothing else.
+"""The loss of training, and a forward pass that computes what the loss needs and nothing else.
 
-The plain model works out logits for every token, a last layer of the vision tower that it then does not read, a last
+The plain model computes logits for every token, a last layer of the vision tower that it then does not read, a last
 layer of the language model of which only the answers' positions are read, and a cache of keys and values for tokens to
-come. docs/performance.md tells what is left, and why.
+come. docs/performance.md explains what is left, and why.
+
+What is changed in transformers' model, without a public hook: `forward` of the LLaVA (read by Trainer and generate), of
+the unused layers of the vision tower, within one pass (read by CLIPEncoder and SiglipEncoder), and the keyword
+`POSITIONS`, which the language model's layers pass on to their attention (since transformers 4.48). tests/test_hooks.py
+fails by name where a version of transformers lacks one of them.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -19,15 +24,16 @@ from transformers.models.llava.modeling_llava import LlavaCausalLMOutputWithPast
 from train_llava.model.structure import unused_vision_layers
 from train_llava.processing.chat import IGNORE_INDEX
 
-ROWS = "answer_rows"  # the name under which layers are told them
+POSITIONS = "answer_positions"  # the keyword under which layers receive them
 CHUNK = 512  # rows of logits at a time: 0.3 GB of them in fp32 with Qwen's vocabulary
 
 
 def shift_labels(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Labels (batch, length) -> where in the flattened batch a token is to be predicted, and which: both (answers,)."""
+    """Labels (batch, length) -> positions in the flattened batch at which a token is to be predicted, and these tokens:
+    both (answers,)."""
     following = nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX).flatten()
-    rows = (following != IGNORE_INDEX).nonzero().squeeze(1)
-    return rows, following[rows]
+    positions = (following != IGNORE_INDEX).nonzero().squeeze(1)
+    return positions, following[positions]
 
 
 def chunked_cross_entropy(
@@ -55,9 +61,9 @@ def chunked_cross_entropy(
 def record_losses(
     head: nn.Module, hidden: torch.Tensor, targets: torch.Tensor, records: torch.Tensor, batch: int
 ) -> torch.Tensor:
-    """(batch, 2) in fp64: -log p of each record's answers summed up, and how many tokens these are.
+    """(batch, 2) in fp64: of each record, the sum of -log p over its answers' tokens, and the number of these tokens.
 
-    `records` (answers,) says which record a row is of. Rows go through the head in chunks, too.
+    `records` (answers,) is the number of each row's record. Rows go through the head in chunks, too.
     """
     table = torch.zeros(batch, 2, dtype=torch.float64, device=hidden.device)
     for chunk, target, record in zip(hidden.split(CHUNK), targets.split(CHUNK), records.split(CHUNK), strict=True):
@@ -67,14 +73,14 @@ def record_losses(
 
 
 def after_last_attention(llava: LlavaForConditionalGeneration) -> list[nn.Module]:
-    """What works on each position alone and is read where a token is to be predicted, but for norms and the head: the
-    output projection and the MLP of the language model's last layer."""
+    """The modules that work on each position alone and are read only where a token is to be predicted: the output
+    projection and the MLP of the language model's last layer."""
     last = llava.model.language_model.layers[-1]
     return [last.self_attn.o_proj, last.mlp]
 
 
 def patch_forward(llava: LlavaForConditionalGeneration, smoothing: float = 0.0) -> None:
-    """Changes a model in place: asked with `labels`, it gives the plain model's loss without the plain model's waste.
+    """Changes a model in place: called with `labels`, it computes the plain model's loss, and no more than that needs.
 
     In training mode the loss may be smoothed (see `chunked_cross_entropy`). In eval mode it is the plain mean over the
     batch's tokens, and `logits` holds what a mean over many batches is made of: (batch, 2), see `record_losses`.
@@ -89,16 +95,17 @@ def patch_forward(llava: LlavaForConditionalGeneration, smoothing: float = 0.0) 
     ) -> Any:
         if labels is None:
             return plain(*args, **inputs)
-        # counted before the layers: a GPU must be waited for, and here it has nothing to do yet
-        rows, targets = shift_labels(labels)
+        # before the layers: this waits for the GPU, which has nothing to do yet
+        positions, targets = shift_labels(labels)
         with skip_layers(unused_vision_layers(llava)):
-            outputs = llava.model(*args, **inputs | {"use_cache": False, ROWS: rows})
-        hidden = outputs.last_hidden_state.flatten(0, 1)[rows]  # (answers, width)
+            outputs = llava.model(*args, **inputs | {"use_cache": False, POSITIONS: positions})
+        hidden = outputs.last_hidden_state.flatten(0, 1)[positions]  # (answers, width)
         if not llava.training:
-            table = record_losses(llava.lm_head, hidden, targets, rows // labels.shape[1], len(labels))
+            records = positions // labels.shape[1]
+            table = record_losses(llava.lm_head, hidden, targets, records, len(labels))
             return LlavaCausalLMOutputWithPast(loss=table[:, 0].sum() / table[:, 1].sum(), logits=table)
         loss = chunked_cross_entropy(llava.lm_head, hidden, targets, smoothing)
-        count = torch.as_tensor(len(rows) if num_items_in_batch is None else num_items_in_batch)
+        count = torch.as_tensor(len(positions) if num_items_in_batch is None else num_items_in_batch)
         return LlavaCausalLMOutputWithPast(loss=loss / count.clamp(min=1))  # without answers 0, not 0 / 0
 
     llava.forward = forward
@@ -106,7 +113,7 @@ def patch_forward(llava: LlavaForConditionalGeneration, smoothing: float = 0.0) 
 
 @contextmanager
 def skip_layers(layers: Iterable[nn.Module]) -> Iterator[None]:
-    """Within this, layers give back what they are given. Nobody reads that, so it is never worked out again."""
+    """Within this block, layers return their input. Nobody reads that, so it is never recomputed either."""
     plain = {layer: layer.forward for layer in layers}
     for layer in plain:
         layer.forward = lambda hidden, *args, **kwargs: hidden
@@ -118,31 +125,31 @@ def skip_layers(layers: Iterable[nn.Module]) -> Iterator[None]:
 
 
 def compute_at_positions(layer: nn.Module, modules: list[nn.Module]) -> None:
-    """Lets modules of a layer that work on each position alone, and after its attention, do so at some rows of the
-    flattened batch; zeros stand elsewhere.
+    """Lets modules of a layer, which work on each position alone and after its attention, compute some positions of the
+    flattened batch; the others get zeros.
 
-    Which rows, the attention is told with its other inputs. So checkpointing, which runs the layer once more, tells it
-    the same, whatever passes there were meanwhile; and a layer that is not told works as always. (The layer's own hooks
-    would not do: transformers runs them outside of the checkpoint.)
+    The attention receives the positions with its other inputs. So checkpointing, which runs the layer once more, passes
+    the same positions, whatever passes there were meanwhile; and a layer without them computes every position. (The
+    layer's own hooks would not do: transformers runs them outside of the checkpoint.)
     """
-    now: dict[str, Any] = {"rows": None}
+    now: dict[str, Any] = {"positions": None}
 
     def begin(attention: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         hidden = args[0] if args else kwargs["hidden_states"]
-        now["rows"], now["shape"] = kwargs.pop(ROWS, None), hidden.shape[:2]
+        now["positions"], now["shape"] = kwargs.pop(POSITIONS, None), hidden.shape[:2]
         return args, kwargs
 
     def end(*args) -> None:
-        now["rows"] = None
+        now["positions"] = None
 
     def choose(module: nn.Module, args: tuple) -> tuple | None:
-        return None if now["rows"] is None else (args[0].flatten(0, 1)[now["rows"]],)
+        return None if now["positions"] is None else (args[0].flatten(0, 1)[now["positions"]],)
 
     def spread(module: nn.Module, args: tuple, chosen: torch.Tensor) -> torch.Tensor:
-        if now["rows"] is None:
+        if now["positions"] is None:
             return chosen
         every = chosen.new_zeros(now["shape"].numel(), chosen.shape[-1])
-        return every.index_copy(0, now["rows"], chosen).unflatten(0, now["shape"])
+        return every.index_copy(0, now["positions"], chosen).unflatten(0, now["shape"])
 
     layer.self_attn.register_forward_pre_hook(begin, with_kwargs=True)
     for module in modules:

@@ -1,4 +1,4 @@
-"""What a build or a merge must prove before it is called done: the right weights, and an answer about an image."""
+"""The checks of a built or merged LLaVA: every weight is the right one, and transformers answers about an image."""
 
 from pathlib import Path
 
@@ -52,7 +52,7 @@ def check_weights(output_dir: Path, model: LlavaForConditionalGeneration, source
 
 @torch.inference_mode()
 def text_logits(model: PreTrainedModel, encoder: ChatEncoder) -> list[torch.Tensor]:
-    """Of each of TEXTS, asked as the chat template asks: (tokens, vocabulary)."""
+    """The logits of each of TEXTS as a prompt of the chat template: (tokens, vocabulary)."""
     asked = [[{"role": "user", "content": text}] for text in TEXTS]
     prompts = [encoder.encode(messages, add_generation_prompt=True)[0] for messages in asked]
     return [model.eval()(input_ids=torch.tensor([ids]), use_cache=False).logits[0] for ids in prompts]
@@ -61,7 +61,7 @@ def text_logits(model: PreTrainedModel, encoder: ChatEncoder) -> list[torch.Tens
 def check_logits(
     model: LlavaForConditionalGeneration, encoder: ChatEncoder, published: list[torch.Tensor], language: Path
 ) -> None:
-    """Compares what a built LLaVA and its chat model say about text alone: equal in fp32, within ROUNDING in 16 bits.
+    """Compares the logits of a built LLaVA and its chat model on text alone: equal in fp32, within ROUNDING in 16 bits.
 
     Raises:
         InputError: they differ, as the chat model does something with its logits that a LLaVA does not do.
@@ -77,7 +77,7 @@ def check_logits(
 
 
 def check_answers(output_dir: Path) -> str:
-    """Loads a built folder as any user of transformers would, and asks it about a grey image.
+    """Loads a built folder with transformers' pipeline, asks it about a grey image, and returns the answer.
 
     Raises:
         RuntimeError: transformers' pipeline asks with other ids than the training teaches.

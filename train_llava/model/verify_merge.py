@@ -1,4 +1,7 @@
-"""What a merge must prove: every weight is that of the base with the adapter added, worked out from the two folders."""
+"""The checks of a merge: every weight is that of the base with the adapter added, computed from the two folders.
+
+The sums follow the papers' formulas, in fp64: a reference for PEFT's merge.
+"""
 
 import math
 import re
@@ -39,7 +42,7 @@ def check_mergeable(adapter: Path, base: Path) -> None:
 
 
 def check_merge(merged: LlavaForConditionalGeneration, base: Path, adapter: Path) -> int:
-    """Compares a model with what the two folders' files say: weights with an adapter are sums within roundings (see
+    """Compares a model with the files of the two folders: weights with an adapter are sums within roundings (see
     `lora_sum`), all others equal the adapter's (the projector) or the base's bit for bit. Returns how many are sums.
 
     Raises:

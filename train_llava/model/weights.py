@@ -1,4 +1,4 @@
-"""The files that hold a model's weights, read tensor by tensor: they are mapped, and never in memory as a whole."""
+"""The files that hold a model's weights, read tensor by tensor: mapped, and never in memory as a whole."""
 
 import hashlib
 import json
@@ -14,12 +14,12 @@ from train_llava.model.structure import LANGUAGE, PROJECTOR, VISION, component_o
 
 PREFIX = re.compile(r"^(model\.)?(vision_tower\.|language_model\.)?(vision_model\.|model\.)?")
 # buffers that older versions saved, and parts of a tower behind the layer that a LLaVA reads
-NOT_READ = re.compile(r"(position_ids|inv_freq)$|vision_tower\.(vision_model\.)?(head|post_layernorm)\.")
+IGNORED = re.compile(r"(position_ids|inv_freq)$|vision_tower\.(vision_model\.)?(head|post_layernorm)\.")
 SAMPLE = 256  # values from the start, the middle and the end of a tensor
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Those of a whole model that transformers would load, in its order of preference; none in an adapter's folder."""
+    """The files of a whole model that transformers would load, in its order of preference; none for an adapter."""
     for name in ("model.safetensors", "pytorch_model.bin"):
         if (folder / name).is_file():
             return [folder / name]
@@ -40,7 +40,10 @@ def stored_tensors(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def canonical(name: str, component: str = "") -> str:
-    """One name for a tensor, however a version of transformers nests it in a file."""
+    """One name for a tensor, whichever version of transformers has written the file.
+
+    `component` is the one that a file is from that holds no other, such as a chat model's.
+    """
     component = component or component_of(name)
     if component == PROJECTOR:
         return name.removeprefix("model.")
@@ -48,10 +51,10 @@ def canonical(name: str, component: str = "") -> str:
 
 
 def take_stored_names(model: nn.Module) -> None:
-    """Lets `model.load_state_dict` take the names of a file, which transformers writes in the form of its version 4.
+    """Lets `model.load_state_dict` accept the names in a file, which transformers writes in the form of its version 4.
 
-    Trainer calls it when it resumes without DeepSpeed or loads the best checkpoint, and would pass over every name that
-    is not the model's own without a word.
+    Trainer calls `load_state_dict` when it resumes without DeepSpeed or loads the best checkpoint. It would ignore
+    every name that is not the model's own.
     """
 
     def rename(module: nn.Module, state: dict[str, torch.Tensor], *args) -> None:
@@ -59,14 +62,14 @@ def take_stored_names(model: nn.Module) -> None:
         for name in [*state]:
             if canonical(name) in own:
                 state[own[canonical(name)]] = state.pop(name)
-            elif not NOT_READ.search(name):
+            elif not IGNORED.search(name):
                 raise RuntimeError(f"the checkpoint has a weight that fits nowhere: {name}")
 
     model.register_load_state_dict_pre_hook(rename)
 
 
 def finite(tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
-    """The same tensors, looked at on their way, at 15 GB/s on a core, with nothing beside them in memory.
+    """The same tensors, checked on their way, at 15 GB/s on a core and with no copy in memory.
 
     Raises:
         ValueError: at the end, where some are NaN or infinite; says how many tensors, and names one.
@@ -82,14 +85,14 @@ def finite(tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, t
 
 
 def fingerprint(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
-    """What tells a model from another one of the same shapes: a digest of some values of every tensor, as fp32.
+    """A digest of some values of every tensor, as fp32: it differs between models of the same shapes.
 
-    It looks at values alone: the same model has the same in other shards, under the names of another version of
-    transformers, or in a dtype that holds its values exactly; rounded to a shorter dtype, it is another model.
+    It depends on values alone: the same model has the same digest in other shards, under the names of another version
+    of transformers, or in a dtype that holds its values exactly. Rounded to a shorter dtype, it is another model.
     """
     digests = set()  # so that a tied head counts once, whether it is in the file or not
     for name, value in tensors:
-        if value.is_floating_point() and not NOT_READ.search(name):
+        if value.is_floating_point() and not IGNORED.search(name):
             flat, middle = value.detach().reshape(-1), value.numel() // 2
             parts = [flat[:SAMPLE], flat[middle : middle + SAMPLE], flat[-SAMPLE:]]
             shape = str(tuple(value.shape)).encode()

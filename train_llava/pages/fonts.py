@@ -17,8 +17,8 @@ PIECES = re.compile(rf"[^\s{WIDE}]+|\s+|[{WIDE}][{CLOSING}]*")
 
 
 def font_for(text: str, size: int) -> ImageFont.FreeTypeFont:
-    """Pillow's own font, or where it lacks characters of a text, the one of this system that lacks fewest. Says once
-    which packages bring fonts, if none has them all."""
+    """A font for a text: Pillow's own, or if that lacks characters, the font of this system that lacks fewest. If none
+    has them all, prints once which packages bring fonts."""
     font = ImageFont.load_default(size)
     wanted = frozenset(character for character in text if character.isprintable() and not character.isspace())
     path = system_font(wanted) if lacks(font, wanted) else None
@@ -27,7 +27,7 @@ def font_for(text: str, size: int) -> ImageFont.FreeTypeFont:
 
 @lru_cache(maxsize=100)
 def system_font(wanted: frozenset[str]) -> str | None:
-    """The font file that lacks fewest of these characters; None where that is Pillow's own."""
+    """The font file that lacks fewest of these characters; None if Pillow's own font lacks no more."""
     best, lacking = None, lacks(ImageFont.load_default(SIZE), wanted)
     for path in system_fonts():
         try:
@@ -39,7 +39,7 @@ def system_font(wanted: frozenset[str]) -> str | None:
         if not lacking:
             break
     if any(character.isalpha() for character in lacking):
-        say_once()
+        note_once()
     return best
 
 
@@ -50,7 +50,7 @@ def lacks(font: ImageFont.FreeTypeFont, characters: frozenset[str]) -> frozenset
 
 
 def glyph(font: ImageFont.FreeTypeFont, character: str) -> tuple[tuple[int, int], bytes]:
-    """What a character looks like."""
+    """The size and pixels of a character."""
     mask = font.getmask(character)
     return mask.size, bytes(mask)
 
@@ -63,14 +63,14 @@ def system_fonts() -> list[str]:
 
 
 @cache
-def say_once() -> None:
-    """That a drawn text has boxes in it."""
+def note_once() -> None:
+    """Prints once that a drawn text has boxes in it."""
     hint = "apt install fonts-noto-cjk brings one for Chinese, Japanese and Korean (fonts-noto-core for others)"
     print(f"note: no font here has all characters of these captions; {hint}", file=sys.stderr, flush=True)
 
 
 def wrapped(text: str, font: ImageFont.FreeTypeFont, width: int, lines: int) -> list[str]:
-    """A text in at most so many lines of at most `width` pixels; what does not fit ends in an ellipsis."""
+    """Breaks a text into at most `lines` lines of at most `width` pixels; what does not fit ends in an ellipsis."""
     done, line = [], ""
     for word in PIECES.findall(" ".join(text.split())):
         pieces = [word] if font.getlength(word) <= width else [*word]  # a word that is longer than a line

@@ -22,7 +22,7 @@ from train_llava.model.structure import count_trained, patches_per_image, positi
 
 @dataclass
 class Batch:
-    """Padded to one length, as the collator makes it."""
+    """The sizes of a batch, padded to one length as the collator pads it."""
 
     samples: float
     length: int  # tokens of the longest, image tokens included
@@ -30,11 +30,11 @@ class Batch:
     answers: float  # supervised tokens, in all
 
     def times(self, factor: float) -> "Batch":
-        """As many times the samples, alike."""
+        """A batch of `factor` times as many samples of the same kind."""
         return Batch(self.samples * factor, self.length, self.images * factor, self.answers * factor)
 
     def units(self, unit: str) -> float:
-        """How many a stage sees of what it counts in."""
+        """The number of units of a kind that the batch has."""
         rows = min(self.answers, CHUNK)  # of logits at a time
         tokens = self.samples * self.length
         return {"image": self.images, "token": tokens, "answer": self.answers, "logits": rows}[unit]
@@ -53,7 +53,7 @@ class Stage:
 
 
 def saved_activations(stage: Stage, batch: Batch, checkpointing: bool) -> float:
-    """Bytes from a stage's forward pass to its backward pass; logits that come in chunks are not kept (loss.py)."""
+    """Bytes that a stage saves from its forward to its backward pass; logits in chunks are not saved (see loss.py)."""
     if stage.unit == "logits" and batch.answers > CHUNK:
         return 0
     each = stage.checkpoint if checkpointing and stage.can_checkpoint else stage.saved
@@ -61,7 +61,7 @@ def saved_activations(stage: Stage, batch: Batch, checkpointing: bool) -> float:
 
 
 def stages(llava: nn.Module, s: int, mask: int) -> Iterator[Stage]:
-    """The pieces of a LLaVA; `mask` is the size of an element of a dropout's mask, a byte on a GPU."""
+    """The stages of a LLaVA; `mask` is the size of an element of a dropout's mask, a byte on a GPU."""
     inner, text, vision = llava.model, llava.config.text_config, llava.config.vision_config
     tower, language = inner.vision_tower, inner.language_model
     patches, positions = patches_per_image(vision), positions_per_image(vision)
@@ -131,7 +131,7 @@ def norms_of(layer: nn.Module) -> tuple[list[nn.Module], list[nn.Module]]:
 
 
 def norms_bytes(norms: list[nn.Module], products: list[nn.Module], width: int, s: int) -> float:
-    """Of some norms, the first of which stands before the products."""
+    """Bytes per token of some norms, the first of which stands before the products."""
     return sum(norm_bytes(norm, [] if i else products, width, s) for i, norm in enumerate(norms))
 
 
@@ -185,13 +185,13 @@ def adapter_bytes(layer: nn.Module, s: int, mask: int) -> float:
 
 
 def needs_input(product: nn.Module) -> bool:
-    """Whether it keeps the input that it shares with others: for its weight's gradient, or an adapter's without
-    dropout."""
+    """Whether a matrix saves the input that it shares with others: for the gradient of its weight, or of an adapter
+    without dropout."""
     if not hasattr(product, "lora_A"):
         return is_trained(product)
     return not any(isinstance(dropout, nn.Dropout) for dropout in product.lora_dropout.values())
 
 
 def is_trained(module: nn.Module) -> bool:
-    """Any weight of it."""
+    """Whether any weight of a module has a gradient."""
     return any(parameter.requires_grad for parameter in module.parameters())

@@ -95,7 +95,7 @@ def memory_verdict(memory: MemoryModel, batch: Batch, zero: ZeroConfig, args: Ll
 
 
 def free_memory(args: LlavaTrainingArguments) -> float:
-    """Bytes that this rank may take: of its GPU, or its share of the machine's memory."""
+    """Bytes that this rank may use: those free on its GPU, or its share of the machine's memory."""
     if torch.cuda.is_available() and not args.use_cpu:
         return torch.cuda.mem_get_info()[0]
     neighbours = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
@@ -103,15 +103,18 @@ def free_memory(args: LlavaTrainingArguments) -> float:
 
 
 def model_bytes(model: nn.Module) -> int:
-    """Bytes of the weights that a save writes: of an adapter the trained ones alone."""
+    """Bytes of the weights that a save writes: all, or with adapters the trained ones."""
     adapter = isinstance(model, PeftModel)
     kept = (p for p in model.parameters() if p.requires_grad or not adapter)
     return sum(count_weights(p) * p.element_size() for p in kept)
 
 
 def checkpoint_bytes(model: nn.Module, deepspeed: bool, only_model: bool = False) -> int:
-    """Bytes of one checkpoint: weights, and unless --save_only_model what the optimizer keeps; DeepSpeed writes the
-    weights once more, and with adapters a head that is the embedding table, which it does not know to be frozen."""
+    """Bytes of one checkpoint: weights and, without --save_only_model, the optimizer's states.
+
+    DeepSpeed writes the weights once more, and with adapters also a head that is the embedding table, which it does not
+    know to be frozen.
+    """
     if only_model:
         return model_bytes(model)
     size = model_bytes(model) * (2 if deepspeed else 1) + optimizer_bytes(count_trained(model), deepspeed)

@@ -1,4 +1,4 @@
-"""How many floating point operations a training step needs, and how many a GPU could do: model FLOPs utilisation."""
+"""The floating point operations that a training step needs, and those that a GPU could do: FLOPs utilisation (MFU)."""
 
 from dataclasses import dataclass
 from itertools import accumulate
@@ -27,14 +27,14 @@ PEAKS = {"B200": 2250e12, "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "
 
 
 def peak_flops() -> float | None:
-    """Of this rank's GPU in bf16, per second; None where we do not know it, and on a CPU."""
+    """Operations per second of this rank's GPU in bf16; None for a GPU that is not in PEAKS, and on a CPU."""
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     return next((peak for word, peak in PEAKS.items() if word in name), None)
 
 
 @dataclass
 class StepFlops:
-    """FLOPs that a training step cannot do without, for the parts that are trained.
+    """The FLOPs that a training step cannot do without, given what is trained.
 
     A matrix of m x n costs 2mn per position forward, as much again for the gradient of its input where something below
     it is trained, and as much again for its own gradient where it is trained itself (Kaplan et al., arXiv:2001.08361,

@@ -20,7 +20,7 @@ FOUR_BIT = 4 / 8 + 1 / 64 + 4 / (64 * 256)
 
 @dataclass
 class ZeroConfig:
-    """How the states are spread over `ranks` GPUs.
+    """How DeepSpeed spreads weights, gradients and optimizer states over `ranks` GPUs.
 
     Stage 0 keeps all on each GPU, 2 shares out gradients and optimizer, 3 the weights as well. `bucket` and `gathered`
     are counts of elements: of DeepSpeed's buffers for gradients on their way, and of weights that ZeRO-3 has whole at
@@ -36,7 +36,7 @@ class ZeroConfig:
 
     @classmethod
     def read(cls, config: dict[str, Any] | None, ranks: int, hidden_size: int = 0) -> "ZeroConfig":
-        """From the JSON of --deepspeed; None without DeepSpeed.
+        """Reads the JSON of --deepspeed, which is None without DeepSpeed.
 
         `overlap_comm` has two buffers of `reduce_bucket_size` take turns. "auto" is Trainer's hidden_size squared
         (transformers, integrations/deepspeed.py). ZeRO-3 keeps up to `stage3_max_live_parameters` weights whole,
@@ -82,7 +82,7 @@ class MemoryModel:
 
     @classmethod
     def of(cls, model: nn.Module, in_4bit: bool = False, on_gpu: bool = True) -> "MemoryModel":
-        """Of a model whose parts are frozen and adapted as they will be in training; it may be on the meta device."""
+        """For a model that is frozen and adapted as it will be in training; it may be on the meta device."""
         llava = llava_in(model)
         packed = {id(p) for p in four_bit_weights(llava)} if in_4bit else set()
         parameters = [*model.parameters()]
@@ -97,37 +97,37 @@ class MemoryModel:
         )
 
     def activations(self, batch: Batch, checkpointing: bool, until: int | None = None) -> float:
-        """What the first stages keep, by default all of them but the head, whose logits are counted apart."""
+        """Bytes that the first stages save, by default all stages but the head, whose logits are counted apart."""
         chosen = self.stages[: -1 if until is None else until]
         return sum(saved_activations(stage, batch, checkpointing) for stage in chosen)
 
     def logits(self, batch: Batch) -> float:
-        """What the head and the loss keep and need: see `head_stage`."""
+        """Bytes that the head and the loss save and need: see `head_stage`."""
         return batch.units("logits") * (self.stages[-1].saved + self.stages[-1].workspace)
 
     def gradients(self, zero: ZeroConfig) -> float:
-        """All of a GPU's, at the end of the backward pass."""
+        """Bytes of a GPU's gradients at the end of the backward pass."""
         return zero.of_gradients(self.trained * self.element)
 
     def optimizer(self, zero: ZeroConfig) -> float:
-        """A GPU's part of the optimizer's states."""
+        """Bytes of a GPU's part of the optimizer's states."""
         return zero.of_optimizer(optimizer_bytes(self.trained, zero.deepspeed))
 
     def temporary(self, zero: ZeroConfig) -> float:
-        """What the optimizer's step or DeepSpeed needs beside the states: an fp32 copy of the gradients, buffers."""
+        """Bytes that the optimizer's step and DeepSpeed need beside the states: fp32 gradients, and buffers."""
         return self.fp32_gradients(zero) + self.buffers(zero)
 
     def fp32_gradients(self, zero: ZeroConfig) -> float:
-        """DeepSpeed's copy of a GPU's gradients for the optimizer's step (stage_1_and_2.py, `step`)."""
+        """Bytes of DeepSpeed's copy of a GPU's gradients for the optimizer's step (stage_1_and_2.py, `step`)."""
         return zero.of_gradients(4 * self.trained) if zero.deepspeed else 0
 
     def on_host(self, zero: ZeroConfig) -> float:
-        """What a rank with offload keeps in the host's memory: optimizer states and fp32 gradients (ZeRO-Offload, Ren
-        et al., arXiv:2101.06840, section 4.1)."""
+        """Bytes that a rank with offload holds in the host's memory: optimizer states and fp32 gradients (ZeRO-Offload,
+        Ren et al., arXiv:2101.06840, section 4.1)."""
         return (optimizer_bytes(self.trained, True) + 4 * self.trained) / zero.ranks if zero.offload else 0
 
     def buffers(self, zero: ZeroConfig) -> float:
-        """DeepSpeed's buckets, and the weights that ZeRO-3 has gathered. On a CPU a bucket takes only what is in it."""
+        """Bytes of DeepSpeed's buckets, and of weights that ZeRO-3 has gathered. A CPU's bucket takes what is in it."""
         bucket = zero.bucket if self.on_gpu else min(zero.bucket, self.trained)
         return self.element * (bucket + min(zero.gathered, self.all_weights))
 
@@ -138,9 +138,9 @@ class MemoryModel:
         return states + self.fp32_gradients(zero)
 
     def backward(self, batch: Batch, zero: ZeroConfig, checkpointing: bool) -> float:
-        """The most that activations, gradients and temporaries take together while gradients are worked out.
+        """The most bytes that activations, gradients and temporaries take at once in the backward pass.
 
-        Going backward, the activations of the stages above are gone when their gradients are there.
+        When the gradients of a stage are there, the activations of the stages above it are gone.
         """
         most, gradients = 0.0, 0.0
         held = self.activations(batch, checkpointing, until=len(self.stages))
@@ -153,13 +153,13 @@ class MemoryModel:
         return most
 
     def peak(self, batch: Batch, zero: ZeroConfig, checkpointing: bool) -> float:
-        """Bytes that the step has in use at most, on each GPU."""
+        """The most bytes that the step uses at once, on each GPU."""
         states = zero.of_weights(self.weights) + self.optimizer(zero)
         backward = states + self.backward(batch, zero, checkpointing)
         return max(backward, self.states_at_step(zero)) + self.buffers(zero)
 
     def largest_batch(self, sample: Batch, zero: ZeroConfig, checkpointing: bool, budget: float) -> int:
-        """How many such samples at most keep the peak within `budget` bytes."""
+        """The largest number of such samples whose peak is within `budget` bytes."""
         fits, over = 0, 1
         while over <= 65536 and self.peak(sample.times(over), zero, checkpointing) <= budget:
             fits, over = over, over * 2
@@ -171,7 +171,7 @@ class MemoryModel:
 
 
 def optimizer_bytes(trained: int, deepspeed: bool) -> int:
-    """Bytes that AdamW keeps for the trained weights, on all ranks together.
+    """Bytes of AdamW's states for the trained weights, on all ranks together.
 
     Two fp32 moments of each, and with DeepSpeed an fp32 master copy: 8 or 12 bytes (ZeRO, arXiv:1910.02054,
     section 3.1).
@@ -180,7 +180,7 @@ def optimizer_bytes(trained: int, deepspeed: bool) -> int:
 
 
 def four_bit_weights(llava: nn.Module) -> Iterator[nn.Parameter]:
-    """The matrices that --load_in_4bit packs: those of the language model's layers, without adapters."""
+    """The matrices that --load_in_4bit packs: those of the language model's layers, adapters excluded."""
     for name, module in llava.model.language_model.named_modules():
         if isinstance(module, nn.Linear) and "lora_" not in name:
             yield module.weight

@@ -1,4 +1,4 @@
-"""How long the conversations of a training are: its first batch, which is the largest, and the average."""
+"""The sizes of the conversations of a training: those of the first batch, which is the largest, and the average."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ SAMPLE = 500  # records, evenly spaced, by which the average is known well enoug
 
 @dataclass
 class Workload:
-    """What a batch asks of memory, and a sample of time."""
+    """What decides on memory (the largest batch) and on time (the average sample)."""
 
     batch: Batch  # the largest
     average: dict[str, float]  # of a sample: images, tokens, token_pairs and answer_tokens, as StepFlops.of takes them
@@ -23,15 +23,17 @@ class Workload:
 
     @classmethod
     def assumed(cls, batch_size: int, tokens: int, image_tokens: int) -> "Workload":
-        """Where no data can tell: every sample has one image, and all text might be an answer."""
+        """Without data: every sample has one image, and all text might be an answer."""
         answers = max(1, tokens - image_tokens)
         average = {"images": 1.0, "tokens": float(tokens), "token_pairs": float(tokens**2), "answer_tokens": answers}
         return cls(Batch(batch_size, tokens, batch_size, batch_size * answers), average, None)
 
     @classmethod
     def of(cls, dataset: LlavaDataset, encoder: ChatEncoder, batch_size: int) -> "Workload":
-        """Of data whose tokens are counted (`LlavaDataset.filter_by_length`), each record as often as it is seen. Some
-        records, evenly spaced over an epoch, stand for the average."""
+        """From data whose tokens are counted (`LlavaDataset.filter_by_length`), each record as often as it is seen.
+
+        Some records, evenly spaced over an epoch, stand for the average.
+        """
         weights, lengths = dataset.weights, dataset.lengths.astype(float)
         some = np.arange(len(dataset))
         if len(dataset) > SAMPLE:
@@ -46,7 +48,7 @@ class Workload:
 
 
 def longest_batch(dataset: LlavaDataset, encoder: ChatEncoder, batch_size: int) -> Batch:
-    """The longest conversations, which the sampler puts into a run's first batch."""
+    """The batch of the longest conversations, with which LlavaSampler begins a run."""
     longest = np.argsort(-dataset.lengths, kind="stable")[:batch_size]
     images, answers = counted(dataset.records, longest, encoder).sum(axis=0).tolist()
     batch = Batch(len(longest), int(dataset.lengths.max()), images, answers)
@@ -54,7 +56,7 @@ def longest_batch(dataset: LlavaDataset, encoder: ChatEncoder, batch_size: int) 
 
 
 def counted(records: Dataset, rows: np.ndarray, encoder: ChatEncoder) -> np.ndarray:
-    """(rows, 2): how many images and supervised tokens each of some records has."""
+    """(rows, 2): the numbers of images and of supervised tokens in each of these records."""
     counts = []
     for messages in records.select(rows)["messages"]:
         ids, labels = encoder.encode(messages)

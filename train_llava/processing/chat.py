@@ -5,7 +5,6 @@ text and the messages' text stay apart: special tokens count in the template alo
 known by construction, never searched for afterwards.
 """
 
-import copy
 import hashlib
 import re
 import string
@@ -44,7 +43,8 @@ class ChatEncoder:
         template: str | None = None,
         max_length: int | None = None,
     ) -> None:
-        self.tokenizer, self.backend, self.max_length = tokenizer, own_backend(tokenizer), None
+        self.tokenizer, self.max_length = tokenizer, None
+        self.backend: Tokenizer | None = getattr(tokenizer, "backend_tokenizer", None)  # the Rust one inside
         self.special_ids = {str(token): i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
         self.image_ids = [self.special_ids[IMAGE_TOKEN]] * tokens_per_image
         self.known_ids: dict[str, list[int]] = {}  # of the template's words and of instructions, which come often
@@ -172,6 +172,10 @@ class ChatEncoder:
     def _tokenize_anew(self, text: str) -> list[int]:
         if self.backend is None:
             return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+        # takes a tenth of the time of a call through transformers, whose last call has left these three settings
+        self.backend.encode_special_tokens = True
+        self.backend.no_truncation()
+        self.backend.no_padding()
         return self.backend.encode(text, add_special_tokens=False).ids
 
     def _self_test(self) -> int:
@@ -188,16 +192,3 @@ class ChatEncoder:
             if self.encode(probe)[0] != whole:
                 raise InputError("its ids differ when prompt and answer are tokenised one by one")
         return ends.pop()
-
-
-def own_backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer | None:
-    """A copy of the Rust tokenizer inside, which takes a tenth of the time of a call through transformers; None where
-    there is none. A copy, as transformers sets padding and truncation in its own at every call."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        return None
-    backend = copy.deepcopy(backend)
-    backend.encode_special_tokens = True  # text that looks like a special token stays text
-    backend.no_truncation()
-    backend.no_padding()
-    return backend

@@ -237,8 +237,8 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 @contextmanager
 def memory_limit(bytes: int) -> Iterator[None]:
-    """Ends what takes more new memory with a MemoryError; in the main thread alone, like time_limit. The limit holds for
-    the whole process, for the millisecond that it lasts."""
+    """Ends what takes more new memory with a MemoryError; in the main thread alone, like time_limit. The limit is that
+    of the whole process, for a millisecond."""
     state = Path("/proc/self/statm")
     if threading.current_thread() is not threading.main_thread() or not state.exists():
         yield

@@ -1,4 +1,4 @@
-"""What a run measures and says while it trains."""
+"""What a run measures and prints while it trains, and the check of the disk before it does."""
 
 import math
 import resource
@@ -19,21 +19,21 @@ from train_llava.planning.flops import StepFlops, peak_flops
 
 
 class ThroughputCallback(TrainerCallback):
-    """Measures the speed of training since the last log; LlavaTrainer reports its batches and logs what `read` says.
+    """Measures the speed of training since the last log. LlavaTrainer adds its batches, and logs what `read` returns.
 
-    Evaluations, captions and saves are not training: their time does not count.
+    The time of evaluations, captions and saves does not count.
     """
 
     def __init__(self) -> None:
-        self._start_anew(0)
+        self._reset(0)
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         self.peak, self.flops = peak_flops(), StepFlops.count(kwargs["model"])
-        self._start_anew(state.global_step)  # not 0 after a resume
+        self._reset(state.global_step)  # not 0 after a resume
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         if control.should_save:
-            finish_work()
+            synchronize()
         self.mark = time.perf_counter()
 
     on_epoch_end = on_step_end
@@ -44,14 +44,14 @@ class ThroughputCallback(TrainerCallback):
         self.mark = now
 
     def add(self, samples: int, counts: dict[str, int]) -> None:
-        """A batch of this rank, with what StepFlops.of wants to know."""
+        """Adds a batch of this rank; `counts` are the arguments of StepFlops.of."""
         self.samples += samples
         self.counts.update(counts)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """What happens within this is not training."""
-        finish_work()
+        """The time within this block does not count."""
+        synchronize()
         began = time.perf_counter()
         yield
         self.mark = time.perf_counter()
@@ -59,15 +59,18 @@ class ThroughputCallback(TrainerCallback):
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """What happens within this is waiting for data."""
+        """The time within this block counts as waiting for data."""
         began = time.perf_counter()
         yield
         self.waited += time.perf_counter() - began
 
     def read(self, args: TrainingArguments, state: TrainerState) -> dict[str, float]:
-        """Steps, samples and tokens per second of all ranks together, as this one has seen its share; the part of the
-        time spent waiting for data; the most memory used so far by this rank, in GB; on a GPU whose peak is known
-        model FLOPs utilisation (see flops.py)."""
+        """The measurements since the last call.
+
+        Steps, samples and tokens per second of all ranks, computed from this rank's share; the share of the time spent
+        waiting for data; the most memory that this rank has used so far, in GB; on a GPU whose peak is known the model
+        FLOPs utilisation (see flops.py).
+        """
         seconds = time.perf_counter() - self.last_time - self.away
         measured = {"steps_per_second": (state.global_step - self.last_step) / seconds}
         measured["samples_per_second"] = self.samples * args.world_size / seconds
@@ -75,24 +78,24 @@ class ThroughputCallback(TrainerCallback):
         measured |= {"data_wait": self.waited / seconds, "memory_gb": peak_memory_gb()}
         if self.peak:
             measured["mfu"] = self.flops.of(**self.counts) / seconds / self.peak
-        self._start_anew(state.global_step)
+        self._reset(state.global_step)
         return measured
 
-    def _start_anew(self, step: int) -> None:
+    def _reset(self, step: int) -> None:
         self.samples, self.counts = 0, Counter[str]()
         self.waited = self.away = 0.0  # seconds since the last log: for data, and on something else than training
         self.last_step, self.last_time = step, time.perf_counter()
         self.mark = self.last_time  # where a save begins, if one follows
 
 
-def finish_work() -> None:
-    """Waits for what a GPU was given to do."""
+def synchronize() -> None:
+    """Waits until the GPU has finished its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 class ProgressLine(TrainerCallback):
-    """One line per logging step, the same on a terminal and in a file."""
+    """Prints one line per logging step, the same on a terminal and in a file."""
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         self.first_step, self.first_time = state.global_step, time.perf_counter()

@@ -1,4 +1,4 @@
-"""Losses, gradients and weights that are no numbers: they end a run before anything of them is saved."""
+"""Losses, gradients and weights that are NaN or infinite: they end a run before anything of them is saved."""
 
 import math
 from typing import Any
@@ -8,22 +8,25 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-MOST_BATCHES = 256  # whose losses are kept before they are looked at: a GPU is waited for as seldom
+MOST_BATCHES = 256  # whose losses are kept before they are checked: each check waits for the GPU
 MOST_SKIPPED = 10  # steps in a row
 HINT = "Look at them with train_llava.show_batch; else lower --learning_rate or --max_grad_norm"
 
 
 class FiniteCallback(TrainerCallback):
-    """Remembers losses and gradients, and looks at them where all has waited anyway: at a log and before a save.
+    """Keeps losses and gradient norms, and checks them where the run has to wait anyway: at a log and before a save.
 
-    A step whose gradient is not finite is skipped by DeepSpeed and by fp16's loss scale; these are counted. Anywhere
-    else it has gone into the weights.
+    DeepSpeed and fp16's loss scale skip a step whose gradient is not finite; skipped steps are counted. Anywhere else
+    such a gradient has gone into the weights.
+
+    The norm is taken from accelerate's `clip_grad_norm_`, which Trainer calls at every step, clipping or not. No
+    callback receives it, so the method of this one accelerator is wrapped (tests/test_hooks.py names it).
     """
 
     def __init__(self, accelerator: Accelerator) -> None:
         self.accelerator = accelerator
-        self.losses: list[tuple[int, list[str], torch.Tensor]] = []  # step, records and loss of each batch since a look
-        self.norms: dict[int, Any] = {}  # of the gradient, per step since a look
+        self.losses: list[tuple[int, list[str], torch.Tensor]] = []  # step, records, loss
+        self.norms: dict[int, Any] = {}  # of the gradient, per step since the last check
         self.skipped, self.in_a_row, self.in_all = 0, 0, 0  # steps: since a log, until now, since the start
         self.norm: Any = None
         plain = accelerator.clip_grad_norm_
@@ -32,13 +35,13 @@ class FiniteCallback(TrainerCallback):
             self.norm = plain(*args, **kwargs)
             return self.norm
 
-        accelerator.clip_grad_norm_ = clip_grad_norm_  # which Trainer calls at every step, clipping or not
+        accelerator.clip_grad_norm_ = clip_grad_norm_
 
     def add_loss(self, step: int, records: list[str], loss: torch.Tensor) -> None:
-        """Of a batch of this rank."""
+        """Keeps the loss of a batch of this rank."""
         self.losses.append((step, records, loss.detach()))
         if len(self.losses) > MOST_BATCHES:
-            self.look()
+            self.check()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         """Counts a skipped step.
@@ -62,21 +65,21 @@ class FiniteCallback(TrainerCallback):
         if self.in_all and state.is_world_process_zero:
             print(f"{self.in_all} steps were skipped: their gradients were not finite", flush=True)
 
-    def look(self) -> None:
-        """At all since the last look.
+    def check(self) -> None:
+        """Checks all losses and gradients since the last call.
 
         Raises:
             RuntimeError: a loss, or the gradient of a step that was not skipped, is NaN or infinite; names step and
                 records.
         """
         for step, records, loss in self.losses:
-            self._look_at_norms(before=step)
+            self._check_norms(before=step)
             if not torch.isfinite(loss):
                 raise RuntimeError(f"the loss is {loss.item()} at step {step}, records {', '.join(records)}. {HINT}.")
-        self._look_at_norms(before=math.inf)
+        self._check_norms(before=math.inf)
         self.losses.clear()
 
-    def _look_at_norms(self, before: float) -> None:
+    def _check_norms(self, before: float) -> None:
         for step in [step for step in self.norms if step < before]:
             norm = self.norms.pop(step)
             if norm is not None and not math.isfinite(norm):
@@ -87,7 +90,7 @@ class FiniteCallback(TrainerCallback):
                 )
 
     def check_weights(self, model: nn.Module) -> None:
-        """Before a save; all ranks call this, and all find the same.
+        """Checks the weights before a save. All ranks call this, and all find the same.
 
         Raises:
             RuntimeError: a trained weight is NaN or infinite.

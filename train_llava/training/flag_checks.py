@@ -82,13 +82,13 @@ def check_one_gpu(args: LlavaTrainingArguments) -> None:
 
 
 def best_by_loss(name: str, args: LlavaTrainingArguments) -> bool:
-    """Whether a flag says of the best model what is the case anyway."""
+    """Whether a flag about the best model asks for what is done anyway."""
     names = {"metric_for_best_model": ("loss", "eval_loss"), "greater_is_better": (False,)}
     return getattr(args, name) in names.get(name, ())
 
 
 def check_services(args: LlavaTrainingArguments) -> None:
-    """Sees to it that reporters, optimizer and hub are there, which Trainer finds out only when weights are loaded.
+    """Checks that reporters, optimizer and hub are there; Trainer would find out only after weights are loaded.
 
     Raises:
         InputError: names the flag.
@@ -110,7 +110,7 @@ def check_services(args: LlavaTrainingArguments) -> None:
 
 
 def check_lora(model_args: ModelArguments) -> None:
-    """Refuses flags of the adapters where there are none.
+    """Refuses flags of adapters in a run without adapters.
 
     Raises:
         InputError: names the flag.

@@ -1,4 +1,4 @@
-"""What a run leaves behind to be read: `README.md`, the model card as the hub shows it, and the curves in it."""
+"""The model card of a run or of a merged model: `README.md`, as the hub shows it, with the curves in it."""
 
 from importlib.metadata import version
 from pathlib import Path
@@ -111,23 +111,23 @@ def write_card(
 
 
 def name_of(path: str | Path) -> str:
-    """What a card calls a folder or file of this machine: its name; an id of the hub stays as it is."""
+    """The name of a folder or file of this machine in a card, without its path; an id of the hub stays as it is."""
     return Path(path).resolve().name if Path(path).exists() else str(path)
 
 
 def data_name(text: str) -> str:
-    """How a card writes `[format=]path[:weight]`."""
+    """`[format=]path[:weight]` as a card shows it."""
     format, path, weight = parse_data_path(text)
     return f"`{name_of(path)}`{f' as {format}' * bool(format)}{f' x {weight:g}' * (weight != 1)}"
 
 
 def last(history: list[dict[str, Any]], name: str, form: str) -> str:
-    """The last one logged, as text; empty where there is none."""
+    """The last logged value of a name, as text; empty where there is none."""
     return next((f"{log[name]:{form}}" for log in reversed(history) if name in log), "")
 
 
 def draw_curves(history: list[dict[str, Any]], path: Path) -> None:
-    """Loss, and held-out loss where there is one, over steps."""
+    """Draws the loss, and the held-out loss where there is one, over steps."""
     with chart(path) as axes:
         for name, label, style in (("loss", "training", "-"), ("eval_loss", "held-out", "o--")):
             points = [(log["step"], log[name]) for log in history if name in log]

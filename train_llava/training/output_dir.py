@@ -1,4 +1,4 @@
-"""The folder of a run: whose it is, and what is left in it when the run fails."""
+"""The folder of a run: refused if it holds another one, and reported on if the run fails."""
 
 import shutil
 import sys
@@ -19,7 +19,7 @@ RUN_FILES = ("checkpoint-*", "runs", "samples", "trainer_state.json", "bad_image
 
 
 def prepare_output_dir(args: LlavaTrainingArguments, checkpoint: Path | None) -> None:
-    """Refuses a folder that holds another run, unless that is to be replaced or gone on with.
+    """Recovers what an interrupted run has left; refuses a folder with another run, unless it is replaced or resumed.
 
     Raises:
         InputError: see there.
@@ -37,7 +37,7 @@ def prepare_output_dir(args: LlavaTrainingArguments, checkpoint: Path | None) ->
 
 
 def set_aside(args: LlavaTrainingArguments) -> None:
-    """Moves the run that is to be replaced into a folder of its own, where it stays until this one is whole."""
+    """Moves the run that will be replaced into a folder of its own, where it stays until the new one is whole."""
     folder = Path(args.output_dir)
     if left := run_files(folder):
         aside = Path(tempfile.mkdtemp(prefix=OLD_RUN, dir=folder))
@@ -47,20 +47,20 @@ def set_aside(args: LlavaTrainingArguments) -> None:
 
 
 def run_files(folder: Path) -> set[Path]:
-    """What a run has left in a folder; a card that somebody else has written is not of it."""
+    """The files of a run in a folder, without a card that somebody else has written."""
     left = model_files(folder) | {path for pattern in RUN_FILES for path in folder.glob(pattern)}
     return left - {folder / CARD} if is_foreign_card(folder / CARD) else left
 
 
 def drop_old_runs(args: LlavaTrainingArguments) -> None:
-    """Takes away what was set aside."""
+    """Deletes the runs that were set aside."""
     for aside in Path(args.output_dir).glob(f"{OLD_RUN}*"):
         shutil.rmtree(aside)
 
 
 @contextmanager
 def report_failure(args: LlavaTrainingArguments) -> Iterator[None]:
-    """Whatever ends a training, says what is left of it and how to go on."""
+    """Prints, when an error ends a training, which checkpoint is left and how to continue."""
     try:
         yield
     except InputError:

@@ -1,8 +1,8 @@
-"""Going on from a checkpoint: which one, and whether this run is the one that it was written by.
+"""Resuming from a checkpoint: finding it, and checking that it belongs to this run.
 
 Beside the model, a checkpoint holds `run.json`: the flags, the data and the batch that decide what is seen in which
-step, and how it is learned. A run that differs in one of them is refused before weights are loaded. Other ranks,
-micro-batches or workers make no difference, as long as a step has as many samples.
+step, and how it is learned. A run that differs in one of them is refused before weights are loaded. Other numbers of
+ranks, micro-batches or workers make no difference, as long as a step has as many samples.
 """
 
 import json
@@ -23,7 +23,7 @@ from train_llava.processing.chat import ChatEncoder
 
 RUN = "run.json"
 NEW_RUN = "start a new run from its model (an adapter merged, see train_llava.merge_lora) with another --output_dir"
-# What a resumed run takes from its checkpoint whatever it is given, or could not go on with
+# Flags that a resumed run cannot change: it takes them from its checkpoint, or could not continue with others
 LORA = ("train_projector", "lora_r", "lora_alpha", "lora_target_modules", "vision_lora", "load_in_4bit")
 FLAGS = (
     *("train_type", *LORA),
@@ -39,7 +39,7 @@ def newest_first(args: LlavaTrainingArguments) -> list[Path]:
 
 
 def is_whole(checkpoint: Path) -> bool:
-    """Whether it was written to its end: trainer_state.json comes last."""
+    """Whether a checkpoint was written to its end: trainer_state.json comes last."""
     return (checkpoint / "trainer_state.json").is_file()
 
 
@@ -64,7 +64,7 @@ def checkpoint_to_resume(args: LlavaTrainingArguments) -> Path | None:
 
 
 def run_flags(model_args: ModelArguments, data_args: DataArguments, args: LlavaTrainingArguments) -> dict[str, Any]:
-    """The flags of a run that a resumed one must have, too."""
+    """The flags that a run and its resumed run must have in common."""
     given = {**vars(model_args), **vars(data_args), **vars(args)}
     unused = LORA if model_args.train_type != "use_lora" else ()
     flags = {name: given[name] for name in FLAGS if name not in unused}
@@ -85,7 +85,7 @@ def describe_run(
 
 
 def check_resumable(checkpoint: Path, args: LlavaTrainingArguments, flags: dict[str, Any]) -> None:
-    """Sees to it that the checkpoint can be gone on from as this run is started, before anything is loaded.
+    """Checks, before anything is loaded, that this run can continue from the checkpoint.
 
     Raises:
         InputError: it has no optimizer states; it is of a run with (without) DeepSpeed; it was written with other flags
@@ -119,10 +119,10 @@ def check_resumable(checkpoint: Path, args: LlavaTrainingArguments, flags: dict[
 
 
 def check_data(checkpoint: Path, data: dict[str, Any]) -> None:
-    """Sees to it that a resumed run is on the data of its checkpoint.
+    """Checks that a resumed run has the data of its checkpoint.
 
     Raises:
-        InputError: it is not.
+        InputError: it has other data.
     """
     run = read_run(checkpoint)
     if run is None or run["data"] == data:
@@ -172,12 +172,12 @@ def zero_states(checkpoint: Path) -> list[Path]:
 
 
 def write_run(checkpoint: Path, run: dict[str, Any]) -> None:
-    """Beside the weights, before the state that says that a checkpoint is whole."""
+    """Writes run.json beside the weights; trainer_state.json, which marks a whole checkpoint, comes later."""
     (checkpoint / RUN).write_text(json.dumps(run, indent=2) + "\n")
 
 
 def read_run(checkpoint: Path) -> dict[str, Any] | None:
-    """None where the checkpoint was not written by this version."""
+    """Reads run.json; None where this version did not write it."""
     try:
         run = json.loads((checkpoint / RUN).read_text())
         return run if {"flags", "batch", "data"} <= run.keys() else None
@@ -186,19 +186,19 @@ def read_run(checkpoint: Path) -> dict[str, Any] | None:
 
 
 def as_flag(value: Any) -> str:
-    """A value as it is typed."""
+    """A value as one types it in a command line."""
     if isinstance(value, list):
         return " ".join(map(str, value))
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def factors(batch: dict[str, int]) -> str:
-    """The product as a person reads it."""
+    """The factors of a step's samples, as text."""
     return " x ".join(map(str, batch.values()))
 
 
 def same_batch(wanted: int, args: LlavaTrainingArguments) -> str:
-    """The flags with which this run's steps have as many samples."""
+    """A sentence with the flags that give this run's steps as many samples."""
     if wanted % args.world_size:
         return f"{wanted} samples cannot be shared out among {args.world_size} ranks; start it on another number."
     each = wanted // args.world_size
@@ -207,7 +207,7 @@ def same_batch(wanted: int, args: LlavaTrainingArguments) -> str:
 
 
 class StepFlagsCallback(TrainerCallback):
-    """Lets a resumed run log, evaluate and save as often as it is told; Trainer would take that from the checkpoint."""
+    """Lets a resumed run log, evaluate and save as its flags say; Trainer would take this from the checkpoint."""
 
     def on_train_begin(
         self, args: LlavaTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs

@@ -1,5 +1,8 @@
-"""In which order records are trained on: a function of seed, epoch and samples per step alone. So a resumed run goes on
-exactly, and the same run on other ranks, with other micro-batches or workers, sees the same records in each step."""
+"""The order of records in training: a function of seed, epoch and samples per step alone.
+
+So a resumed run continues exactly, and a run on other ranks, with other micro-batches or workers, sees the same records
+in each step.
+"""
 
 from collections.abc import Iterator
 
@@ -74,9 +77,9 @@ def order_by_row_group(
     blocks: np.ndarray, windows: np.ndarray, times: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
     """An order in which row groups come one after the other, shuffled, and the rows of each nearly as they lie: only
-    those of one window are shuffled. Records in no row group stand anywhere.
+    the rows of one window are shuffled. Records in no row group come anywhere.
 
-    `times`: which repetition of its record each place is.
+    `times` is the number of the repetition that each place of the order is of its record.
     """
     alone = -1 - np.arange(len(blocks))
     _, unit = np.unique(np.where(blocks < 0, alone, blocks * (times.max(initial=0) + 1) + times), return_inverse=True)
@@ -86,7 +89,9 @@ def order_by_row_group(
 
 def spread_over_lanes(indices: np.ndarray, batch: int) -> np.ndarray:
     """Cuts an order into as many equal parts as a step has samples; the n-th sample of each step is from the n-th part.
-    So a step's samples are from all over the data, while each rank and worker reads its row groups forwards."""
+
+    So the samples of a step come from all over the data, while each rank and worker reads its row groups forwards.
+    """
     rows = np.arange(len(indices))
     each, longer = divmod(len(indices), batch)  # the first parts are longer by one
     lane, step = rows % batch, rows // batch

@@ -1,4 +1,4 @@
-"""Sample captions while a model trains: image, prompt, answer and reference, printed, drawn, in TensorBoard."""
+"""Sample captions while a model trains: image, prompt, answer and reference, printed, drawn, and in TensorBoard."""
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -14,13 +14,13 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from train_llava.model.generate import caption_rows
 from train_llava.pages.caption_sheet import draw_sheet
 
-COUNT, LOOKED_AT = 4, 200  # the first records that have an image: nobody chose them; a stream has no end
+COUNT, PROBED = 4, 200  # the first records that have an image, as nobody chose them, among so many
 
 
 class LogGenerationsCallback(TrainerCallback):
-    """Asks about the same few records every `steps` steps; greedily, so the run's random state is left alone.
+    """Answers the same few records every `steps` steps, greedily, so that the run's random state stays as it is.
 
-    `pause` is entered meanwhile, as this is not training.
+    `pause` is entered meanwhile: this time is not training.
     """
 
     def __init__(
@@ -31,13 +31,13 @@ class LogGenerationsCallback(TrainerCallback):
         pause: Callable[[], AbstractContextManager] = nullcontext,
     ) -> None:
         self.processor, self.steps, self.pause = processor, steps, pause
-        looked_at: list[dict[str, Any]] = []
-        for example in islice(dataset, LOOKED_AT):
-            looked_at.append(example)
-            if sum(bool(one["images"]) for one in looked_at) == COUNT:
+        first: list[dict[str, Any]] = []
+        for example in islice(dataset, PROBED):
+            first.append(example)
+            if sum(bool(one["images"]) for one in first) == COUNT:
                 break
-        looked_at.sort(key=lambda example: not example["images"])  # text where there are no images
-        self.examples = looked_at[:COUNT]
+        first.sort(key=lambda example: not example["images"])  # text where there are no images
+        self.examples = first[:COUNT]
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         # under ZeRO-3 every rank holds a part of the weights and must take part

@@ -146,9 +146,9 @@ class LlavaTrainer(Trainer):
         free only now, when all has waited anyway.
 
         Raises:
-            RuntimeError: see `FiniteCallback.look`.
+            RuntimeError: see `FiniteCallback.check`.
         """
-        self.finite.look()
+        self.finite.check()
         if "loss" in logs:
             logs |= self.throughput.read(self.args, self.state)
             if self.finite.skipped:
@@ -164,7 +164,7 @@ class LlavaTrainer(Trainer):
         Raises:
             RuntimeError: see `FiniteCallback`.
         """
-        self.finite.look()
+        self.finite.check()
         self.finite.check_weights(self.model)
         folder = Path(output_dir or Path(self.args.output_dir) / f"{UNFINISHED}model")
         if self.is_deepspeed_enabled and not is_deepspeed_zero3_enabled():
