@@ -132,8 +132,8 @@ class LlavaDataset(torch.utils.data.Dataset):
         return np.repeat([source.weight for source in self.sources], self.sizes)
 
     def summary(self, positions: int | None = None) -> str:
-        """A line for each source, each of its files, and the whole; and the number of records that have more tokens than
-        the model has `positions`."""
+        """A line for each source, each of its files, and the whole; and the number of records with more tokens than the
+        model has `positions`."""
         lines = []
         for source, size, files in zip(self.sources, self.sizes, self.files, strict=True):
             lines += [f"{size:>10,} records ({source.format}) x {source.weight:g} from {source.path}", files]
