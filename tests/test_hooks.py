@@ -1,0 +1,99 @@
+"""What of other libraries is relied on without a public promise. Each fails by its name where a version lacks it.
+
+| name | what for | file |
+|---|---|---|
+| LlavaForConditionalGeneration.forward | replaced: the loss at answers alone | model/loss.py |
+| CLIPEncoderLayer.forward, SiglipEncoderLayer.forward | replaced within a pass: unused layers | model/loss.py |
+| keywords reach a layer's attention | which positions are answers | model/loss.py |
+| Accelerator.clip_grad_norm_ | wrapped on one object: the gradient's norm | training/finite.py |
+| Accelerator.optimizer_step_was_skipped | read: steps that DeepSpeed skipped | training/finite.py |
+| PreTrainedModel._weight_conversions | emptied under ZeRO-3 | model/load.py |
+| PreTrainedModel._init_weights | called: the new projector | build_model.py |
+| bitsandbytes Linear4bit.support_avx512bf16_for_cpu | switched off | model/load.py |
+| deepspeed.ops.__compatible_ops__ | emptied: no op is compiled that no training calls | train.py |
+| peft check_target_module_exists, get_pattern_key | called: what names in a config mean | model/adapters.py |
+| Trainer.label_smoother, .get_batch_samples, .floating_point_ops | set and overridden | training/trainer.py |
+| TRAINING_ARGS_NAME | the name of a file in checkpoints | training/trainer.py |
+"""
+
+import inspect
+from importlib import import_module
+
+import bitsandbytes
+import pytest
+import torch
+from accelerate import Accelerator
+from transformers import Trainer
+from transformers.models.clip.modeling_clip import CLIPEncoder
+from transformers.models.siglip.modeling_siglip import SiglipEncoder
+
+NAMES = [
+    "accelerate.Accelerator.clip_grad_norm_",
+    "accelerate.Accelerator.optimizer_step_was_skipped",
+    "deepspeed.ops.__compatible_ops__",
+    "peft.tuners.tuners_utils.check_target_module_exists",
+    "peft.utils.other.get_pattern_key",
+    "transformers.PreTrainedModel._init_weights",
+    "transformers.Trainer.get_batch_samples",
+    "transformers.Trainer.floating_point_ops",
+    "transformers.Trainer.create_optimizer",
+    "transformers.Trainer.prediction_step",
+    "transformers.trainer.TRAINING_ARGS_NAME",
+    "transformers.integrations.deepspeed.unset_hf_deepspeed_config",
+    "transformers.modeling_layers.GradientCheckpointingLayer",
+    "transformers.models.llava.modeling_llava.LlavaMultiModalProjector",
+    "datasets.builder.Key",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_name_is_there(name):
+    parts = name.split(".")
+    for cut in range(len(parts) - 1, 0, -1):
+        try:
+            found = import_module(".".join(parts[:cut]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[cut:]:
+            assert hasattr(found, part), f"{name} is gone"
+            found = getattr(found, part)
+        return
+    pytest.fail(f"{name} is gone")
+
+
+def test_trainer_clips_through_the_accelerator():
+    """Its norm is the one that FiniteCallback reads."""
+    assert "self.accelerator.clip_grad_norm_(" in inspect.getsource(Trainer._get_grad_norm)
+    assert "max_norm" in inspect.signature(Accelerator.clip_grad_norm_).parameters
+
+
+@pytest.mark.parametrize("encoder", [CLIPEncoder, SiglipEncoder])
+def test_towers_call_their_layers_one_by_one(encoder):
+    """So a layer whose `forward` is replaced within a pass is skipped."""
+    assert "in self.layers" in inspect.getsource(encoder.forward)
+
+
+def test_a_loaded_model_remembers_its_weight_conversions(loaded):
+    """The list that is emptied under ZeRO-3, or weights would be renamed twice when they are saved."""
+    assert hasattr(loaded[0], "_weight_conversions")
+
+
+def test_4_bit_layers_may_be_repacked_on_a_cpu():
+    """Unless this attribute is false: then training could not go on after an evaluation."""
+    assert "self.support_avx512bf16_for_cpu" in inspect.getsource(bitsandbytes.nn.Linear4bit)
+
+
+def test_keywords_reach_the_attention_of_every_layer(loaded):
+    seen = []
+    layers = loaded[0].model.language_model.layers
+    hooks = [
+        layer.self_attn.register_forward_pre_hook(
+            lambda _, args, kwargs: seen.append(kwargs.get("ours")), with_kwargs=True
+        )
+        for layer in layers
+    ]
+    with torch.no_grad():
+        loaded[0].model(input_ids=torch.tensor([[1, 2, 3]]), ours="a keyword")
+    for hook in hooks:
+        hook.remove()
+    assert seen == ["a keyword"] * len(layers)
