@@ -16,6 +16,7 @@ from pycocoevalcap.rouge.rouge import Rouge
 from test_merge_lora import make_adapter
 from transformers import LlavaForConditionalGeneration, pipeline
 
+import train_llava.pages.caption_metrics
 from train_llava import train
 from train_llava.cli import InputError
 from train_llava.data import LlavaCollator, LlavaDataset
@@ -163,6 +164,19 @@ def test_the_page_shows_the_worst_and_the_best(folder):
     assert shown[:3] == ["r4", "r8", "r0"] and shown[6:9] == ["r3", "r7", "r2"] and len(shown) == 11
     assert page.count("data:image/png;base64,") == 10 and page.count("no image") == 1
     assert "a &lt; b" in page and "one&lt;b&gt;" in page and "http" not in page
+
+
+def test_without_the_metrics_of_coco(llava, folder, tmp_path, monkeypatch):
+    """Loss and exact match need no package; a line says what the others need."""
+    monkeypatch.setattr(train_llava.pages.caption_metrics, "find_spec", lambda name: None)
+    where = ("--data_path", folder, "--output_dir", tmp_path, "--max_new_tokens", 12)
+    done = call(main, "--model_name_or_path", llava, *where)
+    assert done.returncode == 0 and "pip install pycocoevalcap" in done.stdout
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["exact_match"] == pytest.approx(6 / 11) and not {"cider", "rouge_l", "bleu_1"} & metrics.keys()
+    page = (tmp_path / "report.html").read_text()
+    worst, best = page.split("Best answers")
+    assert worst.count('class="wrong"') == 5 and 'class="wrong"' not in best and "ROUGE" not in page
 
 
 def test_wrong_usage(llava, folder, tmp_path):

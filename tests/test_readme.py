@@ -118,8 +118,11 @@ def test_the_tree_is_that_of_the_repository(page):
     assert len(tree.splitlines()) <= 25
     for line in tree.splitlines():
         folder = ROOT / "train_llava" if line.startswith(" ") else ROOT
+        inside = re.match(r" +(\w+)/", line)
+        folder = folder / inside[1] if inside else folder
         for name in re.findall(r"[\w*/]+\.(?:py|sh|json|ipynb|md)|\w+/(?=[\s,]|$)", line):
-            assert list((ROOT if "/" in name else folder).glob(name.rstrip("/"))), name
+            within = folder.parent if inside and name == f"{inside[1]}/" else ROOT if "/" in name else folder
+            assert list(within.glob(name.rstrip("/"))), name
 
 
 def test_the_files_that_the_move_names_exist():
