@@ -158,8 +158,8 @@ def report(findings: Findings, total: int, positions: int | None = None) -> str:
         for name, value in (("smallest", np.min), ("median", np.median), ("largest", np.max)):
             lines.append(f"  {name:<40}{f'{int(value(widths))} x {int(value(heights))}':>10}")
     for kind in ("image", "record"):
-        again = sum(n - 1 for name, n in findings.seen.items() if name.startswith(kind))
-        lines.append(f"{again:,} {kind}s that are copies of another")
+        copies = sum(n - 1 for name, n in findings.seen.items() if name.startswith(kind))
+        lines.append(f"{copies:,} {kind}s that are copies of another")
     if findings.lengths:
         mean, most = np.mean(findings.lengths), max(findings.lengths)
         lines += [f"tokens per record: {mean:.0f} on average, at most {most:,}", histogram(findings.lengths)]

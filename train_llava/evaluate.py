@@ -69,8 +69,8 @@ def score(
         losses = [loss for batch in batches for loss in answer_losses(model, processor, batch)]
         rows = caption_rows(model, processor, examples, batch_size=batch_size, **options)
         for index, row, (loss, tokens) in zip(some, rows, losses, strict=True):
-            kept = {"id": row["id"], "prompt": row["prompt"], "reference": row["reference"], "answer": row["caption"]}
-            yield {"index": index, **kept, "loss": loss / tokens, "tokens": tokens}
+            shared = {"id": row["id"], "prompt": row["prompt"], "reference": row["reference"], "answer": row["caption"]}
+            yield {"index": index, **shared, "loss": loss / tokens, "tokens": tokens}
         progress.update(len(some))
     progress.close()
 
@@ -91,16 +91,16 @@ def report_page(title: str, metrics: dict[str, float], rows: list[dict[str, Any]
     page."""
     ranked = sorted(rows, key=lambda row: (row.get("rouge_l", row["exact"]), -row["loss"]))
     half = min(SHOWN, (len(ranked) + 1) // 2)
-    parts = {"Worst": ranked[:half], "Best": ranked[half:][-half:][::-1]}
-    parts = {
+    sections = {"Worst": ranked[:half], "Best": ranked[half:][-half:][::-1]}
+    sections = {
         name: [{**row, "images": [thumbnail(image) for image in dataset[row["index"]]["images"]]} for row in part]
-        for name, part in parts.items()
+        for name, part in sections.items()
     }
     template = Environment(autoescape=True).from_string(TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(title=title, metrics=written(metrics), parts=parts)
+    return template.render(title=title, metrics=as_text(metrics), sections=sections)
 
 
-def written(metrics: dict[str, float]) -> list[tuple[str, str]]:
+def as_text(metrics: dict[str, float]) -> list[tuple[str, str]]:
     """Names and values of metrics as text."""
     return [(name, f"{value:,}" if isinstance(value, int) else f"{value:.4f}") for name, value in metrics.items()]
 
@@ -159,10 +159,10 @@ def evaluate(args: argparse.Namespace, state: PartialState) -> None:
         metrics = metrics_of(rows)
         title = args.adapter_name_or_path or args.model_name_or_path
         page = report_page(f"{title} on {', '.join(args.data_path)}", metrics, rows, dataset)
-        texts = (json.dumps(facts_of(args) | metrics, indent=2, ensure_ascii=False) + "\n", json_lines(rows), page)
-        for name, text in zip(WRITTEN, texts, strict=True):
+        contents = (json.dumps(facts_of(args) | metrics, indent=2, ensure_ascii=False) + "\n", json_lines(rows), page)
+        for name, text in zip(WRITTEN, contents, strict=True):
             write_whole(args.output_dir / name, text)
-        print("\n".join(f"{name:<15}{value:>12}" for name, value in written(metrics)))
+        print("\n".join(f"{name:<15}{value:>12}" for name, value in as_text(metrics)))
         if "cider" not in metrics:
             print("BLEU, ROUGE-L and CIDEr need one more package: pip install pycocoevalcap")
         print(f"every answer: {args.output_dir}/samples.jsonl   the worst and the best: {args.output_dir}/report.html")

@@ -46,24 +46,24 @@ def print_answer(pieces: Iterator[str]) -> str:
     return answer.strip()
 
 
-def chat(model: Model, processor: LlavaProcessor, shown: list[Image.Image], **options) -> None:
+def chat(model: Model, processor: LlavaProcessor, images: list[Image.Image], **options) -> None:
     """A conversation over stdin and stdout; the first question is about the images given."""
     print(CHAT_HELP, file=sys.stderr)
     history = {"messages": [], "images": []}
     for line in iter(lambda: input("> ").strip(), "/quit"):
         try:
             if line == "/new":
-                history, shown = {"messages": [], "images": []}, []
+                history, images = {"messages": [], "images": []}, []
             elif line.startswith("/image "):
-                shown = [*shown, open_image(line.removeprefix("/image ").strip())]
+                images = [*images, open_image(line.removeprefix("/image ").strip())]
             elif line.startswith("/"):
                 raise InputError(CHAT_HELP)
             elif line:
-                question = ask(line, shown)
-                asked = {name: history[name] + question[name] for name in history}
-                answer = print_answer(stream(model, processor, asked, **options))
-                asked["messages"].append({"role": "assistant", "content": answer})
-                history, shown = asked, []
+                question = ask(line, images)
+                conversation = {name: history[name] + question[name] for name in history}
+                answer = print_answer(stream(model, processor, conversation, **options))
+                conversation["messages"].append({"role": "assistant", "content": answer})
+                history, images = conversation, []
         except InputError as error:
             print(f"error: {error}", file=sys.stderr)
 
@@ -76,7 +76,7 @@ def answer_all(
     Raises:
         InputError: at the end, when images could not be read.
     """
-    asked, bad = [], []
+    given, bad = [], []
 
     def examples() -> Iterator[Example]:
         for question in left:
@@ -86,12 +86,12 @@ def answer_all(
             except InputError as error:
                 bad.append(error)
                 continue
-            asked.append(question)
+            given.append(question)
             yield example
 
     with tqdm(total=len(left), unit="answers") as progress:
         for index, answer in answers(model, processor, examples(), **options):
-            line = json_lines([{**asked[index], "answer": answer}])
+            line = json_lines([{**given[index], "answer": answer}])
             file.write(line.encode(errors="backslashreplace"))
             file.flush()
             progress.update()
@@ -122,12 +122,12 @@ def main() -> None:
     if args.temperature > 0:  # top_k: transformers would keep the likeliest 50 on its own account
         options |= {"do_sample": True, "temperature": args.temperature, "top_p": args.top_p, "top_k": 0}
     if args.images:
-        asked = questions(args.images, args.prompt)
+        every_question = questions(args.images, args.prompt)
         read = (args.images, args.model_name_or_path, args.adapter_name_or_path)
         check_apart(args.output_file, *read, is_file=True)
         with open_locked(args.output_file) as file:
             done = answered(args.output_file)
-            answer_images(args, asked, done, file, options)
+            answer_images(args, every_question, done, file, options)
         return
     images = [open_image(path) for path in args.image]
     example = None if args.interactive else ask(args.prompt, images)
@@ -143,7 +143,7 @@ def main() -> None:
 
 
 def answer_images(
-    args: argparse.Namespace, asked: list[Question], done: set[str], file: BinaryIO, options: dict[str, Any]
+    args: argparse.Namespace, every_question: list[Question], done: set[str], file: BinaryIO, options: dict[str, Any]
 ) -> None:
     """Loads the model and asks the questions that it has not answered yet, about the same folder, with these options.
 
@@ -159,8 +159,9 @@ def answer_images(
     folder = args.images if args.images.is_dir() else args.images.parent
     names = {"model": args.model_name_or_path, "adapter": args.adapter_name_or_path, "weights": weights_digest(model)}
     about = {"folder": str(folder.resolve()), **names, "options": options | {"seed": args.seed}}
-    left = [question | about for question in asked if json.dumps(question | about) not in done]
-    print(f"{len(asked) - len(left)} of {len(asked)} questions are answered in {args.output_file}", file=sys.stderr)
+    left = [question | about for question in every_question if json.dumps(question | about) not in done]
+    count = f"{len(every_question) - len(left)} of {len(every_question)}"
+    print(f"{count} questions are answered in {args.output_file}", file=sys.stderr)
     answer_all(model, processor, left, folder, file, batch_size=args.batch_size, **options)
 
 

@@ -40,11 +40,11 @@ def batch_page(processor: LlavaProcessor, examples: list[dict[str, Any]], max_le
         kinds = [kind_of(*token, k < own, image_id) for k, token in enumerate(zip(ids, labels, strict=True))]
         for kind in kinds:
             totals[kind] += 1
-        shown = [png(next(images)) for _ in range(kinds.count("image") // per_image)]
+        own_images = [png(next(images)) for _ in range(kinds.count("image") // per_image)]
         spans = [span for kind, part in groupby(zip(ids, kinds, strict=True), key=lambda pair: pair[1])
                  for span in spans_of(kind, [token for token, _ in part], collator)]  # fmt: skip
         learned = kinds.count("learned")
-        row = {"id": example.get("id", i), "images": shown, "spans": spans, "learned": learned, "tokens": own}
+        row = {"id": example.get("id", i), "images": own_images, "spans": spans, "learned": learned, "tokens": own}
         rows.append(row)
     names = {"learned": "learned", "image": "image tokens", "read": "other text, read only", "padding": "padding"}
     summary = [(names[kind], count) for kind, count in totals.items()]

@@ -44,14 +44,14 @@ def question(line: str, place: str, prompt: str) -> Question:
         InputError: it is of another kind.
     """
     try:
-        asked = json.loads(line) if line.startswith("{") else {"image": line}
-        asked = {"image": asked["image"], "prompt": asked.get("prompt", prompt)}
+        entry = json.loads(line) if line.startswith("{") else {"image": line}
+        entry = {"image": entry["image"], "prompt": entry.get("prompt", prompt)}
     except (ValueError, KeyError, RecursionError) as error:
         raise InputError(f'{place}: a line is neither a path nor {{"image": ..., "prompt": ...}}.') from error
-    names = asked["image"] if isinstance(asked["image"], list) else [asked["image"]]
-    if not all(isinstance(text, str) and text for text in (*names, asked["prompt"])):
+    names = entry["image"] if isinstance(entry["image"], list) else [entry["image"]]
+    if not all(isinstance(text, str) and text for text in (*names, entry["prompt"])):
         raise InputError(f"{place}: the names of its images and its prompt must be texts.")
-    return asked
+    return entry
 
 
 def answered(output_file: Path) -> set[str]:

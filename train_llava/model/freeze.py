@@ -141,8 +141,8 @@ def checked_pattern(model: LlavaForConditionalGeneration, pattern: str) -> str:
         found = [name for name, _ in model.named_modules() if re.fullmatch(pattern, name)]
     except re.error as error:
         raise InputError(f"--lora_target_modules {pattern}: not a regular expression ({error}).") from error
-    parts = ("model.vision_tower.", "model.language_model.")
-    wrong = [n for n in found if not (n.startswith(parts) and isinstance(model.get_submodule(n), nn.Linear))]
+    prefixes = ("model.vision_tower.", "model.language_model.")
+    wrong = [n for n in found if not (n.startswith(prefixes) and isinstance(model.get_submodule(n), nn.Linear))]
     if not found:
         hint = f"Give names with blanks between them ({usual_layers(model)}), or one regular expression on whole names"
         raise InputError(f"--lora_target_modules {pattern}: matches no layer. {hint}.")

@@ -92,17 +92,17 @@ def stream(
     stop, failed = stop or Event(), []
     streamer = TextIteratorStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
 
-    def told(ids: torch.Tensor, *args) -> torch.Tensor:
+    def stopped(ids: torch.Tensor, *args) -> torch.Tensor:
         return torch.full(ids.shape[:1], stop.is_set(), device=ids.device)
 
-    def work() -> None:
+    def run() -> None:
         try:
-            generate(model, processor, [example], streamer=streamer, stopping_criteria=[told], **options)
+            generate(model, processor, [example], streamer=streamer, stopping_criteria=[stopped], **options)
         except Exception as error:
             failed.append(error)
             streamer.end()
 
-    thread = Thread(target=work)
+    thread = Thread(target=run)
     thread.start()
     try:
         yield from filter(None, streamer)

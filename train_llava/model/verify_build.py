@@ -53,8 +53,8 @@ def check_weights(output_dir: Path, model: LlavaForConditionalGeneration, source
 @torch.inference_mode()
 def text_logits(model: PreTrainedModel, encoder: ChatEncoder) -> list[torch.Tensor]:
     """The logits of each of TEXTS as a prompt of the chat template: (tokens, vocabulary)."""
-    asked = [[{"role": "user", "content": text}] for text in TEXTS]
-    prompts = [encoder.encode(messages, add_generation_prompt=True)[0] for messages in asked]
+    messages = [[{"role": "user", "content": text}] for text in TEXTS]
+    prompts = [encoder.encode(each, add_generation_prompt=True)[0] for each in messages]
     return [model.eval()(input_ids=torch.tensor([ids]), use_cache=False).logits[0] for ids in prompts]
 
 
@@ -90,14 +90,14 @@ def check_answers(output_dir: Path) -> str:
         pixels = processor.image_processor(GREY, return_tensors="pt")["pixel_values"].to(model.device, model.dtype)
         features = len(model.get_image_features(pixels).pooler_output[0])
     encoder = ChatEncoder(processor.tokenizer, features, processor.chat_template)
-    again = [{"role": "assistant", "content": "A cloud."}, {"role": "user", "content": "Sure?"}]
-    for more in ([], again):
-        asked = [{"role": "user", "content": f"{IMAGE_TOKEN}\n{QUESTION}"}, *more]
-        taught, _ = encoder.encode(asked, add_generation_prompt=True)
+    follow_up = [{"role": "assistant", "content": "A cloud."}, {"role": "user", "content": "Sure?"}]
+    for more in ([], follow_up):
+        messages = [{"role": "user", "content": f"{IMAGE_TOKEN}\n{QUESTION}"}, *more]
+        ours, _ = encoder.encode(messages, add_generation_prompt=True)
         options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
-        written = processor.apply_chat_template([*chat, *more], **options).input_ids[0].tolist()
-        if written != taught:
-            at = next((i for i, (a, b) in enumerate(zip(written, taught, strict=False)) if a != b), "the end")
+        theirs = processor.apply_chat_template([*chat, *more], **options).input_ids[0].tolist()
+        if theirs != ours:
+            at = next((i for i, (a, b) in enumerate(zip(theirs, ours, strict=False)) if a != b), "the end")
             raise RuntimeError(
                 f"{output_dir}: the processor's prompt is not the one of the training, from token {at} on"
             )

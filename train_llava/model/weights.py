@@ -94,7 +94,7 @@ def fingerprint(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
     for name, value in tensors:
         if value.is_floating_point() and not IGNORED.search(name):
             flat, middle = value.detach().reshape(-1), value.numel() // 2
-            parts = [flat[:SAMPLE], flat[middle : middle + SAMPLE], flat[-SAMPLE:]]
+            samples = [flat[:SAMPLE], flat[middle : middle + SAMPLE], flat[-SAMPLE:]]
             shape = str(tuple(value.shape)).encode()
-            digests.add(hashlib.sha256(shape + torch.cat(parts).float().numpy().tobytes()).hexdigest())
+            digests.add(hashlib.sha256(shape + torch.cat(samples).float().numpy().tobytes()).hexdigest())
     return hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()

@@ -82,16 +82,16 @@ def memory_verdict(memory: MemoryModel, batch: Batch, zero: ZeroConfig, args: Ll
         )
     needed, each = memory.peak(batch, zero, checkpointing), batch.times(1 / batch.samples)
     states["activations"] = memory.activations(batch, checkpointing)
-    parts = ", ".join(f"{name} {size / 1e9:.2g}" for name, size in states.items())
+    breakdown = ", ".join(f"{name} {size / 1e9:.2g}" for name, size in states.items())
     largest = memory.largest_batch(each, zero, checkpointing, free)
     advice = f"the largest batch that fits is {largest}" if largest else "not even a batch of 1 fits"
     if needed > free and not checkpointing:
         with_it = memory.largest_batch(each, zero, True, free)
         advice += f", with --gradient_checkpointing true {with_it}"
     fits = "fits" if needed <= free else "will not fit"
-    parts += f", the process itself {own / 1e9:.2g}" * bool(own)
+    breakdown += f", the process itself {own / 1e9:.2g}" * bool(own)
     sizes = f"{(needed + own) / 1e9:.3g} GB of {(free + own) / 1e9:.3g} GB free per rank"
-    return f"memory: {sizes} ({parts}): {fits}; {advice}"
+    return f"memory: {sizes} ({breakdown}): {fits}; {advice}"
 
 
 def free_memory(args: LlavaTrainingArguments) -> float:
@@ -105,8 +105,8 @@ def free_memory(args: LlavaTrainingArguments) -> float:
 def model_bytes(model: nn.Module) -> int:
     """Bytes of the weights that a save writes: all, or with adapters the trained ones."""
     adapter = isinstance(model, PeftModel)
-    kept = (p for p in model.parameters() if p.requires_grad or not adapter)
-    return sum(count_weights(p) * p.element_size() for p in kept)
+    saved = (p for p in model.parameters() if p.requires_grad or not adapter)
+    return sum(count_weights(p) * p.element_size() for p in saved)
 
 
 def checkpoint_bytes(model: nn.Module, deepspeed: bool, only_model: bool = False) -> int:

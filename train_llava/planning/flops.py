@@ -78,14 +78,14 @@ class StepFlops:
 
         vision, text = llava.config.vision_config, llava.config.text_config
         patches, layers = patches_per_image(vision), len(used_vision_layers(llava))
-        look = 4 * positions_per_image(vision) ** 2 * vision.hidden_size * layers
+        attention = 4 * positions_per_image(vision) ** 2 * vision.hidden_size * layers
         below = dict(zip(PLACES, accumulate(trained.values(), or_), strict=True))  # whether a gradient goes through
         cost = {place: forward[place] * (1 + below[place]) + own[place] for place in PLACES}
         width = text.num_attention_heads * (
             getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         )
         return cls(
-            per_image=cost[VISION] * patches + look * (1 + 2 * trained[VISION]) + cost[PROJECTOR] * patches,
+            per_image=cost[VISION] * patches + attention * (1 + 2 * trained[VISION]) + cost[PROJECTOR] * patches,
             per_token=cost[LANGUAGE],
             per_token_pair=4 * width * text.num_hidden_layers * (1 + 2 * below[LANGUAGE]),
             per_answer_token=cost[LATE] + cost[HEAD],

@@ -94,7 +94,7 @@ def write_card(
         "versions": ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft", "deepspeed")),
     }
     samples = [f"![the last sample captions](samples/{path.name})" for path in sorted(folder.glob("samples/*.png"))]
-    parts = [
+    sections = [
         card_header(base, adapter),
         f"# {folder.resolve().name}",
         f"A LLaVA{' adapter' * adapter}, trained with train_llava.",
@@ -107,7 +107,7 @@ def write_card(
     ]
     if is_foreign_card(folder / CARD):
         return
-    write_whole(folder / CARD, "\n\n".join(parts) + "\n")
+    write_whole(folder / CARD, "\n\n".join(sections) + "\n")
 
 
 def name_of(path: str | Path) -> str:

@@ -103,11 +103,11 @@ def check_resumable(checkpoint: Path, args: LlavaTrainingArguments, flags: dict[
             print(f"{checkpoint} has no {RUN}: whether this run sees its records in the same order is not known")
         return
     if other := {name: value for name, value in run["flags"].items() if flags.get(name) != value}:
-        kept = ", ".join(f"--{name} {as_flag(value)}" for name, value in other.items() if value is not None)
+        needed = ", ".join(f"--{name} {as_flag(value)}" for name, value in other.items() if value is not None)
         dropped = ", ".join(f"no --{name}" for name, value in other.items() if value is None)
         raise InputError(
             f"{checkpoint} was written with other flags, which a resumed run cannot change. Give "
-            f"{', '.join(filter(None, [kept, dropped]))}, or {NEW_RUN}."
+            f"{', '.join(filter(None, [needed, dropped]))}, or {NEW_RUN}."
         )
     before = prod(run["batch"].values())
     if before != args.step_samples:
