@@ -231,17 +231,7 @@ class LlavaCollator:
         if not images:
             images = [Image.new("RGB", (32, 32), "grey")]
             rows = self._with_hidden_image(rows)
-            lengths = [row.shape[1] for row in rows]
-        if self.packing:
-            ids, labels, _ = torch.from_numpy(np.concatenate(rows, axis=1))[:, None]
-            positions = torch.cat([torch.arange(length) for length in lengths])[None]
-            # with a cache, transformers would not look at the positions
-            batch = {"input_ids": ids, "labels": labels, "position_ids": positions, "use_cache": False}
-            ends = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
-            batch |= dict.fromkeys(("cu_seq_lens_q", "cu_seq_lens_k"), ends)
-            batch |= dict.fromkeys(("max_length_q", "max_length_k"), max(lengths))
-        else:
-            batch = self._padded(rows, self.side)
+        batch = self._packed(rows) if self.packing else self._padded(rows, self.side)
         if self.for_trainer:
             batch.pop("attention_mask", None)
             counts["answer_tokens"] = int((batch["labels"] != IGNORE_INDEX).sum())
@@ -270,6 +260,16 @@ class LlavaCollator:
         for i, row in enumerate(rows):
             batch[:, i, slice(-row.shape[1], None) if side == "left" else slice(row.shape[1])] = row
         return dict(zip(("input_ids", "labels", "attention_mask"), torch.from_numpy(batch), strict=True))
+
+    def _packed(self, rows: list[np.ndarray]) -> dict[str, Any]:
+        lengths = [row.shape[1] for row in rows]
+        ids, labels, _ = torch.from_numpy(np.concatenate(rows, axis=1))[:, None]
+        positions = torch.cat([torch.arange(length) for length in lengths])[None]
+        # with a cache, transformers would not look at the positions
+        batch = {"input_ids": ids, "labels": labels, "position_ids": positions, "use_cache": False}
+        ends = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
+        batch |= dict.fromkeys(("cu_seq_lens_q", "cu_seq_lens_k"), ends)
+        return batch | dict.fromkeys(("max_length_q", "max_length_k"), max(lengths))
 
     def _pixels(self, images: list[Image.Image]) -> dict[str, torch.Tensor]:
         if not images:
