@@ -97,7 +97,7 @@ class ChatEncoder:
                 answered = False
             elif kind == "answer":
                 index, lead = value
-                add([])  # a cut where generation starts, so that training sees what generation will see
+                # apart from the text before it, where generation starts: training sees what generation will see
                 add(self._tokenize(lead + self._content(messages[index], add_generation_prompt)), supervised=True)
                 answered = True
             else:
