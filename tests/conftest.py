@@ -13,6 +13,8 @@ from unittest import mock
 
 import pytest
 import torch
+from folders import changed
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoProcessor,
     CLIPConfig,
@@ -134,6 +136,46 @@ def llava(tmp_path_factory, old_clip, old_qwen):
     torch.manual_seed(3)
     save_llava(*build_llava(old_clip, old_qwen, dtype=torch.float32), folder)
     return folder
+
+
+@pytest.fixture
+def old_llava(llava, tmp_path):
+    """The same model as transformers 4.39 saved it: names with `vision_model.`, a config of old keys, processor files
+    without what belongs to images, the chat template inside the tokenizer's config, no end of turn anywhere."""
+    folder = tmp_path / "old"
+    folder.mkdir()
+    weights = load_file(llava / "model.safetensors")
+    weights = {name.replace("vision_tower.", "vision_tower.vision_model."): value for name, value in weights.items()}
+    weights["vision_tower.vision_model.embeddings.position_ids"] = torch.arange(5)[None]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    config = json.loads((llava / "config.json").read_text())
+    for part in (config, config["text_config"], config["vision_config"]):
+        part["torch_dtype"] = part.pop("dtype")
+    config["text_config"]["rope_theta"] = config["text_config"].pop("rope_parameters")["rope_theta"]
+    del config["image_seq_length"], config["text_config"]["layer_types"], config["text_config"]["eos_token_id"]
+    (folder / "config.json").write_text(json.dumps(config | {"ignore_index": -100, "transformers_version": "4.39.0"}))
+    image = json.loads((llava / "processor_config.json").read_text())["image_processor"]
+    (folder / "preprocessor_config.json").write_text(json.dumps(image | {"processor_class": "LlavaProcessor"}))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(llava / name, folder)
+    plain = (llava / "chat_template.jinja").read_text().split("{%- set messages = flat.messages -%}\n")[-1]
+    changed(folder / "tokenizer_config.json", chat_template=plain, extra_special_tokens=None)
+    return folder
+
+
+@pytest.fixture(params=["4.41.2", "4.53"])
+def old_pair(request, llava, tmp_path):
+    """Base and adapter of an old version, the base with the processor of the tests' LLaVA; and what they answered."""
+    shutil.copytree(ROOT / "tests" / "old_adapters" / request.param, tmp_path / "old")
+    for name in ("processor_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(llava / name, tmp_path / "old" / "base")
+    answers = torch.load(tmp_path / "old" / "logits.pt")
+    ids = answers["ids"]
+    at = int((ids[0] == 421).nonzero()[0])
+    text = ids[0][ids[0] != 421]
+    ids = torch.cat([text[:at], torch.full((4,), 421), text[at:]])[None]  # one per patch, as today
+    asked = {"input_ids": ids, "pixel_values": answers["pixels"], "attention_mask": torch.ones_like(ids)}
+    return tmp_path / "old" / "base", tmp_path / "old" / "adapter", asked, answers
 
 
 @pytest.fixture(scope="session")

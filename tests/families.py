@@ -3,7 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 import transformers
+from publishers import published
 
 TINY = {"vocab_size": 448, "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
 TINY |= {"num_key_value_heads": 2, "max_position_embeddings": 512}
@@ -71,6 +73,18 @@ TOWERS = [
     ("CLIP", "CLIPVisionModel", "all patches of the last layer but one, CLS dropped"),
     ("SigLIP, SigLIP 2 of fixed size", "SiglipVisionModel", "all patches of the last layer but one"),
 ]
+
+
+def chat_folder(family, folder):
+    """As a publisher would save it, with the tokenizer and template of the family."""
+    torch.manual_seed(0)
+    model = family.make()
+    tokenizer, _, _ = published(family.template)
+    assert len(tokenizer) <= model.config.vocab_size
+    model.generation_config.eos_token_id = model.config.eos_token_id
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 def table() -> str:

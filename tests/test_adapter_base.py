@@ -5,10 +5,10 @@ import shutil
 
 import pytest
 import torch
-from peft import PeftModel
+from folders import save_safe
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from test_adapters import save_safe
-from test_loss import trainer_of
+from trainers import trainer_of
 from transformers import LlavaForConditionalGeneration
 
 from train_llava.cli import InputError
@@ -68,3 +68,23 @@ def test_a_base_that_has_changed(runs, llava, tmp_path):
     shutil.copy(llava / "chat_template.jinja", tmp_path / "shards")
     assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 1
     assert load(tmp_path / "shards", output)
+
+
+def test_a_base_with_a_relative_name_is_found_from_anywhere(llava, tmp_path, monkeypatch):
+    monkeypatch.chdir(llava.parent)
+    get_peft_model(load(llava.name)[0], LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path / "adapter")
+    monkeypatch.chdir(tmp_path)
+    assert load("adapter")[0].get_base_model().name_or_path == str(llava)
+
+
+def test_the_template_beside_an_adapter_is_its_own(runs, llava, tmp_path):
+    shutil.copytree(runs("use_lora")[0], tmp_path / "adapter", ignore=shutil.ignore_patterns("checkpoint-*", "runs"))
+    template = tmp_path / "adapter" / "chat_template.jinja"
+    template.write_text(template.read_text().replace("You are a helpful assistant", "You are a cat"))
+    question = [{"role": "user", "content": "What?"}]
+    for folders, words in (
+        ((tmp_path / "adapter",), "a cat"),
+        ((llava, tmp_path / "adapter"), "a cat"),
+        ((llava,), "a helpful"),
+    ):
+        assert f"You are {words}" in load(*folders)[1].apply_chat_template(question)

@@ -9,34 +9,17 @@ import shutil
 
 import pytest
 import torch
-from conftest import ROOT, call
+from conftest import call
+from folders import changed, equal, in_float32, save_safe
 from peft import IA3Config, LoraConfig, PeftModel, PromptTuningConfig, VeraConfig, get_peft_model
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from test_load import changed, equal
 from transformers import AutoModelForCausalLM, AutoProcessor, LlavaForConditionalGeneration
 
 from train_llava import evaluate, infer, merge_lora
 from train_llava.cli import InputError
 from train_llava.model.load import load
 from train_llava.model.verify_merge import check_merge
-
-VERSIONS = ("4.41.2", "4.53")
-
-
-@pytest.fixture(params=VERSIONS)
-def old(request, llava, tmp_path):
-    """Base and adapter of an old version, the base with the processor of the tests' LLaVA; and what they answered."""
-    shutil.copytree(ROOT / "tests" / "old_adapters" / request.param, tmp_path / "old")
-    for name in ("processor_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        shutil.copy(llava / name, tmp_path / "old" / "base")
-    answers = torch.load(tmp_path / "old" / "logits.pt")
-    ids = answers["ids"]
-    at = int((ids[0] == 421).nonzero()[0])
-    text = ids[0][ids[0] != 421]
-    ids = torch.cat([text[:at], torch.full((4,), 421), text[at:]])[None]  # one per patch, as today
-    asked = {"input_ids": ids, "pixel_values": answers["pixels"], "attention_mask": torch.ones_like(ids)}
-    return tmp_path / "old" / "base", tmp_path / "old" / "adapter", asked, answers
 
 
 def logits(model, asked):
@@ -50,19 +33,8 @@ def assert_same(ours, theirs):
     torch.testing.assert_close(ours[:, -behind:], theirs[:, -behind:], rtol=1e-4, atol=2e-5)
 
 
-def in_float32(base):
-    """So that a merge rounds nothing away."""
-    changed(base / "config.json", torch_dtype="float32", dtype=None)
-    for part in ("text_config", "vision_config"):
-        content = json.loads((base / "config.json").read_text())
-        content[part].pop("torch_dtype", None)
-        (base / "config.json").write_text(json.dumps(content))
-    weights = load_file(base / "model.safetensors")
-    save_file({name: value.float() for name, value in weights.items()}, base / "model.safetensors", {"format": "pt"})
-
-
-def test_logits_of_old_versions(old, tmp_path):
-    base, adapter, asked, answers = old
+def test_logits_of_old_versions(old_pair, tmp_path):
+    base, adapter, asked, answers = old_pair
     assert_same(logits(load(base, dtype=torch.float32)[0], asked), answers["base"])
     assert_same(logits(load(base, adapter, dtype=torch.float32)[0], asked), answers["adapter"])
     with pytest.raises(AssertionError):
@@ -75,8 +47,8 @@ def test_logits_of_old_versions(old, tmp_path):
     assert_same(logits(merged, asked), answers["adapter"])
 
 
-def test_every_command_takes_them(old, files, data, tmp_path):
-    base, adapter, *_ = old
+def test_every_command_takes_them(old_pair, files, data, tmp_path):
+    base, adapter, *_ = old_pair
     model = ("--model_name_or_path", base, "--adapter_name_or_path", adapter)
     done = call(infer.main, *model, "--image", files[0], "--max_new_tokens", 2)
     assert done.returncode == 0, done.stderr
@@ -86,18 +58,18 @@ def test_every_command_takes_them(old, files, data, tmp_path):
     assert call(infer.main, "--model_name_or_path", adapter, "--image", files[0], "--max_new_tokens", 2).returncode == 0
 
 
-def test_pickled_weights(old):
-    base, adapter, asked, answers = old
+def test_pickled_weights(old_pair):
+    base, adapter, asked, answers = old_pair
     torch.save(load_file(adapter / "adapter_model.safetensors"), adapter / "adapter_model.bin")
     (adapter / "adapter_model.safetensors").unlink()
     assert_same(logits(load(base, adapter, dtype=torch.float32)[0], asked), answers["adapter"])
 
 
-@pytest.mark.parametrize("old", ["4.41.2"], indirect=True)
+@pytest.mark.parametrize("old_pair", ["4.41.2"], indirect=True)
 @pytest.mark.parametrize("form", ["safetensors", "bin", "shards", "shards of bin"])
-def test_every_form_of_a_whole_model(old, form):
+def test_every_form_of_a_whole_model(old_pair, form):
     """Beside what Trainer leaves in its checkpoints; without a shard, a sentence."""
-    base, adapter, asked, answers = old
+    base, adapter, asked, answers = old_pair
     torch.save({"learning_rate": 1}, base / "training_args.bin")
     weights = load_file(base / "model.safetensors")
     (base / "model.safetensors").unlink()
@@ -119,10 +91,6 @@ def test_every_form_of_a_whole_model(old, form):
     (base / parts[-1]).unlink()
     with pytest.raises(InputError, match=str(base)):
         load(base)
-
-
-def save_safe(tensors, path):
-    save_file(tensors, path, {"format": "pt"})
 
 
 @pytest.fixture

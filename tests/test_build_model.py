@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT, run, run_module
+from conftest import run, run_module
 from safetensors.torch import load_file
 from transformers import (
     AutoImageProcessor,
@@ -83,6 +83,14 @@ def test_configs_say_what_the_sources_say(built):
     assert generation["eos_token_id"] == [420, 418] and "top_p" not in generation
     processor = AutoProcessor.from_pretrained(built)
     assert (processor.patch_size, processor.num_additional_image_tokens) == (14, 1)
+
+
+def test_the_end_of_turn_is_an_end_whatever_the_chat_model_says(old_clip, old_qwen, tmp_path):
+    """As of chat models that only name the end of a text."""
+    shutil.copytree(old_qwen, tmp_path / "qwen")
+    generation = json.loads((old_qwen / "generation_config.json").read_text())
+    (tmp_path / "qwen" / "generation_config.json").write_text(json.dumps(generation | {"eos_token_id": 418}))
+    assert build_llava(old_clip, tmp_path / "qwen")[0].generation_config.eos_token_id == [420, 418]
 
 
 def test_a_larger_vocabulary_is_resized_and_old_rows_stay(old_clip, old_qwen, tmp_path):
@@ -166,6 +174,12 @@ def test_errors_name_the_folder_and_the_fix(old_clip, old_qwen, tmp_path):
         build_llava(old_clip, without(old_qwen, tmp_path / "base", "chat_template.jinja"))
     with pytest.raises(InputError, match="missing or unreadable"):
         build_llava(without(old_clip, tmp_path / "clip", "*.bin"), old_qwen)
+    weights = torch.load(old_clip / "pytorch_model.bin", weights_only=True)
+    torch.save(
+        {n: v for n, v in weights.items() if "pre_layrnorm.bias" not in n}, tmp_path / "clip" / "pytorch_model.bin"
+    )
+    with pytest.raises(InputError, match=r"clip: 1 weights are missing, such as .*pre_layrnorm\.bias"):
+        build_llava(tmp_path / "clip", old_qwen)
     with pytest.raises(InputError, match=r"preprocessor_config\.json"):
         build_llava(without(old_clip, tmp_path / "clip2", "preprocessor_config.json"), old_qwen)
 
@@ -200,7 +214,7 @@ def test_the_command_fails_with_2(old_clip, tmp_path):
         HF_HUB_OFFLINE="1",
     )
     assert done.returncode == 2 and done.stderr.strip().splitlines()[-1].startswith("error: ")
-    assert "Traceback" not in done.stderr and ROOT.exists()
+    assert "Traceback" not in done.stderr and not (tmp_path / "out").exists()
 
 
 def test_a_batch_of_prompts_in_plain_transformers(llava, loaded, data, tmp_path):

@@ -1,6 +1,8 @@
 """Ids and labels: golden ids of the real Qwen vocabulary, and spans that decode to exactly the answers."""
 
+import json
 import re
+import shutil
 import unicodedata
 
 import pytest
@@ -243,3 +245,28 @@ def test_what_is_too_long_ends_behind_an_answer(encoder, tokenizer, messages, li
     assert not ids or (ids[-1] == encoder.end_of_turn_id and labels[-1] == encoder.end_of_turn_id)
     ends = [i + 1 for i, label in enumerate(whole_labels) if label == encoder.end_of_turn_id]
     assert len(ids) == max([end for end in ends if end <= limit], default=0)
+
+
+def test_another_call_of_the_tokenizer_changes_nothing(encoder, tokenizer):
+    """It leaves its truncation and padding behind in the Rust tokenizer, which both use."""
+    messages = [{"role": "user", "content": "Never asked before, and longer than four."}, TURNS[1]]
+    tokenizer("one two three four five six", truncation=True, max_length=4, padding="max_length")
+    ids, _ = encoder.encode(messages)
+    assert ids == tokenizer(encoder.render(messages)).input_ids
+
+
+def test_the_fingerprint_tells_what_changes_ids(old_qwen, tmp_path):
+    """Template, tokens of an image, greatest length, and the tokenizer's merges; counts of tokens are kept by it."""
+    shutil.copytree(old_qwen, tmp_path / "other")
+    content = json.loads((tmp_path / "other" / "tokenizer.json").read_text())
+    content["model"]["merges"].pop()
+    (tmp_path / "other" / "tokenizer.json").write_text(json.dumps(content))
+    own, other = load_tokenizer(old_qwen), load_tokenizer(tmp_path / "other")
+    polite = own.chat_template.replace("You are a helpful assistant", "You are a cat")
+    assert polite != own.chat_template
+
+    def prints():
+        settings = [(own, 4), (own, 4, polite), (own, 5), (own, 4, None, 99), (other, 4)]
+        return [ChatEncoder(*each).fingerprint() for each in settings]
+
+    assert prints() == prints() and len(set(prints())) == 5

@@ -93,6 +93,8 @@ def test_a_changed_file_is_read_anew(data, tmp_path):
     file = tmp_path / "data" / "chat.json"
     file.write_text(json.dumps(json.loads(file.read_text())[:10]))
     assert len(LlavaDataset(tmp_path / "data")) == 10
+    file.write_text(file.read_text().replace("at the top", "at the end"))  # as many bytes as before
+    assert "at the end" in str(LlavaDataset(tmp_path / "data").records["messages"])
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -125,3 +127,13 @@ def test_pad_equal_to_end_of_turn(data, processor):
 
 def test_image_tokens(processor):
     assert tokens_per_image(processor) == 4  # (28 / 14)^2; CLS is counted by the processor and dropped by the model
+
+
+def test_an_image_of_what_is_cut_away_is_left_out(data, processor):
+    """One in the first question, one in the second, and room for the first answer alone."""
+    first, second = (LlavaDataset(data)[i] for i in range(2))
+    both = {name: first[name] + second[name] for name in ("messages", "images")}
+    room = len(LlavaCollator(processor).encoder.encode(first["messages"])[0])
+    cut, alone = LlavaCollator(processor, max_length=room)([both]), LlavaCollator(processor)([first])
+    assert cut["pixel_values"].shape[0] == 1 and torch.equal(cut["pixel_values"], alone["pixel_values"])
+    assert LlavaCollator(processor)([both])["pixel_values"].shape[0] == 2

@@ -1,6 +1,7 @@
 """The demo world: deterministic, honest about what was held out, and its weights are what pretrain.json says."""
 
 import json
+import re
 
 import numpy as np
 from conftest import ROOT, run_module
@@ -25,6 +26,19 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path):
     assert [path.read_bytes() for path in files[0]] == [path.read_bytes() for path in files[1]]
     write_split(tmp_path / "c", "train", 12, seed=4)
     assert (tmp_path / "c" / "chat.json").read_bytes() != (tmp_path / "a" / "chat.json").read_bytes()
+
+
+def test_held_out_scenes_are_others(tmp_path):
+    """Not the training's in their order, with other scans."""
+    for split in ("train", "held_out"):
+        write_split(tmp_path / split, split, 12, seed=3)
+
+    def scenes(split):
+        records = json.loads((tmp_path / split / "chat.json").read_text())
+        texts = (record["conversations"][1]["value"] for record in records)
+        return [re.findall(rf"{'|'.join([*COLOURS, *PLACES])}", text) for text in texts]
+
+    assert len(scenes("train")) == 12 and scenes("train")[:3] != scenes("held_out")[:3]
 
 
 def test_the_layout_is_that_of_cc3m(tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, call, run
-from test_loss import TRAIN_TYPES
+from trainers import TRAIN_TYPES
 from training import FLAGS, losses, weights, zero2
 
 from train_llava.model.load import load

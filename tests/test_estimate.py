@@ -4,11 +4,13 @@ import json
 import re
 from unittest import mock
 
+import layouts
+import numpy as np
 import pytest
 import torch
 from conftest import call
 from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
-from test_loss import TRAIN_TYPES
+from trainers import TRAIN_TYPES
 from transformers import CLIPVisionConfig, LlamaConfig, Qwen2Config, SiglipVisionConfig
 
 import train_llava.estimate
@@ -22,7 +24,7 @@ from train_llava.model.load import load_processor
 from train_llava.planning.activations import Batch
 from train_llava.planning.memory import MemoryModel, ZeroConfig
 from train_llava.planning.meta_model import meta_model
-from train_llava.planning.workload import Workload
+from train_llava.planning.workload import Workload, longest_batch
 from train_llava.training.sampler import LlavaSampler
 
 SHAPE = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4, "num_attention_heads": 4}
@@ -52,6 +54,18 @@ def test_a_simulated_step_needs_what_is_estimated(config, dtype, train_type, che
     assert peak == pytest.approx(simulated["peak"], rel=0.1)
 
 
+def test_the_last_mlp_runs_at_answers_alone():
+    """SwiGLU keeps four rows as wide as its inside; the norm before it one in fp32, one normalised, and its output."""
+    step = step_of(compose_config(CLIP, QWEN), "none")
+    few, all_tokens = (step.activations(Batch(1, 96, 1, answers), False) for answers in (1, 96))
+    assert all_tokens - few == 95 * (4 * 2 * 1408 + (4 + 2 + 2) * 512)
+
+
+def test_stage_1_shares_out_the_optimizer_alone():
+    zero = ZeroConfig(1, 8)
+    assert (zero.of_weights(80), zero.of_gradients(80), zero.of_optimizer(80)) == (80, 80, 10)
+
+
 @pytest.mark.parametrize("gpus", [1, 8])
 def test_states_are_those_of_deepspeeds_estimator(gpus):
     step = MemoryModel.of(meta_model(compose_config(CLIP, QWEN), torch.bfloat16, "none").requires_grad_(True))
@@ -67,6 +81,9 @@ def test_the_repositorys_configs_are_read():
     assert [(zero.stage, zero.offload) for zero in plain.values()] == [(0, False), (2, False), (2, True), (3, False)]
     assert plain["ZeRO-2"].bucket == 2 * 2e8  # two take turns
     assert plain["ZeRO-3"].bucket == 2 * 1000**2  # "auto"
+    assert [zero.gathered for zero in plain.values()] == [0, 0, 0, 1e9]
+    own = {"zero_optimization": {"stage": 3, "stage3_max_live_parameters": 5e7}}
+    assert ZeroConfig.read(own, 8).gathered == 5e7
 
 
 def test_four_bits_take_a_quarter_and_their_scales():
@@ -78,10 +95,12 @@ def test_four_bits_take_a_quarter_and_their_scales():
 
 
 def test_the_largest_batch_is_the_largest():
-    step, zero, room = step_of(compose_config(CLIP, QWEN), "use_lora"), ZeroConfig(2, 4), 2 * 2**30
-    one = Batch(1, 96, 1, 20)
-    most = step.largest_batch(one, zero, False, room)
-    assert step.peak(one.times(most), zero, False) <= room < step.peak(one.times(most + 1), zero, False)
+    step, zero, one = step_of(compose_config(CLIP, QWEN), "use_lora"), ZeroConfig(2, 4), Batch(1, 96, 1, 20)
+    found = []
+    for room in np.linspace(1, 3, 10) * 2**30:
+        found.append(step.largest_batch(one, zero, False, room))
+        assert step.peak(one.times(found[-1]), zero, False) <= room < step.peak(one.times(found[-1] + 1), zero, False)
+    assert len(set(found)) == 10 and {most % 2 for most in found} == {0, 1}
     assert step.largest_batch(one, zero, False, step.weights) == 0
 
 
@@ -96,6 +115,20 @@ def test_the_workload_is_that_of_the_data(llava, data):
     longest = sorted(counts, key=lambda count: -count["tokens"])[:4]
     assert workload.batch.length == longest[0]["tokens"] and workload.batch.images == 4
     assert workload.batch.answers <= sum(sorted(count["answer_tokens"] for count in counts)[-4:])
+
+
+def test_the_largest_batch_is_that_of_the_longest_records(llava, tmp_path):
+    """Which may have two images, one or none, and answers of any length."""
+    layouts.mix665k(tmp_path / "mix"), layouts.cauldron(tmp_path / "cauldron")
+    collator = LlavaCollator(load_processor(llava), for_trainer=True)
+    dataset = LlavaDataset([tmp_path / "mix", tmp_path / "cauldron"]).filter_by_length(collator.encoder)
+    counts = [collator([dataset[i]])["counts"] for i in range(len(dataset))]
+    batch = longest_batch(dataset, collator.encoder, 5)
+    longest = sorted(counts, key=lambda count: -count["tokens"])[:5]
+    assert {count["images"] for count in counts} == {0, 1, 2}
+    assert (batch.samples, batch.length) == (5, longest[0]["tokens"])
+    for name, value in (("images", batch.images), ("answer_tokens", batch.answers)):
+        assert value == sum(count[name] for count in longest) != sum(count[name] for count in counts[:5])
 
 
 def test_the_workload_counts_records_as_often_as_they_are_seen(llava, tmp_path):
@@ -168,6 +201,21 @@ def test_a_folder_and_its_data(llava, data):
     each = float(re.search(r"operations: ([\d.e+-]+) TFLOP", done.stdout)[1]) * 1e12
     row = next(line.split() for line in done.stdout.splitlines() if line.startswith("h100-80g"))
     assert float(row[-2]) == pytest.approx(989e12 * 0.5 / each, rel=0.05)
+
+
+def test_hours_and_speed_on_several_gpus(tmp_path):
+    """Of one GPU and of four, for the records of CC3M-595K."""
+    for name, config in (("vision", CLIP), ("language", QWEN)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(config.to_dict()))
+    models = ("--vision_model_name_or_path", tmp_path / "vision.json")
+    models += ("--language_model_name_or_path", tmp_path / "language.json", "--gpu", "a100-80g")
+    rows = []
+    for gpus in (1, 4):
+        lines = estimate(*models, "--num_gpus", gpus).stdout.splitlines()
+        rows.append(next(line.split() for line in lines if line.startswith("a100-80g")))
+    (one, hours), (four, fewer) = (map(float, row[-2:]) for row in rows)
+    assert (four / one, hours / fewer) == pytest.approx((4, 4), rel=0.01)
+    assert one * hours * 3600 == pytest.approx(595_375, rel=0.01)
 
 
 def test_wrong_usage_is_named(llava, data, tmp_path):

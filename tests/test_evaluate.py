@@ -8,12 +8,12 @@ import sys
 
 import pytest
 import torch
-from conftest import call, run
+from conftest import call, run, user
+from folders import make_adapter
 from peft import PeftModel
 from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
-from test_merge_lora import make_adapter
 from transformers import LlavaForConditionalGeneration, pipeline
 
 import train_llava.pages.caption_metrics
@@ -21,6 +21,8 @@ from train_llava import train
 from train_llava.cli import InputError
 from train_llava.data import LlavaCollator, LlavaDataset
 from train_llava.evaluate import answer_losses, main, metrics_of, report_page
+from train_llava.model.freeze import LoraSettings, apply_train_type
+from train_llava.model.generate import caption_rows, first_question
 from train_llava.model.load import load
 from train_llava.pages.caption_metrics import caption_metrics, words
 
@@ -140,6 +142,32 @@ def test_metrics_by_hand_and_by_the_library():
     assert metrics["bleu_4"] == pytest.approx(Bleu(4).compute_score(right, said, verbose=0)[0][3])
     assert metrics["rouge_l"] == pytest.approx(Rouge().compute_score(right, said)[0])
     assert metrics["cider"] == pytest.approx(Cider().compute_score(right, said)[0])
+
+
+def test_blanks_at_the_ends_do_not_matter():
+    assert caption_metrics([" a cat\n", "a cat"], ["a cat", "a  cat"])[1]["exact"] == [True, False]
+
+
+def test_the_first_question_has_the_images_of_its_own_words():
+    turns = [*user("<image>\nWhat?"), {"role": "assistant", "content": " A cat. "}, *user("<image>\nAnd this?")]
+    example = {"id": "7", "messages": [*turns, {"role": "assistant", "content": "A dog."}], "images": ["cat", "dog"]}
+    question, row = first_question(example)
+    assert question == {"messages": turns[:1], "images": ["cat"]}
+    assert row == {"id": "7", "image": "cat", "prompt": "<image>\nWhat?", "reference": "A cat."}
+
+
+def test_captions_of_a_model_in_training_are_without_dropout(llava, folder):
+    """And it is in training afterwards."""
+    model, processor = load(llava)
+    model = apply_train_type(model, "use_lora", LoraSettings(lora_dropout=0.5))
+    torch.manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    examples = [LlavaDataset(folder)[i] for i in range(3)]
+    expected = [row["caption"] for row in caption_rows(model.eval(), processor, examples, max_new_tokens=8)]
+    rows = caption_rows(model.train(), processor, examples, max_new_tokens=8)
+    assert model.training and [row["caption"] for row in rows] == expected and len(set(expected)) > 1
 
 
 def test_words():

@@ -10,11 +10,10 @@ import shutil
 import pytest
 import torch
 from conftest import ROOT, call
-from families import REFUSED, SUPPORTED, table
+from families import REFUSED, SUPPORTED, chat_folder, table
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from test_chat_template import published
-from test_loss import assert_close, gradients, plain_and_ours
+from trainers import assert_close, gradients, plain_and_ours
 from transformers import (
     AutoImageProcessor,
     AutoModelForCausalLM,
@@ -36,18 +35,6 @@ from train_llava.planning.memory import MemoryModel
 from train_llava.planning.meta_model import meta_model
 
 NAMES = {each.name: each for each in SUPPORTED}
-
-
-def chat_folder(family, folder):
-    """As a publisher would save it, with the tokenizer and template of the family."""
-    torch.manual_seed(0)
-    model = family.make()
-    tokenizer, _, _ = published(family.template)
-    assert len(tokenizer) <= model.config.vocab_size
-    model.generation_config.eos_token_id = model.config.eos_token_id
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 def build(vision, language, output, *flags):

@@ -218,7 +218,7 @@ def test_a_disk_too_small_is_refused_or_leaves_the_last_good_checkpoint(llava, d
 @pytest.mark.parametrize("train_type", ["use_lora", "none"])
 def test_the_estimate_of_a_checkpoint_is_what_it_takes(llava, data, tmp_path, train_type):
     """Weights and optimizer; the tokenizer and other small files are not counted."""
-    from test_loss import trainer_of
+    from trainers import trainer_of
 
     from train_llava.planning.budget import checkpoint_bytes
     from train_llava.training.trainer import LlavaTrainer

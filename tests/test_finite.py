@@ -1,12 +1,15 @@
 """Losses, gradients and weights that are no numbers: counted, named, and never saved."""
 
 import json
+import re
 
 import pytest
-from test_loss import trainer_of
+from trainers import trainer_of
 from training import zero2
 from transformers import TrainerCallback
 
+from train_llava.data import LlavaCollator
+from train_llava.model.load import load_processor
 from train_llava.training.finite import MOST_BATCHES, MOST_SKIPPED
 from train_llava.training.trainer import LlavaTrainer
 
@@ -26,6 +29,26 @@ def test_without_deepspeed_it_ends_the_run(llava, data, tmp_path, flags):
         trainer.train()
         trainer.save_model()
     assert not list(tmp_path.glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_the_step_and_its_records_are_named(llava, data, tmp_path, value):
+    """Of the loss that is no number itself, not of a neighbour's; a held-out loss like that is none of theirs."""
+    flags = {"max_steps": 4, "per_device_train_batch_size": 4, "logging_steps": 4, "eval_strategy": "steps"}
+    trainer = trainer_of(LlavaTrainer, llava, data, tmp_path, "projector", eval_steps=2, **flags)
+    trainer.data_collator = LlavaCollator(load_processor(llava), for_trainer=True)
+    trainer.eval_dataset = [trainer.train_dataset[i] for i in range(2)]
+    records = [
+        [trainer.train_dataset[i]["id"] for i in batch] for batch in trainer.get_train_dataloader().batch_sampler
+    ]
+
+    def spoil(model, args, output):
+        if not model.training or trainer.state.global_step == 2:  # during the third step
+            output.loss = output.loss * float(value)
+
+    trainer.model.register_forward_hook(spoil)
+    with pytest.raises(RuntimeError, match=f"the loss is {value} at step 3, records {records}\\."):
+        trainer.train()
 
 
 def test_losses_are_looked_at_without_a_log(llava, data, tmp_path):
@@ -64,6 +87,7 @@ def test_deepspeed_counts_the_steps_that_it_skips(llava, data, tmp_path, count, 
     )
     more = ["--bf16", "true", "--max_steps", 14, *flags]
     done = zero2(llava, data, tmp_path / "run", "freeze_vision", *more, PYTHONPATH=str(tmp_path))
+    assert re.search(r"^language model .* bfloat16$", done.stdout, re.M)  # DeepSpeed has masters in fp32
     if count < MOST_SKIPPED:
         assert done.returncode == 0, done.stderr[-2000:]
         history = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]

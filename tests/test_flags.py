@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import ROOT, call
 from flag_classes import EQUAL, NO_EFFECT, OURS, table
-from test_loss import trainer_of
+from trainers import trainer_of
 from transformers import Trainer
 
 from train_llava import train

@@ -4,8 +4,8 @@ import time
 
 import pytest
 import torch
-from test_loss import TRAIN_TYPES, trainer_of
 from torch.utils.flop_counter import FlopCounterMode
+from trainers import TRAIN_TYPES, trainer_of
 from transformers import IntervalStrategy, TrainerCallback
 
 from benchmarks import flops_limit
@@ -34,6 +34,20 @@ def test_flops_equal_torchs_count(llava, data, train_type):
         model(**inputs, labels=labels).loss.backward()
     padded = counts | {"tokens": 6 * length, "token_pairs": 6 * length**2}  # torch counts padding, too
     assert StepFlops.count(model).of(**padded) == pytest.approx(counter.get_total_flops(), rel=0.02)
+
+
+def test_attention_of_the_tower_is_among_all_its_positions(llava):
+    """The patches and CLS; torch counts its products of activations apart, as bmm."""
+    model = load(llava)[0].requires_grad_(False)
+    model.set_attn_implementation("eager")
+    with FlopCounterMode(display=False) as counter:
+        model.model.get_image_features(torch.zeros(1, 3, 28, 28))
+    tower, attention = model.model.vision_tower, counter.get_flop_counts()["Global"][torch.ops.aten.bmm]
+    used = [tower.embeddings, *tower.encoder.layers[:2], model.model.multi_modal_projector]
+    kinds = torch.nn.Linear | torch.nn.Conv2d
+    matrices = sum(each.weight.numel() for part in used for each in part.modules() if isinstance(each, kinds))
+    # torch runs the third layer as well, which LLaVA does not read
+    assert StepFlops.count(model).per_image == 4 * 2 * matrices + attention * 2 / 3
 
 
 def test_speed_and_utilisation_in_the_log(llava, data, tmp_path):

@@ -152,6 +152,21 @@ def test_an_image_outside_its_folder_is_refused(tmp_path, path):
         LlavaDataset(tmp_path)
 
 
+def test_a_neighbour_of_the_folder_is_outside(tmp_path):
+    turns = layouts.llava_turns(layouts.chat("<image>\nWhat?", "A."))
+    layouts.write(tmp_path / "data-private" / "a.jpg", layouts.image(1))
+    layouts.write(tmp_path / "data" / "chat.json", [{"image": "../data-private/a.jpg", "conversations": turns}])
+    with pytest.raises(InputError, match="must be a file inside the data folder"):
+        LlavaDataset(tmp_path / "data")
+
+
+def test_other_caption_fields_are_another_copy(tmp_path):
+    layouts.write(tmp_path / "a.jpg", layouts.image(1))
+    layouts.write(tmp_path / "d.jsonl", layouts.lines([{"image": "a.jpg", "short": "A cat.", "long": "A grey cat."}]))
+    for field, text in (("short", "A cat."), ("long", "A grey cat."), ("short", "A cat.")):
+        assert LlavaDataset(tmp_path, caption_fields=[f"answer={field}"])[0]["messages"][1]["content"] == text
+
+
 def test_bad_records_are_skipped_on_request(tmp_path):
     expected = layouts.messages_jsonl(tmp_path)
     with (tmp_path / "data.jsonl").open("a") as file:
@@ -178,9 +193,9 @@ def test_the_example_of_an_own_format_in_the_docs(tmp_path, monkeypatch):
     names = dict(vars(formats))
     exec(code, names)
     monkeypatch.setitem(formats.FORMATS, "quiz", ("photo", names["quiz"]))
-    layouts.write(tmp_path / "a.jpg", layouts.photo(1))
+    layouts.write(tmp_path / "a.jpg", layouts.image(1))
     layouts.write(tmp_path / "quiz.jsonl", layouts.lines([{"photo": "a.jpg", "q": "What is it?", "a": "A cat."}]))
-    same(LlavaDataset(tmp_path)[0], layouts.chat("<image>\nWhat is it?", "A cat."), [layouts.photo(1)])
+    same(LlavaDataset(tmp_path)[0], layouts.chat("<image>\nWhat is it?", "A cat."), [layouts.image(1)])
 
 
 @pytest.mark.parametrize("name", layouts.LAYOUTS)

@@ -11,7 +11,7 @@ from importlib import import_module
 
 import pytest
 from conftest import ROOT, SCRIPT_PATH, call, run
-from test_readme import commands, text_of
+from pages import commands, text_of
 
 from benchmarks.serving import served
 from demo.make_data import write_split

@@ -1,15 +1,17 @@
 """The held-out loss of a training is the one of train_llava.evaluate, however the records are shared out."""
 
 import json
+import re
 
 import pytest
 from conftest import call
-from test_loss import trainer_of
+from trainers import trainer_of
 from training import zero2
 
 from train_llava.data import LlavaCollator, LlavaDataset
 from train_llava.evaluate import main as evaluate
 from train_llava.model.load import load_processor
+from train_llava.train import main as train
 from train_llava.training.trainer import LlavaTrainer
 
 
@@ -19,6 +21,8 @@ def held_out(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("held_out")
     (folder / "images").symlink_to(data / "images")
     records = json.loads((data / "chat.json").read_text())[:9]
+    for i, record in enumerate(records):
+        record["id"] = f"held_out_{i}"
     records[2]["conversations"][1]["value"] = "a red seven and a blue one, " * 6
     records[4]["conversations"] += [{"from": "human", "value": "Sure?"}, {"from": "gpt", "value": "Yes."}] * 2
     del records[8]["image"]
@@ -65,3 +69,13 @@ def test_two_ranks(llava, data, held_out, tmp_path):
         expected = evaluated(tmp_path / "run" / f"checkpoint-{step}", held_out, tmp_path / str(step))
         assert losses[step] == pytest.approx(expected, rel=1e-5)
     assert f"held-out loss {losses[6]:.4f}" in done.stdout
+
+
+def test_at_the_end_alone(llava, data, held_out, tmp_path):
+    """Scored once unless more is asked for; sample captions are of the first held-out records with an image."""
+    flags = ["--model_name_or_path", llava, "--data_path", data, "--eval_data_path", held_out, "--use_cpu", "true"]
+    flags += ["--train_type", "projector", "--max_steps", 2, "--per_device_train_batch_size", 2, "--sample_steps", 2]
+    done = call(train, *flags, "--report_to", "none", "--output_dir", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert re.findall(r"^step (\d)/2  held-out loss", done.stdout, re.M) == ["2"]
+    assert re.findall(r"^  (\w+): .*reference: ", done.stdout, re.M) == [f"held_out_{i}" for i in range(4)]

@@ -101,7 +101,9 @@ def test_generation_stops_at_the_end_of_turn(llava):
     prompt = processor(images=Image.new("RGB", (9, 9)), text="<image>", return_tensors="pt")
     ids = model.generate(**prompt, max_new_tokens=9)
     assert ids[0, prompt.input_ids.shape[1] :].tolist() == [420]
-    assert generate(model, processor, [ask("What?", [Image.new("RGB", (9, 9))])]) == [""]
+    said = []
+    model.register_forward_hook(lambda *_: said.append(1))
+    assert generate(model, processor, [ask("What?", [Image.new("RGB", (9, 9))])]) == [""] and len(said) == 1
 
 
 def test_placeholders(loaded):
@@ -125,6 +127,10 @@ def test_the_positions_of_the_model_end_prompt_and_answer(loaded):
     generate(model, processor, [almost], eos_token_id=447)
     hook.remove()
     assert 500 < length < 512 and len(seen) == 512 - length
+    full = ask("a" + " a" * ((512 - used) // word), [])
+    assert collator_of(processor).prompts([full])["input_ids"].shape[1] == 512
+    with pytest.raises(InputError, match="takes 512 of the model's 512 positions"):
+        generate(model, processor, [full])
     with pytest.raises(InputError, match=r"takes 5\d\d of the model's 512 positions"):
         generate(model, processor, [ask(almost["messages"][0]["content"] + " a" * 9, [])])
 
@@ -151,10 +157,13 @@ def test_one_question(llava, data, plain):
     assert (done.returncode, done.stdout.strip()) == (0, expected)
 
 
-def test_sampling_is_seeded(llava, plain):
+def test_sampling_is_seeded(llava, loaded, plain):
     flags = ["--model_name_or_path", llava, "--prompt", "What?", "--max_new_tokens", 12]
     hot = [call(infer.main, *flags, "--temperature", 2, "--seed", seed).stdout for seed in (1, 1, 2)]
     assert hot[0] == hot[1] != hot[2]
+    torch.manual_seed(1)
+    options = {"do_sample": True, "temperature": 2.0, "top_k": 0, "max_new_tokens": 12}  # from all words
+    assert generate(*loaded, [ask("What?", [])], **options) == [hot[0].strip()]
     narrow = call(infer.main, *flags, "--temperature", 2, "--top_p", 1e-6).stdout.strip()
     assert narrow == plain(user("What?"), [], max_new_tokens=12) != hot[0].strip()
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import call
-from test_loss import assert_close, gradients, mixed_examples, trainer_of
+from trainers import assert_close, gradients, mixed_examples, trainer_of
 from training import FLAGS, losses
 from transformers import modeling_flash_attention_utils as flash
 from transformers.integrations import liger

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from folders import Evil, changed, equal
 from huggingface_hub import constants
 from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image
@@ -16,52 +17,6 @@ from train_llava.model.generate import ask, generate
 from train_llava.model.load import load, load_processor
 
 IMAGE = Image.radial_gradient("L").convert("RGB")
-
-
-class Evil:
-    """Unpickled, it makes a file."""
-
-    def __init__(self, file):
-        self.file = file
-
-    def __reduce__(self):
-        return open, (str(self.file), "w")
-
-
-def changed(file, **changes):
-    """Sets keys of a JSON file, or takes those away that are to be None."""
-    content = {**json.loads(file.read_text()), **changes}
-    file.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
-
-
-def equal(one, other):
-    ours, theirs = one.state_dict(), other.state_dict()
-    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
-
-
-@pytest.fixture
-def old_llava(llava, tmp_path):
-    """The same model as transformers 4.39 saved it: names with `vision_model.`, a config of old keys, processor files
-    without what belongs to images, the chat template inside the tokenizer's config, no end of turn anywhere."""
-    folder = tmp_path / "old"
-    folder.mkdir()
-    weights = load_file(llava / "model.safetensors")
-    weights = {name.replace("vision_tower.", "vision_tower.vision_model."): value for name, value in weights.items()}
-    weights["vision_tower.vision_model.embeddings.position_ids"] = torch.arange(5)[None]
-    save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    config = json.loads((llava / "config.json").read_text())
-    for part in (config, config["text_config"], config["vision_config"]):
-        part["torch_dtype"] = part.pop("dtype")
-    config["text_config"]["rope_theta"] = config["text_config"].pop("rope_parameters")["rope_theta"]
-    del config["image_seq_length"], config["text_config"]["layer_types"], config["text_config"]["eos_token_id"]
-    (folder / "config.json").write_text(json.dumps(config | {"ignore_index": -100, "transformers_version": "4.39.0"}))
-    image = json.loads((llava / "processor_config.json").read_text())["image_processor"]
-    (folder / "preprocessor_config.json").write_text(json.dumps(image | {"processor_class": "LlavaProcessor"}))
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(llava / name, folder)
-    plain = (llava / "chat_template.jinja").read_text().split("{%- set messages = flat.messages -%}\n")[-1]
-    changed(folder / "tokenizer_config.json", chat_template=plain, extra_special_tokens=None)
-    return folder
 
 
 @pytest.mark.parametrize("form", ["4.39", "chat_template.json", "processor_config.json", "pickled"])
@@ -93,7 +48,9 @@ def test_an_old_folder_stops_at_the_end_of_turn(old_llava):
     model.lm_head = torch.nn.Linear(48, 448)  # can say nothing but the end of turn
     torch.nn.init.zeros_(model.lm_head.weight)
     model.lm_head.bias.data = 100.0 * torch.eye(448)[420]
-    assert generate(model, processor, [ask("What?", [IMAGE])]) == [""]
+    said = []
+    model.register_forward_hook(lambda *_: said.append(1))
+    assert generate(model, processor, [ask("What?", [IMAGE])]) == [""] and len(said) == 1
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ import pytest
 import torch
 import yaml
 from conftest import call
+from folders import changed, make_adapter
 from huggingface_hub import constants
 from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from test_load import changed, old_llava  # noqa: F401 (a fixture)
 from transformers import AutoProcessor, GenerationConfig, LlavaForConditionalGeneration, pipeline
 
 from train_llava.data import LlavaDataset
@@ -23,21 +23,6 @@ from train_llava.model.load import load
 from train_llava.model.verify_merge import check_merge
 
 LORA = "base_model.model.model.language_model.layers.{}.self_attn.q_proj.lora_{}.weight"
-SETTINGS = {"r": 4, "lora_alpha": 12, "target_modules": r".*language_model.*q_proj"}
-
-
-def make_adapter(model, folder):
-    """As use_lora saves one: B is not zero, the projector is not the base's."""
-    torch.manual_seed(0)
-    settings = LoraConfig(**SETTINGS, init_lora_weights=False, modules_to_save=["multi_modal_projector"])
-    model = get_peft_model(model, settings)
-    for name, parameter in model.named_parameters():
-        if "modules_to_save" in name:
-            torch.nn.init.normal_(parameter)
-        elif "lora_" in name:
-            torch.nn.init.normal_(parameter, std=0.2)
-    model.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +83,7 @@ def test_an_adapter_from_4_bits_is_merged_in_full_precision(llava, tmp_path):
     assert_sum(tmp_path / "merged", llava, tmp_path / "adapter")
 
 
-def test_bf16_and_the_old_layout(old_llava, adapter, tmp_path):  # noqa: F811
+def test_bf16_and_the_old_layout(old_llava, adapter, tmp_path):
     """A base of transformers 4 in bf16, which says nowhere where a turn ends; and a card that the hub can read."""
     weights = {name: value.bfloat16() for name, value in load_file(old_llava / "model.safetensors").items()}
     weights["vision_tower.vision_model.embeddings.position_ids"] = torch.arange(5)[None]

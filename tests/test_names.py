@@ -31,9 +31,9 @@ def test_accents_in_one_character_or_two(tmp_path, form, packed):
     there, named = (unicodedata.normalize(each, "café/ü.jpg") for each in (form, other))
     if packed:
         with zipfile.ZipFile(tmp_path / "images.zip", "w") as zipped:
-            zipped.writestr(there, layouts.photo(3))
+            zipped.writestr(there, layouts.image(3))
     else:
-        layouts.write(tmp_path / "images" / there, layouts.photo(3))
+        layouts.write(tmp_path / "images" / there, layouts.image(3))
     (tmp_path / "chat.json").write_text(json.dumps([record(0, image=named)]))
     assert len(LlavaDataset(tmp_path)) == 1
 
@@ -43,7 +43,7 @@ def test_names_of_windows(tmp_path):
     images(tmp_path, 1)
     info = zipfile.ZipInfo("x.jpg")
     with zipfile.ZipFile(tmp_path / "images.zip", "w") as zipped:
-        zipped.writestr(info, layouts.photo(5))
+        zipped.writestr(info, layouts.image(5))
     raw = (tmp_path / "images.zip").read_bytes().replace(b"x.jpg", "图".encode("gbk") + b"jpg"[:0] + b".jp"[:3])
     (tmp_path / "images.zip").write_bytes(raw)
     (tmp_path / "chat.json").write_text(json.dumps([record(0, image="images\\0.jpg"), record(1, image="图.jp")]))
@@ -67,7 +67,7 @@ def test_links_are_not_followed(tmp_path):
 
 def test_addresses_of_files(tmp_path):
     """As ms-swift's data have them."""
-    layouts.write(tmp_path / "images" / "a b.jpg", layouts.photo(1))
+    layouts.write(tmp_path / "images" / "a b.jpg", layouts.image(1))
     names = (f"file://{tmp_path}/images/a%20b.jpg", "file:///etc/a.jpg", "http://host/a.jpg")
     (tmp_path / "chat.json").write_text(json.dumps([record(i, image=name) for i, name in enumerate(names)]))
     assert ids(tmp_path, on_bad_record="skip") == ["0"]
@@ -88,9 +88,9 @@ def test_a_copy_with_missing_absolute_names_stays_true(tmp_path):
     (tmp_path / "chat.json").write_text(json.dumps([record(i, image=name) for i, name in enumerate(names)]))
     opened = [LlavaDataset(tmp_path, bad_images=BadImages(tmp_path / "bad.jsonl", 3)) for _ in range(3)]
     assert len({dataset.records.cache_files[0]["filename"] for dataset in opened}) == 1
-    layouts.write(tmp_path / "photos" / "gone.jpg", layouts.photo(1))
+    layouts.write(tmp_path / "photos" / "gone.jpg", layouts.image(1))
     dataset = LlavaDataset(tmp_path, bad_images=BadImages(tmp_path / "bad.jsonl", 3))
-    assert np.array_equal(dataset[1]["images"][0], layouts.pixels(layouts.photo(1)))
+    assert np.array_equal(dataset[1]["images"][0], layouts.pixels(layouts.image(1)))
 
 
 def test_images_elsewhere(tmp_path, monkeypatch):
@@ -101,7 +101,7 @@ def test_images_elsewhere(tmp_path, monkeypatch):
         text(data, json.dumps([record(0, image=name)]))
         assert "--image_folder" in refusal(tmp_path / "texts")
         dataset = LlavaDataset(tmp_path / "texts", image_folder=tmp_path / "coco")
-        assert np.array_equal(dataset[0]["images"][0], layouts.pixels(layouts.photo(1)))
+        assert np.array_equal(dataset[0]["images"][0], layouts.pixels(layouts.image(1)))
         monkeypatch.chdir(tmp_path)
         assert len(LlavaDataset("texts", image_folder="coco")) == 1
     text(data, json.dumps([record(0, image="../other/1.jpg")]))

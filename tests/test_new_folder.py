@@ -6,7 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from conftest import call
-from test_outputs import snapshot
+from folders import snapshot
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from train_llava import infer, train
@@ -115,6 +115,7 @@ def test_the_old_run_stays_until_the_new_one_is_whole(llava, data, tmp_path, mon
     assert trained(llava, data, out).returncode == 0
     for name in ("notes.txt", "README.md"):
         (out / name).write_text("mine")
+    (out / "bad_images.jsonl").write_text('{"id": "7", "reason": "7.jpg: not a readable image."}\n')  # of this run
     before = snapshot(out)
     for flags in (("--data_path", tmp_path / "nowhere"), ("--model_name_or_path", tmp_path / "nowhere")):
         assert trained(llava, data, out, *again, *flags).returncode == 2 and snapshot(out) == before
@@ -130,6 +131,7 @@ def test_the_old_run_stays_until_the_new_one_is_whole(llava, data, tmp_path, mon
 
     assert trained(llava, data, out, *again).returncode == 0
     assert not list(out.glob("_old-run-*")) and (out / "config.json").exists()
+    assert not (out / "bad_images.jsonl").exists()
     assert (out / "notes.txt").read_text() == (out / "README.md").read_text() == "mine"
 
 

@@ -13,10 +13,9 @@ import sys
 import pytest
 import torch
 from conftest import ROOT, SCRIPT_PATH, TOKENS, call, run
+from folders import changed, in_float32
 from peft import LoraConfig, get_peft_model
-from test_adapters import in_float32, old  # noqa: F401, a fixture
 from test_app import said, told
-from test_load import changed
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from benchmarks import original
@@ -99,10 +98,10 @@ def test_left_padding_gives_the_same_loss_and_gradients(llava, data):
         torch.testing.assert_close(our_gradients[name], value, rtol=1e-3, atol=float(1e-5 * scale), msg=name)
 
 
-@pytest.mark.parametrize("old", ["4.41.2"], indirect=True)
-def test_base_adapter_and_merged_folder_through_every_command(old, data, files, tmp_path):  # noqa: F811
+@pytest.mark.parametrize("old_pair", ["4.41.2"], indirect=True)
+def test_base_adapter_and_merged_folder_through_every_command(old_pair, data, files, tmp_path):
     """Equal answers of infer, evaluate and the page, of the adapter on its base and of both merged."""
-    base, adapter, *_ = old
+    base, adapter, *_ = old_pair
     in_float32(base)  # random weights have no favourite answer, which rounding would not change
     changed(adapter / "adapter_config.json", base_model_name_or_path=str(base))
     done = call(merge_lora.main, "--adapter_name_or_path", adapter, "--output_dir", tmp_path / "merged")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, call
+from folders import snapshot
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from train_llava import build_model, check_data, evaluate, infer, merge_lora, show_batch, train
@@ -26,10 +27,6 @@ from train_llava.cli import (
     output_folder,
     whole_file,
 )
-
-
-def snapshot(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 @pytest.fixture

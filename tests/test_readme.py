@@ -2,12 +2,12 @@
 
 import json
 import re
-import shlex
 import statistics
 from importlib import import_module
 
 import pytest
 from conftest import ROOT, call
+from pages import blocks, commands, text_of, without_blocks
 
 from benchmarks import original, strategies, train_step, tricks
 from docs import draw_llava
@@ -18,25 +18,6 @@ PAIRS = {
 }
 PAGES = sorted(str(path.relative_to(ROOT)) for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 RESULTS = ROOT / "benchmarks" / "results"
-
-
-def text_of(page):
-    return (ROOT / page).read_text()
-
-
-def blocks(text):
-    return re.findall(r"```(\w+)\n(.*?)```", text, re.S)
-
-
-def without_blocks(text):
-    return re.sub(r"```.*?```", "", text, flags=re.S)
-
-
-def commands(text):
-    """Every command line of a page, continued lines joined, comments gone."""
-    shell = "\n".join(body for language, body in blocks(text) if language == "bash").replace("\\\n", " ")
-    lines = [shlex.split(line, comments=True) for line in shell.splitlines() if line.strip()]
-    return [words for words in lines if words]
 
 
 def links(text):

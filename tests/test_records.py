@@ -41,6 +41,26 @@ def test_an_answer_without_words_is_not_learned_as_silence():
         messages_of(conversations=turns)
 
 
+def test_a_placeholder_is_not_guessed():
+    """LLaVA's own records always say where the image stands."""
+    with pytest.raises(InputError, match="0 <image> in the text, 1 images"):
+        messages_of(conversations=layouts.llava_turns(layouts.chat("What?", "A thing.")))
+
+
+def test_a_system_message_in_the_middle():
+    later = layouts.chat("And?", "Two things.", system="Be brief.")
+    with pytest.raises(InputError, match="a system message that is not the first"):
+        messages_of(conversations=layouts.llava_turns(layouts.chat("<image>\nWhat?", "A thing.") + later))
+
+
+def test_half_a_surrogate_pair_is_no_text(tmp_path):
+    """JSON can hold one, as \\ud800; a file of UTF-8, and so the copy of the data, cannot."""
+    images(tmp_path, 2)
+    (tmp_path / "chat.json").write_text(json.dumps([record(0), record(1, answer="A \ud800 thing.")]))
+    assert "1 of 2 records cannot be trained on" in refusal(tmp_path) and "record '1'" in refusal(tmp_path)
+    assert len(LlavaDataset(tmp_path, on_bad_record="skip")) == 1
+
+
 @pytest.mark.parametrize("field", ["video", "videos", "audio", "audios", "tools"])
 def test_what_would_not_be_seen_is_refused(tmp_path, field):
     images(tmp_path, 1)

@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import call
-from test_loss import TRAIN_TYPES
+from trainers import TRAIN_TYPES
 from training import losses, weights
 
 from train_llava import train
+from train_llava.arguments import LlavaTrainingArguments
+from train_llava.cli import InputError
 from train_llava.data import LlavaDataset
+from train_llava.training.resume import check_resumable, checkpoint_to_resume
 
 FLAGS = ["--use_cpu", "true", "--report_to", "none", "--logging_steps", 1, "--train_type", "projector"]
 FLAGS += ["--num_train_epochs", 2, "--save_strategy", "steps", "--save_steps", 4, "--learning_rate", 1e-3]
@@ -85,6 +88,24 @@ def test_the_best_model_is_the_one_that_is_saved(llava, data, tmp_path, train_ty
     assert best.name != "checkpoint-16"
     for name, value in weights(best).items():
         assert torch.equal(value, weights(tmp_path / "run")[name]), name
+
+
+def test_the_newest_checkpoint_is_the_one_of_the_largest_number(tmp_path):
+    for step in (8, 9, 10):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").touch()
+    args = LlavaTrainingArguments(output_dir=str(tmp_path), use_cpu=True, resume_from_checkpoint="true")
+    assert checkpoint_to_resume(args) == tmp_path / "checkpoint-10"
+
+
+def test_with_and_without_deepspeed_are_not_mixed(llava, data, runs, stopped, tmp_path):
+    output, _ = runs("projector")
+    done = start(llava, data, tmp_path / "run", "--resume_from_checkpoint", output / "checkpoint-3")
+    assert done.returncode == 2 and "is of a run with DeepSpeed; resume it with --deepspeed" in done.stderr
+    args = LlavaTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    args.deepspeed = "ds_zero2.json"  # given to the class, it would make this process a rank of its own
+    with pytest.raises(InputError, match="is of a run without DeepSpeed; resume it without --deepspeed"):
+        check_resumable(stopped / "checkpoint-12", args, {})
 
 
 def test_other_micro_batches_go_on_exactly(again, stopped):

@@ -4,8 +4,10 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from trainers import trainer_of
 
 from train_llava.training.sampler import LlavaSampler
+from train_llava.training.trainer import LlavaTrainer
 
 
 def sampler(grouped=False, seed=3, sizes=(60, 40), weights=(1, 1), batch=8):
@@ -37,6 +39,23 @@ def test_weights(grouped):
     assert epochs[0] != epochs[1]  # the fractions are drawn anew
 
 
+def test_shares_of_records_are_rounded():
+    """As the length of the epoch is."""
+    order = sampler(sizes=(50, 40, 3), weights=(0.99, 0.67, 1.2))
+    for number in (0, 1):
+        seen = epoch(order, number)
+        counts = [sum(i in source for i in seen) for source in (range(50), range(50, 90), range(90, 93))]
+        assert counts == [round(49.5), 27, 4] and len(seen) == len(order)
+
+
+def test_the_data_seed_alone_decides_where_it_is_given(llava, data, tmp_path):
+    def order(**seeds):
+        trainer = trainer_of(LlavaTrainer, llava, data, tmp_path, "projector", **seeds)
+        return list(trainer.get_train_dataloader().batch_sampler)
+
+    assert order(seed=1, data_seed=5) == order(seed=2, data_seed=5) == order(seed=5) != order(seed=1)
+
+
 @pytest.mark.parametrize("grouped", [False, True])
 def test_the_longest_come_first(grouped):
     order = sampler(grouped)
@@ -44,6 +63,8 @@ def test_the_longest_come_first(grouped):
     assert max(first) == order.lengths.max()
     if not grouped:
         assert sorted(first) == sorted(order.lengths)[-8:]
+        later = [order.lengths[i] for i in epoch(order, 1)[:8]]  # when they have fitted once
+        assert sorted(later) != sorted(first)
 
 
 def test_groups_need_less_padding():

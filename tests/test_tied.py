@@ -6,11 +6,10 @@ import shutil
 import pytest
 import torch
 from conftest import runs_of
-from families import Family
+from families import Family, chat_folder
 from safetensors.torch import load_file
-from test_families import chat_folder
-from test_loss import SLOW, TRAIN_TYPES, assert_close, gradients, plain_and_ours
 from torch.utils.flop_counter import FlopCounterMode
+from trainers import SLOW, TRAIN_TYPES, assert_close, gradients, plain_and_ours
 from training import losses, weights, zero2
 from transformers import LlavaForConditionalGeneration
 

@@ -13,11 +13,11 @@ import torch
 import yaml
 from conftest import ROOT, call, run
 from deepspeed.runtime.zero.config import ZeroStageEnum
+from folders import Evil
 from peft import get_peft_model_state_dict
 from PIL import Image
 from safetensors.torch import load_file
-from test_load import Evil
-from test_loss import SLOW, TRAIN_TYPES
+from trainers import SLOW, TRAIN_TYPES
 from training import FLAGS, STEPS, losses, weights, zero2
 from transformers import LlavaForConditionalGeneration
 
@@ -79,14 +79,13 @@ def test_adapter_and_merged_model_answer_alike(runs, data, tmp_path):
 
     dataset = LlavaDataset(data)
     asked = [ask("What do you see?", dataset[i]["images"]) for i in range(16)]
-    add_adapter = generate(model, processor, asked, max_new_tokens=20)
+    with_adapter = generate(model, processor, asked, max_new_tokens=20)
     base = generate(model.get_base_model(), processor, asked, max_new_tokens=20)
     model.merge_and_unload().save_pretrained(tmp_path / "merged")
     processor.save_pretrained(tmp_path / "merged")
     merged, processor = load(tmp_path / "merged")
     assert isinstance(merged, LlavaForConditionalGeneration)
-    assert generate(merged, processor, asked, max_new_tokens=20) == add_adapter
-    assert len(base) == 16
+    assert generate(merged, processor, asked, max_new_tokens=20) == with_adapter != base
 
 
 def test_lora_moves_its_projector_and_saves_it(runs, llava):

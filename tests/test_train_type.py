@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import call
 from peft import LoraConfig, get_peft_model
-from test_loss import TRAIN_TYPES, trainer_of
+from trainers import TRAIN_TYPES, trainer_of
 from transformers import TrainerCallback
 
 from train_llava.cli import InputError
@@ -30,12 +30,16 @@ def promised(name, train_type):
     return "projector" in name or train_type in ("none", "freeze_vision")
 
 
-@pytest.mark.parametrize("train_type", TRAIN_TYPES)
+@pytest.mark.parametrize("train_type", [*TRAIN_TYPES, "use_lora, in the tower, too"])
 def test_exactly_the_promised_parameters_move(llava, data, tmp_path, train_type):
+    train_type, _, in_the_tower = train_type.partition(",")
     flags = {"max_steps": 3, "per_device_train_batch_size": 16, "learning_rate": 1e-2, "weight_decay": 0.1}
-    trainer = trainer_of(LlavaTrainer, llava, data, tmp_path, train_type, **flags)
+    trainer = trainer_of(LlavaTrainer, llava, data, tmp_path, train_type, vision_lora=bool(in_the_tower), **flags)
     before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
     trainer.train()
+    kept = [name for name, p in trainer.model.named_parameters() if p.requires_grad]
+    assert sum("projector" in name for name in kept) == 4  # in all of them
+    assert sum("vision_tower" in name and "lora_" in name for name in kept) == bool(in_the_tower) * 2 * 2 * 4
     for name, parameter in trainer.model.named_parameters():
         moved = not torch.equal(parameter, before[name])
         # softmax does not see a bias that all keys share, so its gradient is rounding noise: either is right

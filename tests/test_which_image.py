@@ -29,7 +29,7 @@ def records(folder, names):
 
 
 def same(image, seed):
-    return np.array_equal(np.asarray(image), layouts.pixels(layouts.photo(seed)))
+    return np.array_equal(np.asarray(image), layouts.pixels(layouts.image(seed)))
 
 
 @pytest.mark.parametrize("packed", ["loose", "zip", "tar", "several zips"])
@@ -37,8 +37,8 @@ def test_a_missing_image_changes_nothing_for_the_others(tmp_path, packed):
     """Another folder holds files of the same names; none of them is ever shown."""
     names, data = [f"{i:03}.png" for i in range(30)], tmp_path / "d"
     for i, name in enumerate(names):
-        layouts.write(data / "images" / name, layouts.photo(i))
-        layouts.write(data / "masks" / name, layouts.photo(500 + i))
+        layouts.write(data / "images" / name, layouts.image(i))
+        layouts.write(data / "masks" / name, layouts.image(500 + i))
     (data / "images" / "010.png").unlink()
     records(data, names)
     if packed != "loose":
@@ -69,8 +69,8 @@ def pack(data, folders, archive):
 @pytest.mark.parametrize("packed", ["loose", "zip", "tar"])
 def test_a_bare_name_in_two_places_is_refused(tmp_path, packed):
     for folder in ("train2017", "val2017"):
-        layouts.write(tmp_path / folder / "1.jpg", layouts.photo(1))
-        layouts.write(tmp_path / folder / "deep" / "2.jpg", layouts.photo(2))
+        layouts.write(tmp_path / folder / "1.jpg", layouts.image(1))
+        layouts.write(tmp_path / folder / "deep" / "2.jpg", layouts.image(2))
     records(tmp_path, ["1.jpg"])
     if packed != "loose":
         (tmp_path / "files").mkdir()
@@ -88,8 +88,8 @@ def test_a_bare_name_in_two_places_is_refused(tmp_path, packed):
 
 def test_the_three_places_come_first(tmp_path):
     for place, seed in (("", 1), ("images_dl", 2), ("images", 3), ("other", 4)):
-        layouts.write(tmp_path / place / "a.jpg", layouts.photo(seed))
-    layouts.write(tmp_path / "other" / "b.jpg", layouts.photo(5))
+        layouts.write(tmp_path / place / "a.jpg", layouts.image(seed))
+    layouts.write(tmp_path / "other" / "b.jpg", layouts.image(5))
     finder = ImageIndex(str(tmp_path))
     for seed, place in ((3, "images"), (2, "images_dl"), (1, "")):
         for _ in range(2):
@@ -107,7 +107,7 @@ def test_an_archive_that_is_made_anew_is_read_anew(tmp_path, kind):
     records(tmp_path / "d", names)
     for turn in (1, -1):
         for i, name in enumerate(names):
-            layouts.write(tmp_path / "images" / name, layouts.photo(i))
+            layouts.write(tmp_path / "images" / name, layouts.image(i))
         archive = tmp_path / "d" / f"images.{kind}"
         archive.unlink(missing_ok=True)
         if kind == "zip":
@@ -127,7 +127,7 @@ def test_a_true_copy_stays(tmp_path):
     those who read it."""
     names = [f"{i}.jpg" for i in range(5)]
     for i, name in enumerate(names[1:], 1):
-        layouts.write(tmp_path / "d" / ("deep" if i == 4 else "images") / name, layouts.photo(i))
+        layouts.write(tmp_path / "d" / ("deep" if i == 4 else "images") / name, layouts.image(i))
     records(tmp_path / "d", names)
     bad = BadImages(tmp_path / "bad.jsonl", 2)
     first = LlavaDataset(tmp_path / "d", bad_images=bad)
@@ -136,8 +136,8 @@ def test_a_true_copy_stays(tmp_path):
     for _ in range(3):
         again = LlavaDataset(tmp_path / "d", bad_images=bad)
         assert [os.stat(file["filename"]).st_ino for file in again.records.cache_files] == made
-    layouts.write(tmp_path / "d" / "images" / "0.jpg", layouts.photo(0))  # they came
-    layouts.write(tmp_path / "d" / "images" / "4.jpg", layouts.photo(4))
+    layouts.write(tmp_path / "d" / "images" / "0.jpg", layouts.image(0))  # they came
+    layouts.write(tmp_path / "d" / "images" / "4.jpg", layouts.image(4))
     now = LlavaDataset(tmp_path / "d")
     assert all(same(now[i]["images"][0], i) for i in range(5))
     assert [os.stat(file).st_ino for file in files] == made and len(list(first.records)) == 5
@@ -149,7 +149,7 @@ def test_the_example_of_another_name_is_drawn_not_the_next(tmp_path):
     names = [f"{i}.jpg" for i in range(100)]
     for i, name in enumerate(names):
         if not 20 <= i < 30:
-            layouts.write(tmp_path / "d" / "images" / name, layouts.photo(i))
+            layouts.write(tmp_path / "d" / "images" / name, layouts.image(i))
     records(tmp_path / "d", names)
     seen = []
     for seed in (0, 0, 1):
@@ -167,7 +167,7 @@ def test_the_example_of_another_name_is_drawn_not_the_next(tmp_path):
 def test_a_substitute_is_of_the_same_source(tmp_path):
     for source, count in (("a", 3), ("b", 40)):
         for i in range(1 if source == "a" else 0, count):
-            layouts.write(tmp_path / source / "images" / f"{source}{i}.jpg", layouts.photo(i))
+            layouts.write(tmp_path / source / "images" / f"{source}{i}.jpg", layouts.image(i))
         records(tmp_path / source, [f"{source}{i}.jpg" for i in range(count)])
     for seed in range(5):
         bad = BadImages(tmp_path / "bad.jsonl", 5)
@@ -234,7 +234,7 @@ def test_many_archives_are_not_all_kept_open(tmp_path):
     records(tmp_path, [])
     for i in range(600):
         with zipfile.ZipFile(tmp_path / f"{i:03}.zip", "w") as zipped:
-            zipped.writestr(f"{i}.jpg", layouts.photo(i % 7))
+            zipped.writestr(f"{i}.jpg", layouts.image(i % 7))
     records(tmp_path, [f"{i}.jpg" for i in range(600)])
     before = len(os.listdir("/proc/self/fd"))
     dataset = LlavaDataset(tmp_path)

@@ -1,0 +1,37 @@
+"""What of a machine a run may take: its share of the memory, and room on the disk for the checkpoints to come."""
+
+import shutil
+
+import psutil
+import pytest
+from trainers import trainer_of
+from transformers import TrainerControl, TrainerState
+
+from train_llava.arguments import LlavaTrainingArguments
+from train_llava.cli import InputError
+from train_llava.planning.budget import checkpoint_bytes, free_memory, model_bytes
+from train_llava.training.callbacks import DiskSpaceCallback
+from train_llava.training.trainer import LlavaTrainer
+
+
+@pytest.mark.parametrize("name", ["LOCAL_WORLD_SIZE", "LOCAL_SIZE"])
+def test_ranks_share_the_memory_of_their_machine(tmp_path, monkeypatch, name):
+    args = LlavaTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    monkeypatch.setenv(name, "4")
+    assert free_memory(args) == pytest.approx(psutil.virtual_memory().available / 4, rel=0.1)
+
+
+def test_the_disk_has_room_for_all_that_is_there_at_once(llava, data, tmp_path, monkeypatch):
+    """The checkpoints that are kept, one more while it is written, and the model; of a resumed run those to come."""
+    trainer = trainer_of(LlavaTrainer, llava, data, tmp_path, "none", save_strategy="steps", save_total_limit=2)
+    each, last = checkpoint_bytes(trainer.model, deepspeed=False), model_bytes(trainer.model)
+
+    def begin(step, free):
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(free, 0, free))
+        state = TrainerState(max_steps=60, global_step=step, save_steps=10)
+        DiskSpaceCallback().on_train_begin(trainer.args, state, TrainerControl(), model=trainer.model)
+
+    for step, checkpoints in ((0, 3), (30, 3), (40, 2), (50, 1)):
+        begin(step, checkpoints * each + last)
+        with pytest.raises(InputError, match=f"{checkpoints} checkpoints of .* will be there at once"):
+            begin(step, checkpoints * each + last - 1)
