@@ -1,4 +1,4 @@
-"""Where things stand: imports go one way, and no file is too long to read."""
+"""Where things stand: imports go one way, what tests share is in helpers, and no file is too long to read."""
 
 import ast
 
@@ -29,6 +29,22 @@ def test_imports_go_one_way(file):
             )
             same = layer(theirs) == layer(own) and layer(own) != "commands"
             assert same or ORDER.index(layer(theirs)) < ORDER.index(layer(own)), f"{own} imports {theirs}"
+
+
+TESTS = {path.stem: path for path in sorted((ROOT / "tests").glob("test_*.py"))}
+FOR_NOW = {"test_original": {"test_app"}}  # to be removed together with that import
+
+
+@pytest.mark.parametrize("name", TESTS)
+def test_a_test_file_imports_no_other(name):
+    """At its top or inside a function."""
+    found = set()
+    for node in ast.walk(ast.parse(TESTS[name].read_text())):
+        if isinstance(node, ast.ImportFrom):
+            found.add(node.module)
+        elif isinstance(node, ast.Import):
+            found |= {each.name for each in node.names}
+    assert found & TESTS.keys() <= FOR_NOW.get(name, set())
 
 
 def test_the_top_is_what_people_type_and_import():

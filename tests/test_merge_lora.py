@@ -116,7 +116,7 @@ def test_a_wrong_sum_is_found(llava, adapter, tmp_path):
     added = load_file(adapter / "adapter_model.safetensors")
     added["base_model.model.model.unknown.weight"] = torch.zeros(4)
     save_file(added, tmp_path / "more" / "adapter_model.safetensors", {"format": "pt"})
-    with pytest.raises(RuntimeError, match=r"1 tensors were not merged, such as language: unknown\.weight"):
+    with pytest.raises(RuntimeError, match=r"1 tensors were not merged, such as language model: unknown\.weight"):
         check_merge(merged, llava, tmp_path / "more")
 
 
