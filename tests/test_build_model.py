@@ -79,6 +79,8 @@ def test_configs_say_what_the_sources_say(built):
     config = json.loads((built / "config.json").read_text())
     assert config["image_token_index"] == 421  # a free row: the table of 448 was not resized
     assert config["image_seq_length"] == 4 and config["dtype"] == "bfloat16"
+    # all patches of the last layer but one, without CLS
+    assert (config["vision_feature_layer"], config["vision_feature_select_strategy"]) == (-2, "default")
     generation = json.loads((built / "generation_config.json").read_text())
     assert generation["eos_token_id"] == [420, 418] and "top_p" not in generation
     processor = AutoProcessor.from_pretrained(built)

@@ -6,7 +6,7 @@ import re
 import pytest
 from trainers import trainer_of
 from training import zero2
-from transformers import TrainerCallback
+from transformers import IntervalStrategy, TrainerCallback
 
 from train_llava.data import LlavaCollator
 from train_llava.model.load import load_processor
@@ -34,13 +34,13 @@ def test_without_deepspeed_it_ends_the_run(llava, data, tmp_path, flags):
 @pytest.mark.parametrize("value", ["nan", "inf"])
 def test_the_step_and_its_records_are_named(llava, data, tmp_path, value):
     """Of the loss that is no number itself, not of a neighbour's; a held-out loss like that is none of theirs."""
-    flags = {"max_steps": 4, "per_device_train_batch_size": 4, "logging_steps": 4, "eval_strategy": "steps"}
-    trainer = trainer_of(LlavaTrainer, llava, data, tmp_path, "projector", eval_steps=2, **flags)
+    flags = {"max_steps": 4, "per_device_train_batch_size": 4, "logging_steps": 4, "eval_steps": 2}
+    trainer = trainer_of(LlavaTrainer, llava, data, tmp_path, "projector", **flags)
     trainer.data_collator = LlavaCollator(load_processor(llava), for_trainer=True)
     trainer.eval_dataset = [trainer.train_dataset[i] for i in range(2)]
-    records = [
-        [trainer.train_dataset[i]["id"] for i in batch] for batch in trainer.get_train_dataloader().batch_sampler
-    ]
+    trainer.args.eval_strategy = IntervalStrategy.STEPS
+    _, _, third, *_ = trainer.get_train_dataloader().batch_sampler
+    records = ", ".join(trainer.train_dataset[i]["id"] for i in third)
 
     def spoil(model, args, output):
         if not model.training or trainer.state.global_step == 2:  # during the third step
