@@ -11,6 +11,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from unittest import mock
 
+import benchmarks.qwen_tokenizer
 import pytest
 import torch
 from transformers import (
@@ -23,7 +24,6 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-import benchmarks.qwen_tokenizer
 from benchmarks.serving import served
 from demo.make_data import write_split
 from demo.tokenizer import make_tokenizer

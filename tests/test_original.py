@@ -12,6 +12,7 @@ import sys
 
 import pytest
 import torch
+from benchmarks.data_pipeline import Original
 from conftest import ROOT, SCRIPT_PATH, TOKENS, call, run
 from peft import LoraConfig, get_peft_model
 from test_adapters import in_float32, old  # noqa: F401, a fixture
@@ -20,7 +21,6 @@ from test_load import changed
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from benchmarks import original
-from benchmarks.data_pipeline import Original
 from benchmarks.serving import served
 from train_llava import evaluate, infer, merge_lora
 from train_llava.build_model import build_llava

@@ -1,7 +1,6 @@
 """The benchmarks of start and scale: what they work out, against figures from elsewhere."""
 
 import pytest
-
 from benchmarks.projection import Share, sent, step
 from benchmarks.startup import split
 

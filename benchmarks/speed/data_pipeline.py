@@ -1,6 +1,6 @@
 """How many samples per second one core turns from files into batches: ours, others' ways, and the limit.
 
-    python -m benchmarks.data_pipeline [--json benchmarks/results/data_pipeline.json]
+    python -m benchmarks.speed.data_pipeline [--json benchmarks/results/data_pipeline.json]
 
 2,000 JPEG files of 224 px, brought to 336 px, with captions like CC3M's and the real Qwen vocabulary (pip install
 dashscope); batches of 8; every contender on the same files, in the same process, taking turns, pinned to one core;
@@ -13,9 +13,7 @@ medians of the rounds. Then ours and the original's way in 1, 2 and 4 workers. T
 - TRL: its DataCollatorForVisionLanguageModeling as SFTTrainer uses it, on opened images.
 """
 
-import argparse
 import importlib.util
-import json
 import os
 import random
 import shutil
@@ -28,38 +26,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 from transformers import CLIPImageProcessorPil, LlavaProcessor
 
-from benchmarks.machine import machine
-from benchmarks.opening import WORDS
-from benchmarks.qwen_tokenizer import qwen_tokenizer
+from benchmarks.inputs import write_photos
+from benchmarks.result import head, parser, write
+from benchmarks.speed.original_way import Original
+from tests.qwen_tokenizer import qwen_tokenizer
 from train_llava.data import LlavaCollator, LlavaDataset
-from train_llava.processing.chat import IGNORE_INDEX
 from train_llava.processing.chat_template import CONTENT_PARTS
 
-BATCH, SIDE, TARGET = 8, 224, 336
-SYSTEM = "You are a helpful assistant."
-
-
-def write(folder: Path, count: int) -> None:
-    """JPEGs with the detail of small photographs, in the layout of CC3M-595K."""
-    rng, words = np.random.default_rng(0), random.Random(0)
-    (folder / "images").mkdir(parents=True)
-    chat = []
-    for i in range(count):
-        coarse = Image.fromarray(rng.integers(0, 256, (28, 28, 3), dtype=np.uint8)).resize((SIDE, SIDE), Image.BICUBIC)
-        fine = rng.normal(0, 8, (SIDE, SIDE, 3))
-        photo = Image.fromarray((np.asarray(coarse) + fine).clip(0, 255).astype(np.uint8))
-        photo.save(folder / "images" / f"{i:09}.jpg", quality=85)
-        question = "Write a terse but informative summary of the image.\n<image>"
-        answer = " ".join(words.choices(WORDS.split(), k=words.randint(5, 20)))
-        turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
-        chat.append({"id": f"{i:09}", "image": f"{i:09}.jpg", "conversations": turns})
-    (folder / "chat.json").write_text(json.dumps(chat))
+BATCH, TARGET = 8, 336  # samples, pixels
+Way = Callable[[list[int]], Any]  # makes a batch of the records with these numbers
 
 
 def zipped(folder: Path) -> Path:
@@ -84,49 +64,8 @@ def make_processor() -> LlavaProcessor:
     return LlavaProcessor(CLIPImageProcessorPil(**size), tokenizer, chat_template=template, **options)
 
 
-class Original:
-    """What the original repository's dataset and collator do for a batch, in our words."""
-
-    def __init__(self, folder: Path, processor: LlavaProcessor) -> None:
-        self.table = pd.DataFrame(json.loads((folder / "chat.json").read_text()))
-        self.folder, self.processor = folder, processor
-
-    def __len__(self) -> int:
-        return len(self.table)
-
-    def __getitem__(self, index: int) -> tuple[str, str, Path]:
-        row = self.table.iloc[index]
-        question, answer = (turn["value"] for turn in row["conversations"][:2])
-        return question, answer, self.folder / "images" / row["image"]
-
-    def sample(self, question: str, answer: str, path: Path) -> dict[str, torch.Tensor]:
-        messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": question}]
-        text = self.processor.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        inputs = self.processor(images=Image.open(path), text=text, return_tensors="pt")
-        tokenizer = self.processor.tokenizer
-        told = tokenizer(answer, add_special_tokens=False, return_tensors="pt")["input_ids"]
-        end = torch.tensor([[tokenizer.eos_token_id]])
-        ids = torch.cat([inputs["input_ids"], told, end], dim=1)
-        labels = torch.cat([torch.full_like(inputs["input_ids"], IGNORE_INDEX), told, end], dim=1)
-        return {"input_ids": ids, "labels": labels, "pixel_values": inputs["pixel_values"]}
-
-    def __call__(self, rows: list[tuple[str, str, Path]]) -> dict[str, torch.Tensor]:
-        samples = [self.sample(*row) for row in rows]
-        longest = max(sample["input_ids"].shape[1] for sample in samples)
-        pad = self.processor.tokenizer.pad_token_id
-
-        def padded(name: str, value: int) -> torch.Tensor:
-            fill = [torch.full((1, longest - sample[name].shape[1]), value) for sample in samples]
-            return torch.cat([torch.cat([f, s[name]], dim=1) for f, s in zip(fill, samples, strict=True)])
-
-        ids, labels = padded("input_ids", pad), padded("labels", IGNORE_INDEX)
-        pixels = torch.cat([sample["pixel_values"] for sample in samples])
-        mask = (ids != pad).long()
-        return {"input_ids": ids, "labels": labels, "attention_mask": mask, "pixel_values": pixels}
-
-
-def contenders(folder: Path, processor: LlavaProcessor) -> dict[str, Callable[[list[int]], Any]]:
-    """Name -> what makes a batch of the records with these numbers."""
+def contenders(folder: Path, processor: LlavaProcessor) -> dict[str, Way]:
+    """All of them by name."""
     dataset, original = LlavaDataset(folder), Original(folder, processor)
     collator = LlavaCollator(processor, for_trainer=True)
     files = sorted((folder / "images").iterdir())
@@ -150,32 +89,30 @@ def contenders(folder: Path, processor: LlavaProcessor) -> dict[str, Callable[[l
         text = [processor.apply_chat_template(record["messages"]) for record in records]
         return processor(images=images, text=text, padding=True, return_tensors="pt")
 
-    found = {
-        "limit": limit,
-        "ours": ours,
-        "ours, zip": ours_zip,
-        "original": lambda i: original([original[k] for k in i]),
-    }
-    found["processor"] = per_batch
-    if importlib.util.find_spec("trl"):
-        from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
-
-        theirs = DataCollatorForVisionLanguageModeling(processor)
-
-        def trl(indices: list[int]) -> dict[str, torch.Tensor]:
-            rows = []
-            for index in indices:
-                record = dataset.records[index]
-                # its own placeholder goes in; the text has none
-                messages = [{**m, "content": m["content"].replace("\n<image>", "")} for m in record["messages"]]
-                rows.append({"images": [Image.open(record["images"][0]["path"])], "messages": messages})
-            return theirs(rows)
-
-        found["TRL"] = trl
-    return found
+    found: dict[str, Way] = {"limit": limit, "ours": ours, "ours, zip": ours_zip}
+    found |= {"original": lambda indices: original([original[index] for index in indices]), "processor": per_batch}
+    return found | ({"TRL": trl(dataset, processor)} if importlib.util.find_spec("trl") else {})
 
 
-def check_equal(ways: dict[str, Callable], collator: LlavaCollator) -> None:
+def trl(dataset: LlavaDataset, processor: LlavaProcessor) -> Way:
+    """TRL's collator on our records."""
+    from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
+
+    theirs = DataCollatorForVisionLanguageModeling(processor)
+
+    def batch(indices: list[int]) -> dict[str, torch.Tensor]:
+        rows = []
+        for index in indices:
+            record = dataset.records[index]
+            # its own placeholder goes in; the text has none
+            messages = [{**m, "content": m["content"].replace("\n<image>", "")} for m in record["messages"]]
+            rows.append({"images": [Image.open(record["images"][0]["path"])], "messages": messages})
+        return theirs(rows)
+
+    return batch
+
+
+def check_equal(ways: dict[str, Way], collator: LlavaCollator) -> None:
     """The comparison is only fair if pixels, ids and labels are the same, whichever side is padded."""
     indices, pad = list(range(BATCH)), collator.tokenizer.pad_token_id
     ours, processor, original = ways["ours"](indices), ways["processor"](indices), ways["original"](indices)
@@ -190,7 +127,7 @@ def check_equal(ways: dict[str, Callable], collator: LlavaCollator) -> None:
         assert [row[:-1] for row in rows(ours, name)] == rows(original, name)
 
 
-def one_core(ways: dict[str, Callable], count: int, rounds: int) -> dict[str, list[float]]:
+def one_core(ways: dict[str, Way], count: int, rounds: int) -> dict[str, list[float]]:
     """Milliseconds of processor time per sample, one figure per round; the ways take turns."""
     times: dict[str, list[float]] = {name: [] for name in ways}
     order = random.Random(0).sample(range(count), count)
@@ -216,38 +153,46 @@ def with_workers(dataset: Any, collate: Callable, workers: int) -> float:
     return batches * BATCH / (time.perf_counter() - start)
 
 
+def compared(times: dict[str, list[float]]) -> dict[str, dict[str, float]]:
+    """A row for each way out of its milliseconds per sample: medians, beside the limit and the original."""
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    return {
+        name: {
+            "ms per sample": round(value, 2),
+            "samples per second": round(1000 / value),
+            "time over the limit": round(value / medians["limit"], 2),
+            "speed over the original": round(medians["original"] / value, 2),
+        }
+        for name, value in medians.items()
+    }
+
+
+def show(rows: dict[str, dict[str, float]]) -> None:
+    """Prints the rows."""
+    print(f"{'one core':<12}{'ms/sample':>11}{'samples/s':>11}{'time / limit':>14}{'speed / original':>18}")
+    for name, row in rows.items():
+        print(f"{name:<12}{''.join(f'{v:>{w}}' for v, w in zip(row.values(), (11, 11, 14, 18), strict=True))}")
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=2000)
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
+    flags = parser(__doc__, "--json")
+    flags.add_argument("--images", type=int, default=2000)
+    flags.add_argument("--rounds", type=int, default=10)
+    args = flags.parse_args()
     torch.set_num_threads(1)
     cores = os.sched_getaffinity(0)
+    result = head(__doc__)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "data"
-        write(folder, args.photos)
+        write_photos(folder, args.images)
         processor = make_processor()
         ways = contenders(folder, processor)
         collator = LlavaCollator(processor, for_trainer=True)
         check_equal(ways, collator)
         os.sched_setaffinity(0, {min(cores)})
-        times = one_core(ways, args.photos, args.rounds)
+        result["one core"] = compared(one_core(ways, args.images, args.rounds))
         os.sched_setaffinity(0, cores)
-        medians = {name: statistics.median(values) for name, values in times.items()}
-        result: dict[str, Any] = {"command": "python -m benchmarks.data_pipeline", **machine()}
-        result["one core"] = {
-            name: {
-                "ms per sample": round(value, 2),
-                "samples per second": round(1000 / value),
-                "time over the limit": round(value / medians["limit"], 2),
-                "speed over the original": round(medians["original"] / value, 2),
-            }
-            for name, value in medians.items()
-        }
-        print(f"{'one core':<12}{'ms/sample':>11}{'samples/s':>11}{'time / limit':>14}{'speed / original':>18}")
-        for name, row in result["one core"].items():
-            print(f"{name:<12}{''.join(f'{v:>{w}}' for v, w in zip(row.values(), (11, 11, 14, 18), strict=True))}")
+        show(result["one core"])
         dataset, original = LlavaDataset(folder), Original(folder, processor)
         result["samples per second with workers"] = {
             str(workers): {
@@ -257,8 +202,7 @@ def main() -> None:
             for workers in (1, 2, 4)
         }
         print(f"samples/s with workers (on {len(cores)} cores):", result["samples per second with workers"])
-    if args.json:
-        args.json.write_text(json.dumps(result, indent=2) + "\n")
+    write(args.json, result)
 
 
 if __name__ == "__main__":
