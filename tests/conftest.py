@@ -11,7 +11,6 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from unittest import mock
 
-import benchmarks.qwen_tokenizer
 import pytest
 import torch
 from transformers import (
@@ -27,6 +26,7 @@ from transformers import (
 from benchmarks.serving import served
 from demo.make_data import write_split
 from demo.tokenizer import make_tokenizer
+from tests import qwen_tokenizer as qwen
 from train_llava.build_model import build_llava
 from train_llava.model.folder import save_llava
 from train_llava.model.generate import ask, generate
@@ -49,9 +49,9 @@ def own_cache(tmp_path_factory):
 @pytest.fixture(scope="session")
 def qwen_tokenizer():
     """Qwen1.5's real tokenizer with its chat template."""
-    vocabulary, merges = benchmarks.qwen_tokenizer.qwen_vocabulary()
+    vocabulary, merges = qwen.qwen_vocabulary()
     assert (len(vocabulary), len(merges)) == (151643, 151387)
-    return benchmarks.qwen_tokenizer.qwen_tokenizer()
+    return qwen.qwen_tokenizer()
 
 
 def clip_model():

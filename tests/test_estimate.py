@@ -6,7 +6,6 @@ from unittest import mock
 
 import pytest
 import torch
-from benchmarks.simulate import peak_of_step
 from conftest import call
 from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
 from test_loss import TRAIN_TYPES
@@ -14,6 +13,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, Qwen2Config, SiglipVisio
 
 import train_llava.estimate
 import train_llava.train
+from benchmarks.memory.simulate import peak_of_step
 from train_llava import check_data, train
 from train_llava.cli import InputError
 from train_llava.data import LlavaCollator, LlavaDataset

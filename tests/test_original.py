@@ -12,7 +12,6 @@ import sys
 
 import pytest
 import torch
-from benchmarks.data_pipeline import Original
 from conftest import ROOT, SCRIPT_PATH, TOKENS, call, run
 from peft import LoraConfig, get_peft_model
 from test_adapters import in_float32, old  # noqa: F401, a fixture
@@ -20,8 +19,9 @@ from test_app import said, told
 from test_load import changed
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
-from benchmarks import original
+from benchmarks.learning import original
 from benchmarks.serving import served
+from benchmarks.speed.original_way import Original
 from train_llava import evaluate, infer, merge_lora
 from train_llava.build_model import build_llava
 from train_llava.data import LlavaCollator, LlavaDataset

@@ -9,7 +9,8 @@ from importlib import import_module
 import pytest
 from conftest import ROOT, call
 
-from benchmarks import original, strategies, train_step, tricks
+from benchmarks.learning import original, strategies
+from benchmarks.speed import train_step, tricks
 from docs import draw_llava
 
 PAIRS = {
@@ -177,8 +178,8 @@ def test_the_tables_are_those_of_the_kept_results(page):
     rows = json.loads((RESULTS / "tricks.json").read_text())["rows"]
     kept = {name: (RESULTS / f"{name}.md").read_text() for name in ("strategies", "original", "tricks")}
     assert kept["tricks"] == tricks.both_tables(rows)
-    assert kept["strategies"] == strategies.table(json.loads((RESULTS / "strategies.json").read_text())["rows"])
-    assert kept["original"] == original.table(json.loads((RESULTS / "original.json").read_text())["rows"])
+    assert kept["strategies"] == strategies.comparison(json.loads((RESULTS / "strategies.json").read_text())["rows"])
+    assert kept["original"] == original.comparison(json.loads((RESULTS / "original.json").read_text())["rows"])
     for table in kept.values():
         numbers = [re.findall(r"\d[\d.,]*", line) for line in table.splitlines() if re.search(r"\d", line)]
         lines = [re.findall(r"\d[\d.,]*", line) for line in text_of(page).splitlines() if line.startswith("|")]

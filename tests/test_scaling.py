@@ -1,8 +1,9 @@
 """The benchmarks of start and scale: what they work out, against figures from elsewhere."""
 
 import pytest
-from benchmarks.projection import Share, sent, step
-from benchmarks.startup import split
+
+from benchmarks.scaling.projection import Share, sent, step
+from benchmarks.speed.startup import split
 
 
 def test_start_is_split_by_what_the_main_thread_did():

@@ -1,6 +1,6 @@
 """What it costs to open a chat.json, the first time and every later time, from 1,000 to 5,000,000 records.
 
-    python -m benchmarks.scaling.records [--output benchmarks/results/scaling_records]
+    python -m benchmarks.scaling.records [--records 1000 5000000 ...] [--output benchmarks/results/scaling_records]
 
 Makes each in the layout of CC3M-595K with (empty) image files, and opens it in new processes: once, and three times
 later. "own memory" is what a process holds for itself (anonymous pages), beyond what it held after its imports; the

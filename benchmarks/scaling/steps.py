@@ -40,10 +40,8 @@ def measure(work: Path) -> list[dict[str, Any]]:
     rows = []
     for kind, batch, length in [*(("tokens", 1, n) for n in LENGTHS), *(("batch", n, LENGTH) for n in BATCHES)]:
         counted = flops.of(batch, batch * length, batch * length**2, batch * ANSWER)
-        rows.append(
-            {"kind": kind, "batch": batch, "tokens": length, "seconds": seconds(one_step(model, batch, length))}
-        )
-        rows[-1] |= {"flops": counted, "linear_flops": counted - flops.per_token_pair * batch * length**2}
+        row = {"kind": kind, "batch": batch, "tokens": length, "seconds": seconds(one_step(model, batch, length))}
+        rows.append(row | {"flops": counted, "linear_flops": counted - flops.per_token_pair * batch * length**2})
         print(rows[-1], flush=True)
     return rows
 
