@@ -187,6 +187,18 @@ def test_the_tables_are_those_of_the_kept_results(page):
         assert page.endswith("_zh.md") or table in text_of(page)
 
 
+def test_named_benchmarks_exist():
+    """On the pages, in the result files and in their own docstrings."""
+    scripts = [path for path in ROOT.glob("benchmarks/**/*.py") if "def main()" in path.read_text()]
+    assert len(scripts) > 10
+    for path in scripts:
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        assert re.search(r"^    python -m ([\w.]+)", path.read_text(), re.M)[1] == module
+    for path in [*(ROOT / page for page in PAGES), *RESULTS.glob("*.json")]:
+        for module in re.findall(r"python -m (benchmarks\.[\w.]+)", path.read_text()):
+            assert (ROOT / (module.replace(".", "/") + ".py")) in scripts, (path, module)
+
+
 def test_the_step_is_that_of_the_kept_results():
     result = json.loads((RESULTS / "train_step.json").read_text())
     assert train_step.markdown(result) in text_of("docs/performance.md")
