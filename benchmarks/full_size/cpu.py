@@ -1,10 +1,11 @@
 """Builds the real model's shapes with random weights, saves, reloads, trains and asks it: no download, no GPU.
 
-    python -m benchmarks.full_size.cpu [--work_dir DIR] [--json benchmarks/results/full_size.json]
+    python -m benchmarks.full_size.cpu [--work_dir DIR] [--json FILE]
 
 CLIP-ViT-L/336 and Qwen1.5-4B-Chat from their configs, in bf16, with Qwen's real vocabulary (pip install dashscope
 for it). One LoRA step goes through run_zero2.sh on one rank, with real DeepSpeed. Writes
-the file above, without the flag, too; needs 9 GB of disk, 20 GB of memory, and CPU cores for some minutes.
+benchmarks/results/full_size.json, unless --json names another file. Needs 9 GB of disk, 20 GB of memory, and CPU
+cores for some minutes.
 """
 
 import json

@@ -1,6 +1,6 @@
 """Compares every number of train_llava.estimate's memory with something that is not its formulas.
 
-    python -m benchmarks.memory.estimate_check [--json benchmarks/results/estimate_check.json]
+    python -m benchmarks.memory.estimate_check [--json FILE]
 
 - simulation: a whole training step on fake tensors at full size (benchmarks/memory/simulate.py), in bf16
 - CPU: real training steps of LlavaTrainer in fp32 at three sizes, in a process of their own: its largest resident
@@ -9,7 +9,8 @@
 - GPU: the peak of benchmarks/results/gpu_h100.json
 
 Then estimate's answers for eight pairs of tower and language model on all kinds of GPU, with the seconds they took.
-Prints tables and writes the file above, without the flag, too; takes some minutes and 8 GB of memory.
+Prints tables and writes benchmarks/results/estimate_check.json, unless --json names another file. Takes some minutes
+and 8 GB of memory.
 """
 
 import argparse

@@ -24,11 +24,13 @@ class Original:
         return len(self.table)
 
     def __getitem__(self, index: int) -> tuple[str, str, Path]:
+        """Question, answer and image file of a record."""
         row = self.table.iloc[index]
         question, answer = (turn["value"] for turn in row["conversations"][:2])
         return question, answer, self.folder / "images" / row["image"]
 
     def sample(self, question: str, answer: str, path: Path) -> dict[str, torch.Tensor]:
+        """Ids and labels (1, length) and pixels (1, 3, height, width) of one record."""
         messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": question}]
         text = self.processor.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         inputs = self.processor(images=Image.open(path), text=text, return_tensors="pt")
@@ -40,6 +42,7 @@ class Original:
         return {"input_ids": ids, "labels": labels, "pixel_values": inputs["pixel_values"]}
 
     def __call__(self, rows: list[tuple[str, str, Path]]) -> dict[str, torch.Tensor]:
+        """A batch: ids, labels and mask (samples, length), pixels (samples, 3, height, width)."""
         samples = [self.sample(*row) for row in rows]
         longest = max(sample["input_ids"].shape[1] for sample in samples)
         pad = self.processor.tokenizer.pad_token_id
