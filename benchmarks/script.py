@@ -1,4 +1,4 @@
-"""One training by the real script, as a user starts it, and what it logged."""
+"""Trainings by the repository's scripts, and benchmarks that run themselves in a process of their own."""
 
 import json
 import os
@@ -7,21 +7,30 @@ import sys
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
+from benchmarks.result import ROOT
 
 
-def short_run(model: Path, data: Path, output: Path, variables: dict[str, Any], flags: dict[str, Any]) -> list[dict]:
-    """The logs with a loss of a run of some steps that saves nothing on the way; `variables` are run_zero2.sh's."""
-    flags = {"gradient_accumulation_steps": 1, "save_strategy": "no", "report_to": "none"} | flags
-    words = [str(text) for name, value in flags.items() for text in (f"--{name}", value)]
-    names = {"MODEL": model, "DATA": data, "OUTPUT_DIR": output} | variables
-    names["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = os.environ | {name: str(value) for name, value in names.items()}
-    command = ["bash", str(ROOT / "run_zero2.sh"), "--overwrite_output_dir", "true", *words]
-    subprocess.run(command, env=environment, check=True, capture_output=True)
-    return [log for log in read_log(output) if "loss" in log]
+def environment(**variables: Any) -> dict[str, str]:
+    """Variables for a script such as run_zero2.sh, which then finds this Python first."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return os.environ | {"PATH": path} | {name: str(value) for name, value in variables.items()}
 
 
 def read_log(folder: Path) -> list[dict[str, float]]:
     """What a training logged."""
     return json.loads((folder / "trainer_state.json").read_text())["log_history"]
+
+
+def last_line(module: str, *words: Any, variables: dict[str, str] | None = None) -> dict[str, Any]:
+    """Runs a benchmark in a process of its own, which gives its answer as JSON in the last line that it prints.
+
+    `variables` are all that it finds in its environment; by default those of this process.
+
+    Raises:
+        RuntimeError: it failed.
+    """
+    command = [sys.executable, "-m", module, *map(str, words)]
+    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}: {done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])

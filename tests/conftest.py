@@ -25,10 +25,10 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-import benchmarks.qwen_tokenizer
 from benchmarks.serving import served
 from demo.make_data import write_split
 from demo.tokenizer import make_tokenizer
+from tests import qwen_tokenizer as qwen
 from train_llava.build_model import build_llava
 from train_llava.model.folder import save_llava
 from train_llava.model.generate import ask, generate
@@ -51,9 +51,9 @@ def own_cache(tmp_path_factory):
 @pytest.fixture(scope="session")
 def qwen_tokenizer():
     """Qwen1.5's real tokenizer with its chat template."""
-    vocabulary, merges = benchmarks.qwen_tokenizer.qwen_vocabulary()
+    vocabulary, merges = qwen.qwen_vocabulary()
     assert (len(vocabulary), len(merges)) == (151643, 151387)
-    return benchmarks.qwen_tokenizer.qwen_tokenizer()
+    return qwen.qwen_tokenizer()
 
 
 def clip_model():

@@ -15,7 +15,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, Qwen2Config, SiglipVisio
 
 import train_llava.estimate
 import train_llava.train
-from benchmarks.simulate import peak_of_step
+from benchmarks.memory.simulate import peak_of_step
 from train_llava import check_data, train
 from train_llava.cli import InputError
 from train_llava.data import LlavaCollator, LlavaDataset

@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from trainers import TRAIN_TYPES, trainer_of
 from transformers import IntervalStrategy, TrainerCallback
 
-from benchmarks import flops_limit
+from benchmarks.full_size import flops_limit
 from train_llava.data import LlavaCollator, LlavaDataset
 from train_llava.model.freeze import LoraSettings, apply_train_type
 from train_llava.model.load import load, load_processor

@@ -18,9 +18,9 @@ from peft import LoraConfig, get_peft_model
 from test_app import said, told
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
-from benchmarks import original
-from benchmarks.data_pipeline import Original
+from benchmarks.learning import original
 from benchmarks.serving import served
+from benchmarks.speed.original_way import Original
 from train_llava import evaluate, infer, merge_lora
 from train_llava.build_model import build_llava
 from train_llava.data import LlavaCollator, LlavaDataset

@@ -9,7 +9,8 @@ import pytest
 from conftest import ROOT, call
 from pages import blocks, commands, text_of, without_blocks
 
-from benchmarks import original, strategies, train_step, tricks
+from benchmarks.learning import original, strategies
+from benchmarks.speed import train_step, tricks
 from docs import draw_llava
 
 PAIRS = {
@@ -161,13 +162,25 @@ def test_the_tables_are_those_of_the_kept_results(page):
     rows = json.loads((RESULTS / "tricks.json").read_text())["rows"]
     kept = {name: (RESULTS / f"{name}.md").read_text() for name in ("strategies", "original", "tricks")}
     assert kept["tricks"] == tricks.both_tables(rows)
-    assert kept["strategies"] == strategies.table(json.loads((RESULTS / "strategies.json").read_text())["rows"])
-    assert kept["original"] == original.table(json.loads((RESULTS / "original.json").read_text())["rows"])
+    assert kept["strategies"] == strategies.comparison(json.loads((RESULTS / "strategies.json").read_text())["rows"])
+    assert kept["original"] == original.comparison(json.loads((RESULTS / "original.json").read_text())["rows"])
     for table in kept.values():
         numbers = [re.findall(r"\d[\d.,]*", line) for line in table.splitlines() if re.search(r"\d", line)]
         lines = [re.findall(r"\d[\d.,]*", line) for line in text_of(page).splitlines() if line.startswith("|")]
         assert all(line in lines for line in numbers)
         assert page.endswith("_zh.md") or table in text_of(page)
+
+
+def test_named_benchmarks_exist():
+    """On the pages, in the result files and in their own docstrings."""
+    scripts = [path for path in ROOT.glob("benchmarks/**/*.py") if "def main()" in path.read_text()]
+    assert len(scripts) > 10
+    for path in scripts:
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        assert re.search(r"^    python -m ([\w.]+)", path.read_text(), re.M)[1] == module
+    for path in [*(ROOT / page for page in PAGES), *RESULTS.glob("*.json")]:
+        for module in re.findall(r"python -m (benchmarks\.[\w.]+)", path.read_text()):
+            assert (ROOT / (module.replace(".", "/") + ".py")) in scripts, (path, module)
 
 
 def test_the_step_is_that_of_the_kept_results():

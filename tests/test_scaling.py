@@ -2,8 +2,8 @@
 
 import pytest
 
-from benchmarks.projection import Share, sent, step
-from benchmarks.startup import split
+from benchmarks.scaling.projection import Share, sent, step
+from benchmarks.speed.startup import split
 
 
 def test_start_is_split_by_what_the_main_thread_did():

@@ -1,15 +1,16 @@
 """Compares every number of train_llava.estimate's memory with something that is not its formulas.
 
-    python -m benchmarks.estimate_check
+    python -m benchmarks.memory.estimate_check [--json FILE]
 
-- simulation: a whole training step on fake tensors at full size (benchmarks/simulate.py), in bf16
+- simulation: a whole training step on fake tensors at full size (benchmarks/memory/simulate.py), in bf16
 - CPU: real training steps of LlavaTrainer in fp32 at three sizes, in a process of their own: its largest resident
   memory (VmHWM) above what it had before the model was built
 - DeepSpeed: its own estimators of model states, without their safety factor
 - GPU: the peak of benchmarks/results/gpu_h100.json
 
 Then estimate's answers for eight pairs of tower and language model on all kinds of GPU, with the seconds they took.
-Prints tables and writes benchmarks/results/estimate_check.json; takes some minutes and 8 GB of memory.
+Prints tables and writes benchmarks/results/estimate_check.json, unless --json names another file. Takes some minutes
+and 8 GB of memory.
 """
 
 import argparse
@@ -29,8 +30,8 @@ from typing import Any
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, PreTrainedConfig, Qwen2Config, SiglipVisionConfig
 
-from benchmarks.machine import machine
-from benchmarks.simulate import peak_of_step
+from benchmarks.memory.simulate import peak_of_step
+from benchmarks.result import RESULTS, head, parser, write
 from train_llava.arguments import LlavaTrainingArguments
 from train_llava.cli import command
 from train_llava.estimate import GPUS, memory_budget, used_on_device, zero_config
@@ -41,7 +42,6 @@ from train_llava.planning.memory import MemoryModel, ZeroConfig
 from train_llava.planning.meta_model import meta_model
 from train_llava.planning.workload import DEFAULT_TOKENS, Workload
 
-RESULTS = Path(__file__).parent / "results"
 GIB = 2**30
 
 
@@ -151,7 +151,7 @@ def on_cpu() -> Iterator[dict[str, Any]]:
     """Real steps, in a process that does nothing else."""
     # glibc would keep what was freed for later; so resident is what is in use
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
-    command = [sys.executable, "-m", "benchmarks.estimate_check", "--measure"]
+    command = [sys.executable, "-m", "benchmarks.memory.estimate_check", "--measure"]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
     measured = (int(line.split()[1]) for line in process.stdout if line.startswith("measured "))
     for (size, kind, again), reference in zip(CPU_CASES, measured, strict=True):
@@ -256,22 +256,16 @@ def answers() -> Iterator[dict[str, Any]]:
 @command
 def main() -> None:
     warnings.simplefilter("ignore", FutureWarning)
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
-    if parser.parse_args().measure:
+    flags = parser(__doc__, "--json", RESULTS / "estimate_check.json")
+    flags.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
+    args = flags.parse_args()
+    if args.measure:
         return measure()
     print(f"{'against':<12}{'GiB':<58}{'reference':>10}{'estimate':>10}{'':>8}")
     rows = [row for part in (of_deepspeed, on_a_gpu, on_cpu, simulated) for row in part()]
     pairs = list(answers())
     worst = max(rows, key=lambda row: abs(row["difference"]))
-    result = {
-        "command": "python -m benchmarks.estimate_check",
-        **machine(),
-        "worst": worst,
-        "rows": rows,
-        "pairs": pairs,
-    }
-    (RESULTS / "estimate_check.json").write_text(json.dumps(result, indent=2) + "\n")
+    write(args.json, head(__doc__) | {"worst": worst, "rows": rows, "pairs": pairs})
     print(f"worst of {len(rows)} rows: {worst['difference']:+.1%} ({worst['what']})")
 
 

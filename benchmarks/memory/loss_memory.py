@@ -1,7 +1,7 @@
 """How much memory a step takes, from short answers to very long ones: plain transformers, TRL and ours.
 
     pip install trl==1.16.*
-    python -m benchmarks.loss_memory [--json benchmarks/results/loss_memory.json]
+    python -m benchmarks.memory.loss_memory [--json benchmarks/results/loss_memory.json]
 
 One conversation with 4 image tokens and an answer of 16 to 8,192 tokens, in fp32; a language model of one layer (hidden
 256), so that the loss over Qwen's vocabulary of 151,936 is nearly all there is. The head is frozen, as with LoRA. A
@@ -11,21 +11,18 @@ Needs 20 GB of free memory, which the plain way takes.
 
 import argparse
 import json
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration, Qwen2Config
 
-from benchmarks.machine import machine
+from benchmarks.result import head, parser, write
+from benchmarks.script import last_line
 from train_llava.model.loss import patch_forward
 from train_llava.processing.chat import IGNORE_INDEX
 from train_llava.training.callbacks import peak_memory_gb
 
-ROOT = Path(__file__).parent.parent
-ZERO_CONFIGS, ANSWERS, VOCABULARY = ("plain", "TRL", "ours"), (16, 128, 512, 2048, 8192), 151_936
+CONTENDERS, ANSWERS, VOCABULARY = ("plain", "TRL", "ours"), (16, 128, 512, 2048, 8192), 151_936
 
 
 def run(way: str, answer: int) -> dict[str, float]:
@@ -59,28 +56,24 @@ def run(way: str, answer: int) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", nargs=2, metavar=("WAY", "ANSWER"), help=argparse.SUPPRESS)
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
+    flags = parser(__doc__, "--json")
+    flags.add_argument("--run", nargs=2, metavar=("WAY", "ANSWER"), help=argparse.SUPPRESS)
+    args = flags.parse_args()
     if args.run:
         print(json.dumps(run(args.run[0], int(args.run[1]))))
         return
-    result: dict[str, Any] = {"command": "python -m benchmarks.loss_memory", **machine()}
+    result = head(__doc__)
     print(f"{'GB, answer of':<16}{''.join(f'{answer:>10,}' for answer in ANSWERS)}")
     losses: dict[int, float] = {}
-    for way in ZERO_CONFIGS:
+    for way in CONTENDERS:
         row = result[way] = {}
         for answer in ANSWERS:
-            command = [sys.executable, "-m", "benchmarks.loss_memory", "--run", way, str(answer)]
-            done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
-            found = json.loads(done.stdout.splitlines()[-1])
+            found = last_line("benchmarks.memory.loss_memory", "--run", way, answer)
             row[str(answer)] = round(found["gb"], 3)
             if abs(found["loss"] - losses.setdefault(answer, found["loss"])) > 1e-4 * found["loss"]:
                 raise RuntimeError(f"{way}, {answer} tokens: another loss, {found['loss']}")
         print(f"{way:<16}{''.join(f'{gb:>10.2f}' for gb in row.values())}", flush=True)
-    if args.json:
-        args.json.write_text(json.dumps(result, indent=2) + "\n")
+    write(args.json, result)
 
 
 if __name__ == "__main__":

@@ -1,28 +1,27 @@
 """The original tutorial's settings on the demo world, and the rate that it gives to every strategy.
 
-    python -m benchmarks.original [--output benchmarks/results/original]
+    python -m benchmarks.learning.original [--output benchmarks/results/original]
 
 Two questions about its table of strategies, which calls `none` very bad:
 
 - the rows: what each of its four strategies reaches with its own settings (recipes/original.sh: ten epochs of the
   demo's 6,000 records, 64 a step on two ranks, 4e-4);
 - the curves: the held-out loss of `none` over the rate, in steps of 16 samples (the settings of
-  benchmarks/strategies.py) and in the original's of 64; beside it `none` with a rate of 2e-5 for the tower, and
-  `freeze_vision`, which differs from `none` in the tower alone.
+  benchmarks/learning/strategies.py) and in the original's of 64; beside it `none` with a rate of 2e-5 for the tower,
+  and `freeze_vision`, which differs from `none` in the tower alone.
 
 About 80 minutes on two CPU cores. What is done is kept below output/strategies, so that a run that was interrupted goes
 on. Writes a table as .md, all figures as .json, and the curves as .png.
 """
 
-import argparse
-import json
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import machine
-from benchmarks.strategies import ROOT, STEPS, STRATEGIES, built, exact_percent, kept, make_data, run_script, train
+from benchmarks.learning.strategies import STEPS, STRATEGIES, built, exact_percent, kept, make_data, run_script, train
+from benchmarks.result import RESULTS, head, parser, table, write
+from train_llava.pages.charts import chart
 
 ROWS = {strategy.name: strategy for strategy in STRATEGIES if strategy.original}  # the original's table
 RATE = 4e-4  # of the original's script, for every strategy
@@ -50,7 +49,7 @@ CURVES = {
 
 
 def run(train_type: str, flags: tuple[str, ...], rate: float, seed: int, original: bool) -> dict[str, Any]:
-    """One training: by the original's recipe, or with the settings of benchmarks/strategies.py."""
+    """One training: by the original's recipe, or with the settings of benchmarks/learning/strategies.py."""
 
     def make(folder: Path) -> dict[str, Any]:
         if original:
@@ -63,53 +62,47 @@ def run(train_type: str, flags: tuple[str, ...], rate: float, seed: int, origina
     return kept("-".join(["original" if original else "rate", train_type, *flags, f"{rate:g}", str(seed)]), make)
 
 
-def table(rows: dict[str, dict[str, Any]]) -> str:
+def comparison(rows: dict[str, dict[str, Any]]) -> str:
     """The rows in Markdown."""
-    lines = ["| strategy | trained | exact match, % | held-out loss | the original says |", "|---|---|---|---|---|"]
+    lines = []
     for name, run in rows.items():
         figures = (f"{run['trained_parameters']:,}", f"{run['exact_percent']:.1f}", f"{run['held_out_loss']:.3f}")
-        lines.append(f"| {' | '.join((f'`{name}`', *figures, ROWS[name].original))} |")
-    return "\n".join(lines) + "\n"
+        lines.append([f"`{name}`", *figures, ROWS[name].original])
+    return table(["strategy", "trained", "exact match, %", "held-out loss", "the original says"], lines)
 
 
 def draw(curves: dict[str, dict[str, list[dict[str, Any]]]], path: Path) -> None:
     """Held-out loss against rate: a line of medians, a dot for each seed."""
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(8, 4.4), layout="constrained")
-    colours = ("#b3261e", "#7b2d8b", "#e09a3e", "#1f5fa8")
-    for (name, points), colour in zip(curves.items(), colours, strict=True):
-        rates = [float(rate) for rate in points]
-        losses = [[run["held_out_loss"] for run in runs] for runs in points.values()]
-        axes.plot(rates, [statistics.median(values) for values in losses], color=colour, label=name)
-        for rate, values in zip(rates, losses, strict=True):
-            axes.plot([rate] * len(values), values, "o", color=colour, markersize=4)
-    axes.axvline(RATE, color="#777777", linestyle="--", linewidth=1)
-    axes.text(RATE * 1.03, 0.25, "the original's rate\nfor every strategy", color="#555555", fontsize=9, va="top")
-    axes.set(xscale="log", yscale="log", xlabel="learning rate", ylabel="held-out loss, nats per token")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    with chart(path, 8, 4.4) as axes:
+        for name, points in curves.items():
+            rates = [float(rate) for rate in points]
+            losses = [[run["held_out_loss"] for run in runs] for runs in points.values()]
+            (line,) = axes.plot(rates, [statistics.median(values) for values in losses], label=name)
+            for rate, values in zip(rates, losses, strict=True):
+                axes.plot([rate] * len(values), values, "o", color=line.get_color(), markersize=4)
+        axes.axvline(RATE, color="grey", linestyle="--", linewidth=1)
+        axes.text(RATE * 1.03, 0.25, "the original's rate\nfor every strategy", color="grey", fontsize=9, va="top")
+        axes.set(xscale="log", yscale="log", xlabel="learning rate", ylabel="held-out loss, nats per token")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "original")
-    output = parser.parse_args().output
-    make_data()
-    rows = {name: run(row.train_type, row.flags, RATE, seed=1, original=True) for name, row in ROWS.items()}
+def all_curves() -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """By name and rate: the runs of its seeds."""
     curves: dict[str, dict[str, list[dict[str, Any]]]] = {name: {} for name in CURVES}
     for name, curve in CURVES.items():
         for rate in curve.rates:
             settings = (curve.train_type, curve.flags, rate)
             runs = [run(*settings, seed, curve.original) for seed in curve.seeds.get(rate, (1,))]
             curves[name][f"{rate:g}"] = runs
-    head = {"command": "python -m benchmarks.original", **machine()}
-    output.with_suffix(".json").write_text(json.dumps(head | {"rows": rows, "curves": curves}, indent=2) + "\n")
-    output.with_suffix(".md").write_text(table(rows))
+    return curves
+
+
+def main() -> None:
+    output = parser(__doc__, "--output", RESULTS / "original").parse_args().output
+    make_data()
+    rows = {name: run(row.train_type, row.flags, RATE, seed=1, original=True) for name, row in ROWS.items()}
+    curves = all_curves()
+    write(output, head(__doc__) | {"rows": rows, "curves": curves}, comparison(rows))
     draw(curves, output.with_suffix(".png"))
-    print(table(rows))
 
 
 if __name__ == "__main__":

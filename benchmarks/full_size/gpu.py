@@ -1,6 +1,6 @@
 """What benchmarks/gpu.sh runs: each strategy at a few batch sizes, and what each flag for GPUs brings, one row each.
 
-    python -m benchmarks.gpu [--name NAME] [--work_dir DIR]
+    python -m benchmarks.full_size.gpu [--name NAME] [--work_dir DIR]
 
 Every row is one training under ZeRO-2 by run_zero2.sh, 30 steps without accumulation; samples and tokens per second and
 MFU are medians of what it logged after the first ten, memory is the most that torch had allocated on the first GPU. A
@@ -23,9 +23,8 @@ from typing import Any
 import torch
 from transformers.utils import is_flash_attn_2_available, is_liger_kernel_available
 
-from benchmarks.flops_limit import full_size
-from benchmarks.full_size import HERE, ROOT, make_full_size, make_images
-from benchmarks.machine import machine
+from benchmarks.full_size.model import build_command, on_meta, write_images
+from benchmarks.result import RESULTS, ROOT, head, parser, write
 from benchmarks.script import read_log
 from train_llava.planning.memory import MemoryModel, ZeroConfig
 
@@ -63,7 +62,7 @@ def states_fit(gpus: int) -> bool:
     """Whether freeze_vision's states leave a tenth of each GPU for the rest."""
     if not torch.cuda.is_available():
         return False
-    needed = MemoryModel.of(full_size("freeze_vision")).states_at_step(ZeroConfig(stage=2, ranks=gpus))
+    needed = MemoryModel.of(on_meta("freeze_vision")).states_at_step(ZeroConfig(stage=2, ranks=gpus))
     return needed < 0.9 * torch.cuda.get_device_properties(0).total_memory
 
 
@@ -92,7 +91,7 @@ def measure(row: Row, work: Path, gpus: int, smoke: bool) -> dict[str, Any]:
 
 
 def plain_command(row: Row, flags: list[str], names: dict[str, str], gpus: int, smoke: bool) -> list[str]:
-    """run_zero2.sh's command for benchmarks/plain_loss.py."""
+    """run_zero2.sh's command for benchmarks/full_size/plain_loss.py."""
     ranks = ["--num_accelerators" if smoke else "--num_gpus", str(gpus)]
     mine = ["--deepspeed", "ds_zero2.json", "--model_name_or_path", names["MODEL"], "--data_path", names["DATA"]]
     mine += ["--output_dir", names["OUTPUT_DIR"], "--train_type", row.train_type, "--warmup_steps", "0.03"]
@@ -100,16 +99,8 @@ def plain_command(row: Row, flags: list[str], names: dict[str, str], gpus: int, 
     workers = str(max(1, min(10, (os.cpu_count() or 1) // gpus)))
     where = ["--bf16", "true", "--dataloader_num_workers", workers, "--dataloader_persistent_workers", "true"]
     mine += ["--use_cpu", "true"] if smoke else where
-    return [
-        sys.executable,
-        "-m",
-        "deepspeed.launcher.runner",
-        *ranks,
-        "--module",
-        "benchmarks.plain_loss",
-        *mine,
-        *flags,
-    ]
+    module = ["--module", "benchmarks.full_size.plain_loss"]
+    return [sys.executable, "-m", "deepspeed.launcher.runner", *ranks, *module, *mine, *flags]
 
 
 def estimated(row: Row, model: Path, gpus: int) -> list[str] | None:
@@ -121,39 +112,36 @@ def estimated(row: Row, model: Path, gpus: int) -> list[str] | None:
     return done.stdout.splitlines() if done.returncode == 0 else None
 
 
+def small_model(folder: Path) -> list[str]:
+    """The command that builds the demo's model."""
+    halves = ["--vision_model_name_or_path", "demo/clip", "--language_model_name_or_path", "demo/qwen"]
+    return [sys.executable, "-m", "train_llava.build_model", *halves, "--output_dir", str(folder / "llava")]
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--name", help="of the result file; by default the GPU's name and number")
-    parser.add_argument("--work_dir", help="a disk with 25 GB free; by default the temporary folder's")
-    parser.add_argument("--smoke", action="store_true", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    flags = parser(__doc__)
+    flags.add_argument("--name", help="of the result file; by default the GPU's name and number")
+    flags.add_argument("--work_dir", help="a disk with 25 GB free; by default the temporary folder's")
+    flags.add_argument("--smoke", action="store_true", help=argparse.SUPPRESS)
+    args = flags.parse_args()
     gpus = torch.cuda.device_count()
     if not gpus and not args.smoke:
         sys.exit("error: no GPU here")
     gpu = "cpu" if args.smoke else torch.cuda.get_device_name().replace("NVIDIA ", "").replace(" ", "-").lower()
     gpus, name = max(1, gpus), args.name or f"{gpu}-x{max(1, gpus)}"
     todo = [Row("use_lora", 2), Row("use_lora", 2, plain=True), Row("projector", 2)] if args.smoke else rows(gpus)
-    result: dict[str, Any] = {"command": "bash benchmarks/gpu.sh", **machine(), "gpus": gpus, "rows": []}
+    result = head(__doc__) | {"command": "bash benchmarks/gpu.sh", "gpus": gpus, "rows": []}
     if args.smoke:
         os.environ |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     with tempfile.TemporaryDirectory(dir=args.work_dir) as folder:
         work = Path(folder)
-        build = make_full_size(work) if not args.smoke else small_model(work)
-        subprocess.run(build, cwd=ROOT, check=True)
-        make_images(work / "data", 64 if args.smoke else 16 * STEPS * gpus)
+        subprocess.run(small_model(work) if args.smoke else build_command(work), cwd=ROOT, check=True)
+        write_images(work / "data", 64 if args.smoke else 16 * STEPS * gpus)
         for row in todo:
-            result["rows"].append(
-                {**measure(row, work, gpus, args.smoke), "estimate": estimated(row, work / "llava", gpus)}
-            )
+            estimate = {"estimate": estimated(row, work / "llava", gpus)}
+            result["rows"].append(measure(row, work, gpus, args.smoke) | estimate)
             print(json.dumps(result["rows"][-1]), flush=True)
-            where = Path(folder).parent if args.smoke else HERE / "results"
-            (where / f"gpu_{name}.json").write_text(json.dumps(result, indent=2) + "\n")
-
-
-def small_model(folder: Path) -> list[str]:
-    """The command that builds the demo's model."""
-    halves = ["--vision_model_name_or_path", "demo/clip", "--language_model_name_or_path", "demo/qwen"]
-    return [sys.executable, "-m", "train_llava.build_model", *halves, "--output_dir", str(folder / "llava")]
+            write((work.parent if args.smoke else RESULTS) / f"gpu_{name}.json", result)
 
 
 if __name__ == "__main__":

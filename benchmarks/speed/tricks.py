@@ -1,6 +1,6 @@
 """What each of the usual training tricks does on this machine: speed, time spent waiting for data, memory.
 
-    python -m benchmarks.tricks [--output benchmarks/results/tricks]
+    python -m benchmarks.speed.tricks [--output benchmarks/results/tricks]
 
 Two tables, as one load would hide the other. In the first the images are the work: the demo's own little model and
 large JPEGs, in short epochs, so that workers which do not persist are started again and again. In the second the model
@@ -11,7 +11,6 @@ left to the workers. The rows take turns, and each run is compared with the firs
 these ratios are shown, with the smallest and the largest. About ten minutes on two CPU cores. Writes .md and .json.
 """
 
-import argparse
 import json
 import multiprocessing
 import os
@@ -28,19 +27,18 @@ import torch
 from PIL import Image
 
 import train_llava.train
-from benchmarks.inference import middle_size
-from benchmarks.machine import machine
+from benchmarks.inputs import SIDE, middle_size
+from benchmarks.result import RESULTS, ROOT, head, parser, table, write
 from benchmarks.script import read_log
 from train_llava.build_model import build_llava
 from train_llava.model.folder import save_llava
 
-ROOT = Path(__file__).parent.parent
 ROUNDS, BATCH = 3, 8
 Runs = dict[str, list[dict[str, float]]]  # of each row, one a round
 
 
 @dataclass
-class Table:
+class Load:
     """Rows with their flags, and what all of them train on."""
 
     title: str
@@ -51,8 +49,8 @@ class Table:
     rows: dict[str, list[str]]
 
 
-TABLES = {
-    "loading": Table(
+LOADS = {
+    "loading": Load(
         "little model, large images",
         image=(1024, 768),
         longest=1,
@@ -66,9 +64,9 @@ TABLES = {
             "pinned memory": ["--dataloader_pin_memory", "true"],
         },
     ),
-    "model": Table(
+    "model": Load(
         "larger model, small images",
-        image=(140, 140),
+        image=(SIDE, SIDE),
         longest=30,
         records=64,  # Trainer's groups of length then are of two batches; of fewer than 64, of one
         epochs=1,
@@ -84,34 +82,34 @@ TABLES = {
 }
 
 
-def write_data(folder: Path, table: Table) -> None:
+def write_data(folder: Path, load: Load) -> None:
     """Images with the detail of photographs; most answers are far shorter than the longest."""
     rng = np.random.default_rng(0)
     (folder / "images").mkdir(parents=True)
     records = []
-    for i in range(table.records):
-        coarse = rng.integers(0, 256, (table.image[1] // 16, table.image[0] // 16, 3), dtype=np.uint8)
-        image = Image.fromarray(coarse).resize(table.image, Image.Resampling.BICUBIC)
+    for i in range(load.records):
+        coarse = rng.integers(0, 256, (load.image[1] // 16, load.image[0] // 16, 3), dtype=np.uint8)
+        image = Image.fromarray(coarse).resize(load.image, Image.Resampling.BICUBIC)
         image.save(folder / "images" / f"{i}.jpg", quality=90)
-        words = " ".join(["a red seven at the top left"] * int(1 + table.longest * rng.random() ** 3))
+        words = " ".join(["a red seven at the top left"] * int(1 + load.longest * rng.random() ** 3))
         turns = [{"from": "human", "value": "<image>\nWhat is this?"}, {"from": "gpt", "value": words}]
         records.append({"id": str(i), "image": f"{i}.jpg", "conversations": turns})
     (folder / "chat.json").write_text(json.dumps(records))
 
 
 def prepare(folder: Path) -> None:
-    """A model and its data for each table."""
+    """A model and its data for each load."""
     halves = {"loading": (ROOT / "demo" / "clip", ROOT / "demo" / "qwen"), "model": middle_size(folder, layers=2)}
-    for name, table in TABLES.items():
+    for name, load in LOADS.items():
         save_llava(*build_llava(*halves[name], random_weights=name == "model"), folder / name / "model")
-        write_data(folder / name / "data", table)
+        write_data(folder / name / "data", load)
 
 
-def measure(folder: Path, table: Table, flags: list[str]) -> dict[str, float]:
+def measure(folder: Path, load: Load, flags: list[str]) -> dict[str, float]:
     """One run: its speed and waiting over all steps, and its memory."""
     words = {"model_name_or_path": folder / "model", "data_path": folder / "data", "output_dir": folder / "out"}
     words |= {"train_type": "freeze_vision", "learning_rate": 1e-4, "per_device_train_batch_size": BATCH}
-    words |= {"num_train_epochs": table.epochs, "logging_steps": table.epochs * table.records // BATCH}
+    words |= {"num_train_epochs": load.epochs, "logging_steps": load.epochs * load.records // BATCH}
     words |= {"use_cpu": "true", "dataloader_pin_memory": "false", "overwrite_output_dir": "true"}
     words |= {"save_strategy": "no", "report_to": "none"}
     apart(train, [str(text) for name, value in words.items() for text in (f"--{name}", value)] + flags)
@@ -138,37 +136,32 @@ def train(flags: list[str]) -> None:
 
 def markdown(title: str, runs: Runs) -> str:
     """Medians of the rounds."""
-    lines = [f"| {title} | samples/s | times as fast | waiting for data | memory, GB |", "|---" * 5 + "|"]
+    rows = []
     for name, found in runs.items():
         pairs = zip(found, next(iter(runs.values())), strict=True)
         ratios = [run["samples_per_second"] / plain["samples_per_second"] for run, plain in pairs]
         speed, wait, memory = (median(run[key] for run in found) for key in found[0])
         spread = f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})" if name != "plain" else "1"
-        lines.append(f"| {name} | {speed:.1f} | {spread} | {wait:.0%} | {memory:.2f} |")
-    return "\n".join(lines) + "\n"
+        rows.append([name, f"{speed:.1f}", spread, f"{wait:.0%}", f"{memory:.2f}"])
+    return table([title, "samples/s", "times as fast", "waiting for data", "memory, GB"], rows)
 
 
 def both_tables(runs: dict[str, Runs]) -> str:
     """What the page in docs/ shows."""
-    return "\n".join(markdown(table.title, runs[name]) for name, table in TABLES.items())
+    return "\n".join(markdown(load.title, runs[name]) for name, load in LOADS.items())
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "tricks")
-    output = parser.parse_args().output
-    runs: dict[str, Runs] = {name: {row: [] for row in table.rows} for name, table in TABLES.items()}
+    output = parser(__doc__, "--output", RESULTS / "tricks").parse_args().output
+    runs: dict[str, Runs] = {name: {row: [] for row in load.rows} for name, load in LOADS.items()}
     with tempfile.TemporaryDirectory() as scratch:
         apart(prepare, Path(scratch))
         for _ in range(ROUNDS):
-            for name, table in TABLES.items():
-                for row, flags in table.rows.items():
-                    runs[name][row].append(measure(Path(scratch) / name, table, flags))
+            for name, load in LOADS.items():
+                for row, flags in load.rows.items():
+                    runs[name][row].append(measure(Path(scratch) / name, load, flags))
                     print(f"{row}: {runs[name][row][-1]}", flush=True)
-    head = {"command": "python -m benchmarks.tricks", **machine(), "samples_a_step": BATCH}
-    output.with_suffix(".json").write_text(json.dumps(head | {"rows": runs}, indent=2) + "\n")
-    output.with_suffix(".md").write_text(both_tables(runs))
-    print(both_tables(runs))
+    write(output, head(__doc__) | {"samples_a_step": BATCH, "rows": runs}, both_tables(runs))
 
 
 if __name__ == "__main__":

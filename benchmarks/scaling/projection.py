@@ -1,26 +1,21 @@
 """Projects a training of the real model on 8, 64 and 512 GPUs from its FLOPs and from what ZeRO-2 sends.
 
-    python -m benchmarks.projection [--json benchmarks/results/projection.json]
+    python -m benchmarks.scaling.projection [--json benchmarks/results/projection.json]
 
 Nothing here is measured on more than one GPU: the table says what the formulas in this file give. CLIP-ViT-L/336 and
 Qwen1.5-4B-Chat, micro batches of four samples of 620 tokens, H100s, eight to a machine. Takes a few seconds.
 """
 
-import argparse
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
+from typing import Any
 
-import torch
-from transformers import AutoConfig, LlavaConfig, LlavaForConditionalGeneration
-
-from benchmarks.machine import machine
-from train_llava.model.freeze import apply_train_type
+from benchmarks.full_size.model import on_meta
+from benchmarks.result import RESULTS, head, parser, table, write
 from train_llava.model.structure import STRATEGIES
 from train_llava.planning.flops import PEAKS, StepFlops
 
-HERE = Path(__file__).parent
 GPUS = {8: 8, 64: 1, 512: 1}  # and batches accumulated: 256 samples a step as LLaVA-1.5's, 2,048 on 512
 BATCH, TOKENS, ANSWER = 4, 620, 25  # per GPU and batch; tokens of a sample, and how many of them are learned
 EPOCH = 595_375  # samples of LLaVA-CC3M-Pretrain-595K
@@ -63,14 +58,9 @@ class Step:
 
 def shares() -> dict[str, Share]:
     """Of every strategy, counted on the real model without memory."""
-    configs = [AutoConfig.from_pretrained(HERE / "full_size_configs" / name) for name in ("clip", "qwen")]
-    vision = getattr(configs[0], "vision_config", configs[0])
-    config = LlavaConfig(vision_config=vision, text_config=configs[1], tie_word_embeddings=False)
     result = {}
     for name in STRATEGIES:
-        with torch.device("meta"):
-            model = LlavaForConditionalGeneration(config)
-            model = apply_train_type(model, name)
+        model = on_meta(name)
         flops = StepFlops.count(model).of(images=1, tokens=TOKENS, token_pairs=TOKENS**2, answer_tokens=ANSWER)
         result[name] = Share(flops, sum(p.numel() for p in model.parameters() if p.requires_grad))
     return result
@@ -127,40 +117,36 @@ def row(name: str, share: Share, gpus: int, cards: int, mfu: float = MFU) -> dic
     }
 
 
-def table(rows: list[dict]) -> str:
-    """In Markdown."""
-    head = ["strategy", "GPUs", "cards per machine", "sent, GB", "compute, ms", "communication, ms"]
-    head += ["samples/s", "efficiency", "minutes of CC3M-595K"]
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """The table that docs/scaling.md shows."""
+    heads = ["strategy", "GPUs", "cards per machine", "sent, GB", "compute, ms", "communication, ms"]
+    heads += ["samples/s", "efficiency", "minutes of CC3M-595K"]
+    lines = []
     for one in rows:
         ranges = [one["samples_per_second"], [f"{share:.0%}" for share in one["efficiency"]], one["minutes_of_cc3m"]]
         cells = [f"`{one['strategy']}`", one["gpus"], one["cards_per_machine"] or "-", one["sent_gb"]]
         cells += [one["compute_ms"], one["communication_ms"]]
-        cells += [" to ".join(map(str, dict.fromkeys(found))) for found in ranges]
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(lines)
+        lines.append([*cells, *(" to ".join(map(str, dict.fromkeys(found))) for found in ranges)])
+    return table(heads, lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
+    args = parser(__doc__, "--json").parse_args()
     costs = shares()
     places = [(8, 0), (64, PER_MACHINE), (64, 1), (512, PER_MACHINE), (512, 1)]
     rows = [row(name, share, *place) for name, share in costs.items() for place in places]
-    measured = json.loads((HERE / "results" / "gpu_h100.json").read_text())["use_lora"]
+    measured = json.loads((RESULTS / "gpu_h100.json").read_text())["use_lora"]
     speed = median(measured["samples_per_second_last_30_steps"])
     reached = speed * costs["use_lora"].flops / PEAKS["H100"]
     slow = [row("use_lora", costs["use_lora"], *place, reached) for place in places]
     for name, share in costs.items():
         print(f"{name}: {share.trained:,} trained, {share.flops / 1e12:.2f} TFLOP per sample")
-    print(f"\nprojected, at an MFU of {MFU:.0%}\n{table(rows)}")
-    print(f"\nprojected, at what one H100 did with use_lora: {speed} samples/s, MFU {reached:.0%}\n{table(slow)}")
-    if args.json:
-        head = {"command": "python -m benchmarks.projection", **machine(), "what": "projected, not measured"}
-        head |= {"mfu": MFU, "mfu_measured_on_one_h100_use_lora": round(reached, 3)}
-        head |= {"strategies": {name: vars(share) for name, share in costs.items()}}
-        args.json.write_text(json.dumps(head | {"rows": rows, "rows_at_the_measured_mfu": slow}, indent=2) + "\n")
+    print(f"\nprojected, at an MFU of {MFU:.0%}\n{markdown(rows)}")
+    print(f"projected, at what one H100 did with use_lora: {speed} samples/s, MFU {reached:.0%}\n{markdown(slow)}")
+    result = head(__doc__) | {"what": "projected, not measured", "mfu": MFU}
+    result |= {"mfu_measured_on_one_h100_use_lora": round(reached, 3)}
+    result |= {"strategies": {name: vars(share) for name, share in costs.items()}}
+    write(args.json, result | {"rows": rows, "rows_at_the_measured_mfu": slow})
 
 
 if __name__ == "__main__":

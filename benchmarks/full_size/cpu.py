@@ -1,33 +1,27 @@
 """Builds the real model's shapes with random weights, saves, reloads, trains and asks it: no download, no GPU.
 
-    python -m benchmarks.full_size [--work_dir DIR]
+    python -m benchmarks.full_size.cpu [--work_dir DIR] [--json FILE]
 
 CLIP-ViT-L/336 and Qwen1.5-4B-Chat from their configs, in bf16, with Qwen's real vocabulary (pip install dashscope
 for it). One LoRA step goes through run_zero2.sh on one rank, with real DeepSpeed. Writes
-benchmarks/results/full_size.json; needs 9 GB of disk, 20 GB of memory, and CPU cores for some minutes.
+benchmarks/results/full_size.json, unless --json names another file. Needs 9 GB of disk, 20 GB of memory, and CPU
+cores for some minutes.
 """
 
-import argparse
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import psutil
-from PIL import Image
 
-from benchmarks.machine import machine
-from benchmarks.qwen_tokenizer import qwen_tokenizer
+from benchmarks.full_size.model import build_command, write_images
+from benchmarks.result import RESULTS, ROOT, head, parser, write
 from benchmarks.script import read_log
 
-HERE = Path(__file__).parent
-ROOT = HERE.parent
 LIMIT_GB = 20
 EVERY = 0.5  # seconds between two looks at the memory
 FORWARD = """
@@ -47,30 +41,6 @@ for name, part in (("all", model), ("vision", inner.vision_tower), ("projector",
     print(name, sum(p.numel() for p in part.parameters()))
 print("tokens", inputs.input_ids.shape[1])
 """
-
-
-def make_full_size(folder: Path) -> list[str]:
-    """The words of the command that builds the full-size model in `folder`/llava; lays Qwen's half ready."""
-    language = folder / "qwen"
-    shutil.copytree(HERE / "full_size_configs" / "qwen", language)
-    qwen_tokenizer().save_pretrained(language)
-    flags = ["--vision_model_name_or_path", str(HERE / "full_size_configs" / "clip"), "--random_weights"]
-    flags += ["--language_model_name_or_path", str(language), "--dtype", "bfloat16"]
-    return [sys.executable, "-m", "train_llava.build_model", *flags, "--output_dir", str(folder / "llava")]
-
-
-def make_images(folder: Path, count: int) -> None:
-    """`count` JPEG images of 336 x 336 noise with captions of 20 words, as LLaVA-CC3M-Pretrain-595K lays them out."""
-    rng, records = np.random.default_rng(0), []
-    words = ["a", "house", "beside", "the", "river", "under", "tall", "green", "trees", "and", "blue", "sky"]
-    (folder / "images").mkdir(parents=True)
-    for i in range(count):
-        pixels = rng.integers(0, 256, (21, 21, 3), dtype=np.uint8)
-        Image.fromarray(pixels).resize((336, 336)).save(folder / "images" / f"{i}.jpg")
-        question = {"from": "human", "value": "<image>\nProvide a brief description of the given image."}
-        answer = {"from": "gpt", "value": " ".join(rng.choice(words, 20))}
-        records.append({"id": str(i), "image": f"{i}.jpg", "conversations": [question, answer]})
-    (folder / "chat.json").write_text(json.dumps(records))
 
 
 def measured(*command: str, **variables: str) -> tuple[dict[str, float], str]:
@@ -103,7 +73,7 @@ def memory_of(process: psutil.Process) -> int:
 
 def train_one_step(work: Path) -> tuple[dict[str, float], str]:
     """A LoRA step on one image and its caption, through the script that trains in earnest."""
-    make_images(work / "data", 1)
+    write_images(work / "data", 1)
     flags = ["--bf16", "true", "--max_steps", "1", "--logging_steps", "1", "--save_strategy", "no"]
     flags += ["--lr_scheduler_type", "constant", "--warmup_steps", "0"]  # so that the one step moves the adapter
     flags += ["--per_device_train_batch_size", "1", "--gradient_accumulation_steps", "1", "--report_to", "none"]
@@ -113,13 +83,13 @@ def train_one_step(work: Path) -> tuple[dict[str, float], str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work_dir", help="a disk with 9 GB free; by default the temporary folder's")
-    args = parser.parse_args()
-    result: dict[str, Any] = {"command": "python -m benchmarks.full_size", **machine()}
+    flags = parser(__doc__, "--json", RESULTS / "full_size.json")
+    flags.add_argument("--work_dir", help="a disk with 9 GB free; by default the temporary folder's")
+    args = flags.parse_args()
+    result = head(__doc__)
     with tempfile.TemporaryDirectory(dir=args.work_dir) as folder:
         work = Path(folder)
-        result["build_save_and_compare"], printed = measured(*make_full_size(work))
+        result["build_save_and_compare"], printed = measured(*build_command(work))
         print(printed)
         result["reload_and_forward"], printed = measured(sys.executable, "-c", FORWARD, str(work / "llava"))
         counts = {words[0]: int(words[1]) for line in printed.splitlines() if len(words := line.split()) == 2}
@@ -135,7 +105,7 @@ def main() -> None:
         result[name] = counts[count]
     result["tokens_of_the_forward_pass"] = counts["tokens"]
     result["peak_gb"] = max(stage["peak_gb"] for stage in result.values() if isinstance(stage, dict))
-    (HERE / "results" / "full_size.json").write_text(json.dumps(result, indent=2) + "\n")
+    write(args.json, result)
     print(json.dumps(result, indent=2))
     if result["peak_gb"] > LIMIT_GB:
         sys.exit(f"more than {LIMIT_GB} GB")

@@ -1,6 +1,6 @@
 """train_llava.train with transformers' own loss, which scores every position, to compare with: the same flags.
 
-python -m deepspeed.launcher.runner --num_gpus 1 --module benchmarks.plain_loss ...
+python -m deepspeed.launcher.runner --num_gpus 1 --module benchmarks.full_size.plain_loss ...
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ def plain_loss(self: LlavaTrainer, model: nn.Module, inputs: dict[str, torch.Ten
     plain = {name: inputs[name] for name in ("input_ids", "labels")}
     plain["attention_mask"] = (plain["input_ids"] != self.data_collator.tokenizer.pad_token_id).long()
     plain["pixel_values"] = inputs["pixel_values"].normalise()
-    self.throughput.counts.update(inputs["counts"])
+    self.throughput.add(len(inputs["input_ids"]), inputs["counts"])
     return Trainer.compute_loss(self, model, plain, *args, **kwargs)
 
 

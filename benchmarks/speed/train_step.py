@@ -1,7 +1,7 @@
 """How long a training step takes: the original's way, plain Hugging Face, TRL and ours on the same model and data.
 
     pip install trl==1.16.* dashscope
-    python -m benchmarks.train_step [--json benchmarks/results/train_step.json] [--profile FILE]
+    python -m benchmarks.speed.train_step [--json benchmarks/results/train_step.json] [--profile FILE]
 
 A LLaVA with random weights in fp32: CLIP of 6 layers (hidden 256, 168 px: 144 image tokens), Qwen2 of 8 layers (hidden
 512) with the real vocabulary of 151,936; JPEGs with captions like CC3M's, four a batch, in one order. Every run is a
@@ -9,7 +9,7 @@ process of its own and the contenders take turns; medians of all steps but the f
 same parameters with the same optimizer, without dropout, so that their losses must agree. The memory is the process's
 most, of which some 0.6 GB are Python and its libraries.
 
-- original: its collator (see benchmarks.data_pipeline) and transformers' Trainer, which computes every logit.
+- original: its collator (benchmarks/speed/original_way.py) and transformers' Trainer, which computes every logit.
 - plain: the processor's chat template on whole batches, and Trainer.
 - TRL: SFTTrainer with its own collator; its gradient checkpointing and bf16, on by default, are off as for all. Its
   fused head scores every position on a CPU; with Triton it scores answers alone, so its ratio here is no GPU's.
@@ -21,8 +21,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from itertools import pairwise
@@ -35,9 +33,11 @@ from torch.profiler import ProfilerActivity, profile, schedule
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, LlavaProcessor, Qwen2Config, Trainer, TrainerCallback
 from transformers.utils import logging
 
-from benchmarks.data_pipeline import Original, write
-from benchmarks.machine import machine
-from benchmarks.qwen_tokenizer import qwen_tokenizer
+from benchmarks.inputs import write_photos
+from benchmarks.result import head, parser, table, write
+from benchmarks.script import last_line
+from benchmarks.speed.original_way import Original
+from tests.qwen_tokenizer import qwen_tokenizer
 from train_llava.arguments import LlavaTrainingArguments
 from train_llava.build_model import build_llava
 from train_llava.data import LlavaCollator, LlavaDataset
@@ -48,8 +48,7 @@ from train_llava.processing.chat import IGNORE_INDEX
 from train_llava.training.callbacks import peak_memory_gb
 from train_llava.training.trainer import LlavaTrainer
 
-ROOT = Path(__file__).parent.parent
-ZERO_CONFIGS = ("original", "plain", "TRL", "ours")
+CONTENDERS = ("original", "plain", "TRL", "ours")
 TRAIN_TYPES = ("use_lora", "freeze_vision", "projector")
 BATCH, STEPS, WARM, ROUNDS = 4, 10, 3, 2
 # ChatML that ends at end-of-turn, with answers marked: all contenders then supervise the same tokens.
@@ -205,15 +204,6 @@ def profiled(train_type: str, folder: Path) -> str:
     return "\n".join(parts) + "\n"
 
 
-def in_own_process(way: str, train_type: str, folder: Path) -> dict[str, Any]:
-    """The same in a process of its own, which answers in its last line."""
-    command = [sys.executable, "-m", "benchmarks.train_step", "--run", way, train_type, str(folder)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{way}, {train_type}: {done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """One row of the table from a contender's runs."""
 
@@ -232,10 +222,10 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 def compare(train_type: str, folder: Path) -> dict[str, Any]:
     """All contenders with one train_type, in turns; their losses must agree."""
-    runs: dict[str, list[dict[str, Any]]] = {way: [] for way in ZERO_CONFIGS}
+    runs: dict[str, list[dict[str, Any]]] = {way: [] for way in CONTENDERS}
     for _ in range(ROUNDS):
-        for way in ZERO_CONFIGS:
-            runs[way].append(in_own_process(way, train_type, folder))
+        for way in CONTENDERS:
+            runs[way].append(last_line("benchmarks.speed.train_step", "--run", way, train_type, folder))
     rows = {way: summary(found) for way, found in runs.items()}
     for way, row in rows.items():
         same = [abs(a - b) <= 1e-3 * b for a, b in zip(row["losses"], rows["plain"]["losses"], strict=True)]
@@ -258,31 +248,30 @@ def report(train_type: str, rows: dict[str, Any]) -> None:
 def markdown(result: dict[str, Any]) -> str:
     """Seconds per step and memory of all contenders, a row per train_type."""
     heads = ["seconds per step, GB", "the original's way", "Trainer", "TRL", "ours", "ours / original", "ours / TRL"]
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    lines = []
     for train_type in TRAIN_TYPES:
         rows = result[train_type]
-        cells = [f"{rows[way]['seconds_per_step']:.2f}, {rows[way]['peak_memory_gb']:.2f}" for way in ZERO_CONFIGS]
+        cells = [f"{rows[way]['seconds_per_step']:.2f}, {rows[way]['peak_memory_gb']:.2f}" for way in CONTENDERS]
         cells += [f"{rows[way]['ours_over_this, seconds_per_step']:.2f}" for way in ("original", "TRL")]
-        lines.append(f"| `{train_type}` | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        lines.append([f"`{train_type}`", *cells])
+    return table(heads, lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", nargs=3, metavar=("WAY", "TRAIN_TYPE", "FOLDER"), help=argparse.SUPPRESS)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--profile", type=Path)
-    args = parser.parse_args()
+    flags = parser(__doc__, "--json")
+    flags.add_argument("--run", nargs=3, metavar=("WAY", "TRAIN_TYPE", "FOLDER"), help=argparse.SUPPRESS)
+    flags.add_argument("--profile", type=Path)
+    args = flags.parse_args()
     if args.run:
         way, train_type, folder = args.run
         print(json.dumps(run(way, train_type, Path(folder))))
         return
-    result: dict[str, Any] = {"command": "python -m benchmarks.train_step", **machine(), "rounds": ROUNDS}
-    result |= {"torch_threads": torch.get_num_threads(), "batch": BATCH, "load_average_at_start": os.getloadavg()[0]}
+    result = head(__doc__) | {"rounds": ROUNDS, "torch_threads": torch.get_num_threads(), "batch": BATCH}
+    result["load_average_at_start"] = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         build(folder)
-        write(folder / "data", BATCH * STEPS)
+        write_photos(folder / "data", BATCH * STEPS)
         if args.profile:
             args.profile.write_text("".join(profiled(train_type, folder) for train_type in TRAIN_TYPES))
             return
@@ -290,8 +279,7 @@ def main() -> None:
             result[train_type] = compare(train_type, folder)
             report(train_type, result[train_type])
     print(markdown(result))
-    if args.json:
-        args.json.write_text(json.dumps(result, indent=2) + "\n")
+    write(args.json, result)
 
 
 if __name__ == "__main__":

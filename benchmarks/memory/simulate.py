@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import LlavaConfig, LlavaModel
 
-from train_llava.model import loss as forward
+from train_llava.model import loss as loss_module
 from train_llava.model.loss import patch_forward
 from train_llava.model.structure import llava_in
 from train_llava.planning.activations import Batch
@@ -97,7 +97,7 @@ def on_fakes(answers: int) -> Iterator[None]:
     rows = torch.zeros(answers, dtype=torch.long)
     with (
         mock.patch.object(LlavaModel, "get_placeholder_mask", somewhere),
-        mock.patch.object(forward, "shift_labels", lambda labels: (rows, rows)),
+        mock.patch.object(loss_module, "shift_labels", lambda labels: (rows, rows)),
         mock.patch("transformers.masking_utils.find_packed_sequence_indices", return_value=None),
         mock.patch.object(nn.functional, "dropout", dropout),
     ):

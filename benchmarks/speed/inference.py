@@ -1,14 +1,12 @@
 """How fast train_llava.infer answers, beside transformers' pipeline("image-text-to-text") called one by one.
 
-    python -m benchmarks.inference [--json benchmarks/results/inference.json]
+    python -m benchmarks.speed.inference [--json benchmarks/results/inference.json]
 
 Two models: the demo's halves with an untrained projector, and one of middle size with random weights. Every answer has
 the same number of tokens, the end of turn being forbidden, so both sides do the same work; their answers are compared,
 too. The two sides take turns, and medians are shown.
 """
 
-import argparse
-import json
 import tempfile
 import time
 from collections.abc import Callable
@@ -19,40 +17,20 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from transformers import CLIPImageProcessorPil, CLIPVisionConfig, Qwen2Config, pipeline
+from transformers import pipeline
 from transformers.utils import logging
 
-from benchmarks.machine import machine
-from demo.tokenizer import make_tokenizer
+from benchmarks.inputs import middle_size
+from benchmarks.result import ROOT, head, parser, write
 from train_llava.build_model import build_llava
 from train_llava.model.folder import save_llava
 from train_llava.model.generate import answers, ask, generate
 from train_llava.model.load import load
 from train_llava.processing.images import open_image
 
-ROOT = Path(__file__).parent.parent
-IMAGES, SIDE = 200, 140  # pixels
+IMAGES = 200
 QUESTION = "What do you see in this image?"
 ROUNDS = {"single": 15, "folder": 3}
-
-
-def middle_size(folder: Path, layers: int = 6) -> tuple[Path, Path]:
-    """Configs of a vision tower (100 patches) and a language model, to be filled at random."""
-    vision = {"hidden_size": 384, "intermediate_size": 1536, "num_attention_heads": 6, "num_hidden_layers": layers}
-    language = {"hidden_size": 512, "intermediate_size": 1408, "num_attention_heads": 8, "num_hidden_layers": layers}
-    return random_halves(folder, SIDE, vision, language)
-
-
-def random_halves(folder: Path, side: int, vision: dict[str, int], language: dict[str, int]) -> tuple[Path, Path]:
-    """Folders with the configs of a CLIP for images of `side` pixels and of a Qwen2 with the demo's tokenizer."""
-    folders = folder / "vision", folder / "language"
-    CLIPVisionConfig(**vision, image_size=side, patch_size=14).save_pretrained(folders[0])
-    shape = {"shortest_edge": side}, {"height": side, "width": side}
-    CLIPImageProcessorPil(size=shape[0], crop_size=shape[1]).save_pretrained(folders[0])
-    heads = {"num_key_value_heads": language["num_attention_heads"]}
-    Qwen2Config(**language, **heads, vocab_size=448, tie_word_embeddings=False).save_pretrained(folders[1])
-    make_tokenizer().save_pretrained(folders[1])
-    return folders
 
 
 def compared(ways: dict[str, Callable[[], list[str]]], rounds: int) -> dict[str, Any]:
@@ -103,20 +81,33 @@ def measured(model_folder: Path, files: list[Path], tokens: int, batch_size: int
     }
 
 
+def write_images(folder: Path) -> list[Path]:
+    """JPEG files of soft noise, 320 x 240 pixels."""
+    rng, files = np.random.default_rng(0), []
+    for i in range(IMAGES):
+        low = Image.fromarray(rng.integers(0, 256, (12, 12, 3), dtype=np.uint8))
+        files.append(folder / f"{i:03}.jpg")
+        low.resize((320, 240), Image.Resampling.BICUBIC).save(files[-1])
+    return files
+
+
+def show(kind: str, rows: dict[str, Any]) -> None:
+    """Works out and prints how many times as fast ours is."""
+    for name, row in rows.items():
+        if isinstance(row, dict):
+            row["times_as_fast"] = round(row["pipeline"] / row["train_llava"], 2)
+            times = f"{row['train_llava']:>10.3f} s{row['pipeline']:>10.3f} s{row['times_as_fast']:>15.2f}"
+            print(f"{kind:<14}{name:<24}{times}   {row['same_answers']}", flush=True)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
+    args = parser(__doc__, "--json").parse_args()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    result = {"command": "python -m benchmarks.inference", **machine(), "torch_threads": torch.get_num_threads()}
+    result = head(__doc__) | {"torch_threads": torch.get_num_threads()}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        rng, files = np.random.default_rng(0), []
-        for i in range(IMAGES):
-            low = Image.fromarray(rng.integers(0, 256, (12, 12, 3), dtype=np.uint8))
-            files.append(folder / f"{i:03}.jpg")
-            low.resize((320, 240), Image.Resampling.BICUBIC).save(files[-1])
+        files = write_images(folder)
         halves = {"demo": (ROOT / "demo" / "clip", ROOT / "demo" / "qwen"), "middle size": middle_size(folder)}
         print(f"{'model':<14}{'':<24}{'train_llava':>12}{'pipeline':>12}{'times as fast':>15}   same answers")
         for kind, (vision, language) in halves.items():
@@ -124,13 +115,8 @@ def main() -> None:
             built = build_llava(vision, language, torch.float32, random_weights=kind != "demo")
             save_llava(*built, folder / kind)
             result[kind] = measured(folder / kind, files, tokens=16, batch_size=16)
-            for name, row in result[kind].items():
-                if isinstance(row, dict):
-                    row["times_as_fast"] = round(row["pipeline"] / row["train_llava"], 2)
-                    times = f"{row['train_llava']:>10.3f} s{row['pipeline']:>10.3f} s{row['times_as_fast']:>15.2f}"
-                    print(f"{kind:<14}{name:<24}{times}   {row['same_answers']}", flush=True)
-    if args.json:
-        args.json.write_text(json.dumps(result, indent=2) + "\n")
+            show(kind, result[kind])
+    write(args.json, result)
 
 
 if __name__ == "__main__":

@@ -1,53 +1,34 @@
 """Operations of one training step at full size, counted by torch, beside the smallest number there can be.
 
-    python -m benchmarks.flops_limit [--json benchmarks/results/flops_limit.json]
+    python -m benchmarks.full_size.flops_limit [--json benchmarks/results/flops_limit.json]
 
 CLIP-ViT-L/336 + Qwen1.5-4B on torch's meta device: every operation runs on shapes alone, without memory or weights.
 Four samples of 636 tokens, 576 of them an image's, 20 the answer's.
 
-The limit is worked out by train_llava/flops.py from the layers' shapes: each matrix runs forward once over the
+The limit is worked out by train_llava/planning/flops.py from the layers' shapes: each matrix runs forward once over the
 positions that reach it; a gradient goes through it where something before it is trained, and to it where it is trained
 itself; the head, and what the language model's last layer does behind its attention, run at answers alone; of the tower
 only the layers that LLaVA reads. A causal attention counts as a full square, as in torch's counter. The last layer's
 queries of other positions, 0.2%, are in the limit, because attention kernels take as many queries as keys.
 """
 
-import argparse
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoConfig
 
-from benchmarks.machine import machine
-from train_llava.model.config import compose_config
-from train_llava.model.freeze import LoraSettings
+from benchmarks.full_size.model import on_meta
+from benchmarks.result import head, parser, write
 from train_llava.model.loss import patch_forward
-from train_llava.model.structure import llava_in
+from train_llava.model.structure import STRATEGIES, llava_in
 from train_llava.planning.flops import StepFlops
-from train_llava.planning.meta_model import meta_model
 from train_llava.processing.chat import IGNORE_INDEX
 
-CONFIGS = Path(__file__).parent / "full_size_configs"
-TRAIN_TYPES = ("use_lora", "freeze_vision", "none", "projector")
 BATCH, LENGTH, ANSWER = 4, 636, 20
-
-
-def full_size(train_type: str) -> nn.Module:
-    """The model to train, on the meta device."""
-    vision, text = (
-        AutoConfig.from_pretrained(CONFIGS / "clip").vision_config,
-        AutoConfig.from_pretrained(CONFIGS / "qwen"),
-    )
-    lora = LoraSettings(lora_dropout=0.0)
-    return meta_model(compose_config(vision, text), torch.bfloat16, train_type, lora).train()
 
 
 @contextmanager
@@ -76,8 +57,8 @@ def counted(model: nn.Module, side: int) -> int:
 
 def compare(train_type: str) -> dict[str, float]:
     """TFLOP per sample: plain transformers, ours, the limit; and the two over the limit."""
+    model = on_meta(train_type)
     with torch.device("meta"), without_values():
-        model = full_size(train_type)
         llava = llava_in(model)
         limit = StepFlops.count(model).of(BATCH, BATCH * LENGTH, BATCH * LENGTH**2, BATCH * ANSWER)
         side = llava.config.vision_config.image_size
@@ -90,18 +71,15 @@ def compare(train_type: str) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
-    result: dict[str, Any] = {"command": "python -m benchmarks.flops_limit", **machine()}
+    args = parser(__doc__, "--json").parse_args()
+    result = head(__doc__)
     print(f"{'TFLOP per sample':<16}{'plain':>9}{'ours':>9}{'limit':>9}{'plain / limit':>15}{'ours / limit':>14}")
-    for train_type in TRAIN_TYPES:
+    for train_type in STRATEGIES:
         row = result[train_type] = compare(train_type)
         *flops, over, ours_over = row.values()
         numbers = f"{''.join(f'{tera:>9.3f}' for tera in flops)}{over:>15.4f}{ours_over:>14.4f}"
         print(f"{train_type:<16}{numbers}", flush=True)
-    if args.json:
-        args.json.write_text(json.dumps(result, indent=2) + "\n")
+    write(args.json, result)
 
 
 if __name__ == "__main__":

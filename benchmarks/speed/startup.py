@@ -1,6 +1,6 @@
 """How long `bash run_zero2.sh` takes to its first step, and where that time goes.
 
-    python -m benchmarks.startup [--against COMMIT] [--rounds 3] [--json benchmarks/results/startup.json]
+    python -m benchmarks.speed.startup [--against COMMIT] [--rounds 3] [--json benchmarks/results/startup.json]
 
 Runs the real script on the demo: once with nothing made before (no demo data, no compiled op, no Arrow copy), then
 `rounds` times with all of it there, and shows medians. With a commit to compare with, the two take turns. A module that
@@ -9,21 +9,18 @@ thread is doing; nothing in the product takes part. "CPU" is what rank 0 itself 
 machine disturb less than the clock.
 """
 
-import argparse
-import json
 import os
 import re
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.machine import machine
+from benchmarks.result import ROOT, head, parser, write
+from benchmarks.script import environment
 
-ROOT = Path(__file__).parent.parent
 TICK = 0.005  # seconds between two looks
 WATCH = f"""
 import os, sys, threading, time
@@ -46,13 +43,16 @@ note("start", time.time(), time.process_time(), words)
 if "train_llava.train" in words and "--local_rank=0" in words:
     threading.Thread(target=watch, args=[threading.get_ident()], daemon=True).start()
 """
-# Phases of rank 0 after its imports: the outermost function on the stack that has one of these names
+# Phases of rank 0 after its imports: the outermost function on the stack that has one of these names. Those of
+# earlier versions (claim_output_dir, check_memory) are here, too, so that `--against` can compare with them.
 FUNCTIONS = {
     "parse_args_into_dataclasses": "flags",
+    "prepare_output_dir": "flags",
     "claim_output_dir": "flags",
     "load": "model",
     "apply_train_type": "model",
-    "memory_verdict": "model",
+    "check_memory_budget": "model",
+    "check_memory": "model",
     "open_data": "data",
     "_prepare_for_training": "DeepSpeed",  # Trainer's name for accelerator.prepare and what goes with it
     "_run_epoch": "first step",
@@ -70,19 +70,13 @@ def run(root: Path, scratch: Path) -> dict[str, Any]:
     """One start, stopped after its first step: seconds of each phase, and of rank 0 CPU seconds."""
     notes = scratch / "notes"
     notes.write_text("")
-    environment = os.environ | {
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "PYTHONPATH": str(scratch),
-        "STARTUP_NOTES": str(notes),
-        "TORCH_EXTENSIONS_DIR": str(scratch / "ops"),
-        "HF_DATASETS_CACHE": str(scratch / "datasets"),
-        "OUTPUT_DIR": str(scratch / "out"),
-    }
+    variables = {"PYTHONPATH": scratch, "STARTUP_NOTES": notes, "TORCH_EXTENSIONS_DIR": scratch / "ops"}
+    variables |= {"HF_DATASETS_CACHE": scratch / "datasets", "OUTPUT_DIR": scratch / "out"}
     command = ["bash", str(root / "run_zero2.sh"), "--logging_steps", "1", "--sample_steps", "0"]
     begun, ended = time.time(), None
     printed, pipes = [], {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     # from its own folder, which `python -m` looks into before PYTHONPATH
-    with subprocess.Popen(command, cwd=root, env=environment, **pipes) as script:
+    with subprocess.Popen(command, cwd=root, env=environment(**variables), **pipes) as script:
         for line in script.stdout:
             if ended is None and re.match(r"step +1/", line):
                 ended = time.time()
@@ -116,30 +110,34 @@ def medians(runs: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--against", help="a commit to take turns with")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
-    command = f"python -m benchmarks.startup{f' --against {args.against}' if args.against else ''}"
-    result = {"command": command, **machine(), "rounds": args.rounds}
-    with tempfile.TemporaryDirectory() as folder:
-        commits = {"before": args.against, "now": "HEAD"} if args.against else {"now": "HEAD"}
-        runs: dict[str, list[dict[str, Any]]] = {}
-        for name, commit in commits.items():  # each in a checkout of its own, where nothing is made yet
-            (Path(folder, name)).mkdir()
-            (Path(folder, name, "sitecustomize.py")).write_text(WATCH)
-            subprocess.run(["git", "clone", "-q", ROOT, f"{folder}/{name}/repository"], check=True)
-            subprocess.run(["git", "-C", f"{folder}/{name}/repository", "checkout", "-q", commit], check=True)
-            result[f"{name}, the first time"] = medians([run(Path(folder, name, "repository"), Path(folder, name))])
-            runs[name] = []
+def check_out(commit: str, folder: Path) -> None:
+    """The repository at this commit in a folder of its own, where nothing is made yet, and the module that notes."""
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(WATCH)
+    subprocess.run(["git", "clone", "-q", ROOT, f"{folder}/repository"], check=True)
+    subprocess.run(["git", "-C", f"{folder}/repository", "checkout", "-q", commit], check=True)
+
+
+def measure(commits: dict[str, str], rounds: int) -> dict[str, Any]:
+    """The first start of each commit, then medians of `rounds` later ones, in turns."""
+    result: dict[str, Any] = {}
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in commits}
+    with tempfile.TemporaryDirectory() as work:
+        folders = {name: Path(work, name) for name in commits}
+        for name, commit in commits.items():
+            check_out(commit, folders[name])
+            result[f"{name}, the first time"] = medians([run(folders[name] / "repository", folders[name])])
         result["load_average_at_the_start"] = os.getloadavg()[0]
-        for _ in range(args.rounds):
-            for name in commits:
-                runs[name].append(run(Path(folder, name, "repository"), Path(folder, name)))
+        for _ in range(rounds):
+            for name, folder in folders.items():
+                runs[name].append(run(folder / "repository", folder))
         result |= {name: medians(found) for name, found in runs.items()}
         result["load_average_at_the_end"] = os.getloadavg()[0]
+    return result
+
+
+def show(result: dict[str, Any]) -> None:
+    """Prints phases by rows and kinds of start by columns."""
     columns = [name for name in result if isinstance(result[name], dict)]
     print(f"{'seconds (CPU of rank 0)':<24}" + "".join(f"{name:>24}" for name in columns))
     for row in [*PHASES, "all"]:
@@ -148,8 +146,18 @@ def main() -> None:
             cpu = result[name]["cpu_of_rank_0"].get(row)
             cells.append(f"{result[name]['seconds'][row]:.2f}{'' if cpu is None else f' ({cpu:.2f})':<8}")
         print(f"{row:<24}" + "".join(f"{cell:>24}" for cell in cells))
-    if args.json:
-        args.json.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def main() -> None:
+    flags = parser(__doc__, "--json")
+    flags.add_argument("--against", help="a commit to take turns with")
+    flags.add_argument("--rounds", type=int, default=3)
+    args = flags.parse_args()
+    words = ["--against", args.against] if args.against else []
+    commits = {"before": args.against, "now": "HEAD"} if args.against else {"now": "HEAD"}
+    result = head(__doc__, *words) | {"rounds": args.rounds} | measure(commits, args.rounds)
+    show(result)
+    write(args.json, result)
 
 
 if __name__ == "__main__":

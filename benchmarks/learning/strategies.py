@@ -1,13 +1,12 @@
 """Trains every strategy on the demo world under DeepSpeed ZeRO-2 on two ranks, three seeds each, and compares them.
 
-    python -m benchmarks.strategies [--output benchmarks/results/strategies]
+    python -m benchmarks.learning.strategies [--output benchmarks/results/strategies]
 
 Every row sees the same number of samples, in two stages where it has two; a seed sets the projector's random start, the
 LoRA adapters' and the order of the samples. About 75 minutes on two CPU cores. What is done is kept below
 output/strategies, so that a run that was interrupted goes on. Writes a table as .md and .json, and a chart as .png.
 """
 
-import argparse
 import json
 import os
 import re
@@ -22,12 +21,12 @@ from typing import Any
 
 import torch
 
-from benchmarks.machine import machine
-from benchmarks.script import read_log
+from benchmarks.result import RESULTS, ROOT, head, parser, table, write
+from benchmarks.script import environment, read_log
 from train_llava.build_model import build_llava
 from train_llava.model.folder import save_llava
+from train_llava.pages.charts import COLOUR, chart
 
-ROOT = Path(__file__).parent.parent
 WORK = ROOT / "output" / "strategies"
 SEEDS = (1, 2, 3)
 STEPS, FIRST_STAGE = 1200, 400  # of 16 samples each; a row of two stages spends 400 steps on its first
@@ -73,10 +72,8 @@ def run_script(script: str, model: Path, train_type: str, seed: int, output: Pat
     command = ["bash", ROOT / script, *flags]
     command += [text for name, value in words.items() for text in (f"--{name}", value)]
     names = {"MODEL": model, "DATA": WORK / "data" / "train", "TRAIN_TYPE": train_type, "OUTPUT_DIR": output}
-    environment = {**os.environ, **{name: str(value) for name, value in names.items()}}
-    environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     with (output.parent / f"{output.name}.log").open("w+") as log:
-        process = subprocess.Popen(list(map(str, command)), env=environment, stdout=log, stderr=log)
+        process = subprocess.Popen(list(map(str, command)), env=environment(**names), stdout=log, stderr=log)
         _, status, usage = os.wait4(process.pid, 0)  # of the largest process below the script: a rank
         log.seek(0)
         text = log.read()
@@ -156,52 +153,43 @@ def spread(values: list[float], form: str) -> str:
     return f"{statistics.mean(values):{form}} ({min(values):{form}} to {max(values):{form}})"
 
 
-def table(rows: dict[str, list[dict[str, Any]]]) -> str:
-    """The comparison in Markdown."""
-    head = ["strategy", "trained", "exact match, %", "held-out loss", "seconds", "memory, GB", "checkpoint, MB"]
-    lines = [f"| {' | '.join([*head, 'the original says'])} |", "|---" * (len(head) + 1) + "|"]
+def comparison(rows: dict[str, list[dict[str, Any]]]) -> str:
+    """The table in Markdown."""
+    heads = ["strategy", "trained", "exact match, %", "held-out loss", "seconds", "memory, GB", "checkpoint, MB"]
+    lines = []
     for strategy in STRATEGIES:
         runs = rows[strategy.name]
         column = {name: [run[name] for run in runs] for name in runs[0]}
         cells = [f"`{strategy.name}`", f"{runs[0]['trained_parameters']:,}", spread(column["exact_percent"], ".1f")]
         cells += [spread(column["held_out_loss"], ".3f"), f"{statistics.mean(column['seconds']):.0f}"]
         cells += [f"{statistics.mean(column['peak_memory_gb']):.2f}", f"{runs[0]['checkpoint_mb']:.1f}"]
-        lines.append(f"| {' | '.join([*cells, strategy.original or '-'])} |")
-    return "\n".join(lines) + "\n"
+        lines.append([*cells, strategy.original or "-"])
+    return table([*heads, "the original says"], lines)
 
 
 def draw(rows: dict[str, list[dict[str, Any]]], path: Path) -> None:
     """Exact match per strategy: bars of the means, a dot for each seed."""
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(9, 4), layout="constrained")
     names = [strategy.name for strategy in reversed(STRATEGIES)]
-    for y, name in enumerate(names):
-        values = [run["exact_percent"] for run in rows[name]]
-        axes.barh(y, statistics.mean(values), height=0.62, color="#9db9df")
-        axes.plot(values, [y] * len(values), "o", color="#1f3f73", markersize=5)
-        axes.text(max(values) + 1.5, y, f"{statistics.mean(values):.1f}", va="center", fontsize=9)
-    axes.set_yticks(range(len(names)), names)
-    axes.set(xlim=(0, 108), xlabel=f"held-out captions exactly right, %: mean and {len(SEEDS)} seeds")
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    with chart(path, 9, 4) as axes:
+        for y, name in enumerate(names):
+            values = [run["exact_percent"] for run in rows[name]]
+            axes.barh(y, statistics.mean(values), height=0.62, color=COLOUR, alpha=0.5)
+            axes.plot(values, [y] * len(values), "o", color=COLOUR, markersize=5)
+            axes.text(max(values) + 1.5, y, f"{statistics.mean(values):.1f}", va="center", fontsize=9)
+        axes.set_yticks(range(len(names)), names)
+        axes.set(xlim=(0, 108), xlabel=f"held-out captions exactly right, %: mean and {len(SEEDS)} seeds")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "strategies")
-    output = parser.parse_args().output
+    output = parser(__doc__, "--output", RESULTS / "strategies").parse_args().output
     make_data()
     rows: dict[str, list[dict[str, Any]]] = {strategy.name: [] for strategy in STRATEGIES}
     for seed in SEEDS:
         for strategy in STRATEGIES:
             rows[strategy.name].append(measure(strategy, seed))
-    head = {"command": "python -m benchmarks.strategies", **machine(), "steps": STEPS, "samples_per_step": 16}
-    output.with_suffix(".json").write_text(json.dumps(head | {"seeds": SEEDS, "rows": rows}, indent=2) + "\n")
-    output.with_suffix(".md").write_text(table(rows))
+    result = head(__doc__) | {"steps": STEPS, "samples_per_step": 16, "seeds": SEEDS, "rows": rows}
+    write(output, result, comparison(rows))
     draw(rows, output.with_suffix(".png"))
-    print(table(rows))
 
 
 if __name__ == "__main__":
