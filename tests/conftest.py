@@ -14,6 +14,7 @@ from unittest import mock
 import pytest
 import torch
 from folders import changed
+from page_client import TOKENS, served
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoProcessor,
@@ -25,7 +26,6 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from benchmarks.serving import served
 from demo.make_data import write_split
 from demo.tokenizer import make_tokenizer
 from tests import qwen_tokenizer as qwen
@@ -36,7 +36,6 @@ from train_llava.model.load import load
 from train_llava.processing.images import open_image
 
 ROOT = Path(__file__).parent.parent
-TOKENS = 48  # of an answer: by then those about different images differ
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,39 +1,44 @@
 """The web page: its answers and its limits. Reference: infer.generate, asked alone."""
 
-import asyncio
 import io
 import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
 from itertools import islice
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
 import pytest
-from aiohttp import BasicAuth, ClientSession, web
 from conftest import TOKENS, call
+from page_client import (
+    QUESTION,
+    answer_in,
+    ask_about,
+    ask_app,
+    ask_openai,
+    bad_uploads,
+    bomb,
+    megabytes,
+    post,
+    served,
+    user,
+)
 from PIL import Image
 from transformers.utils.import_utils import is_serve_available
 
-from benchmarks.serving import QUESTION, ask_app, ask_openai, bad_uploads, bomb, megabytes, post, said, served, user
 from train_llava import app
-from train_llava.app import App, options_of
+from train_llava.app import options_of
 from train_llava.model.generate import ask, generate
 from train_llava.processing.images import open_image
-
-
-def told(url, text, *photos, **settings):
-    return ask_app(url, [user(text, *(file.read_bytes() for file in photos))], max_new_tokens=TOKENS, **settings)
 
 
 def test_clients_at_once_get_the_answers_asked_alone(page, alone, files):
     asked = [("What is this?", file) for file in files]
     with ThreadPoolExecutor(2) as pool:
-        lines = list(pool.map(lambda one: told(page[0], *one), asked))
+        lines = list(pool.map(lambda one: ask_about(page[0], *one), asked))
     expected = [alone(*one) for one in asked]
-    assert [said(one) for one in lines] == expected and len(set(expected)) > 8
+    assert [answer_in(one) for one in lines] == expected and len(set(expected)) > 8
     assert any(len(one) > 3 for one in lines)  # in pieces
     assert any(one[0]["waiting"] for one in lines)
 
@@ -45,17 +50,19 @@ def test_a_conversation_is_the_one_of_the_page(page, loaded, files):
     data = [file.read_bytes() for file in files[:3]]
     sent = [user("What are these?", *data[:2]), {**first[1], "images": []}, user("And this?", data[2])]
     expected = generate(*loaded, [example], max_new_tokens=TOKENS)[0]
-    assert said(ask_app(page[0], sent, max_new_tokens=TOKENS)) == expected
-    assert said(ask_app(page[0], sent[2:], max_new_tokens=TOKENS)) != expected
+    assert answer_in(ask_app(page[0], sent, max_new_tokens=TOKENS)) == expected
+    assert answer_in(ask_app(page[0], sent[2:], max_new_tokens=TOKENS)) != expected
 
 
 def test_settings(page, alone, files):
     greedy = alone("What?", files[0])
-    hot = {said(told(page[0], "What?", files[0], temperature=2)) for _ in range(3)}
+    hot = {answer_in(ask_about(page[0], "What?", files[0], temperature=2)) for _ in range(3)}
     assert len(hot) > 1
-    assert said(told(page[0], "What?", files[0], temperature=1, top_p=0)) == greedy  # the likeliest word alone is left
+    assert (
+        answer_in(ask_about(page[0], "What?", files[0], temperature=1, top_p=0)) == greedy
+    )  # the likeliest word alone is left
     lines = ask_app(page[0], [user("What?", files[0].read_bytes())], max_new_tokens=3)
-    assert said(lines) == alone("What?", files[0], max_new_tokens=3) != greedy
+    assert answer_in(lines) == alone("What?", files[0], max_new_tokens=3) != greedy
     assert options_of({"max_new_tokens": 10**9, "temperature": 99, "top_p": float("nan")}) == {
         "max_new_tokens": 1024,
         "do_sample": True,
@@ -75,7 +82,7 @@ def test_bad_uploads_get_a_sentence_each(page, alone, files):
         (line,) = [line for line in ask_app(url, [user("What?", data)]) if "error" in line]
         assert line["error"].startswith(f"image 1: {reason}")
     assert megabytes(process, "VmHWM") - before < 100
-    assert said(told(url, "What?", files[0])) == alone("What?", files[0])
+    assert answer_in(ask_about(url, "What?", files[0])) == alone("What?", files[0])
 
 
 def test_limits(page):
@@ -85,9 +92,12 @@ def test_limits(page):
     status, body = post(f"{page[0]}/image", bytes(81 << 20))
     assert (status, json.loads(body)["error"]) == (413, "more than 80 MB at once.")
     Image.new("RGB", (9, 9)).save(file := io.BytesIO(), "PNG")
-    assert "more than 8 images" in said(ask_app(page[0], [user("What?", *[file.getvalue()] * 9)]))
-    assert "of the model's 512 positions" in said(ask_app(page[0], [user("word " * 600)]))
-    assert "the prompt has 2 <image>" in said(ask_app(page[0], [user("<image> <image>", file.getvalue())]))
+    eight = answer_in(ask_app(page[0], [user("What?", *[file.getvalue()] * 8)]))
+    assert eight and "more than 8 images" not in eight
+    assert [options_of({"max_new_tokens": tokens})["max_new_tokens"] for tokens in (0, -5, 7)] == [1, 1, 7]
+    assert "more than 8 images" in answer_in(ask_app(page[0], [user("What?", *[file.getvalue()] * 9)]))
+    assert "of the model's 512 positions" in answer_in(ask_app(page[0], [user("word " * 600)]))
+    assert "the prompt has 2 <image>" in answer_in(ask_app(page[0], [user("<image> <image>", file.getvalue())]))
 
 
 @pytest.mark.parametrize(
@@ -107,6 +117,8 @@ def test_other_requests_get_a_sentence(page, body):
     _, reply = post(f"{page[0]}/answer", body)
     assert json.loads(reply.splitlines()[-1])["error"].startswith(("not a question", "not a conversation", "image 1"))
 
+    assert urlopen(page[0]).status == 200
+
 
 def test_examples(page, files):
     about = json.load(urlopen(f"{page[0]}/about"))
@@ -114,58 +126,6 @@ def test_examples(page, files):
     assert urlopen(f"{page[0]}/examples/1").read() == files[1].read_bytes()
     with pytest.raises(HTTPError, match="404"):
         urlopen(f"{page[0]}/examples/3")
-
-
-@asynccontextmanager
-async def running(one):
-    """Address of an App in this process."""
-    runner = web.AppRunner(one.routes(), handler_cancellation=True)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    host, port = runner.addresses[0]
-    yield f"http://{host}:{port}"
-    await runner.cleanup()
-
-
-def test_leaving_ends_the_answer_and_gives_up_the_place_in_the_queue(loaded):
-    """One leaves while the answer is told, another one while it waits for its turn."""
-    forwards = []
-    hook = loaded[0].register_forward_hook(lambda *_: forwards.append(1))
-    asked = {"messages": [user("What?")], "max_new_tokens": 400}
-
-    async def leave(session, url, after):
-        async with session.post(f"{url}/answer", json=asked) as reply:
-            while after not in json.loads(await reply.content.readline()):
-                pass
-            reply.close()
-
-    async def main():
-        one = App(*loaded, "name", [], None)
-        async with running(one) as url, ClientSession() as session:
-            async with one.turn:
-                await leave(session, url, "waiting")
-                while one.waiting:
-                    await asyncio.sleep(0.01)
-            await leave(session, url, "text")
-            while one.waiting:
-                await asyncio.sleep(0.01)
-
-    asyncio.run(asyncio.wait_for(main(), 60))
-    hook.remove()
-    assert 0 < len(forwards) < 400  # one answer alone would have been 400
-
-
-def test_the_login(loaded):
-    async def main():
-        async with running(App(*loaded, "name", [], "ann:pass:wörd")) as url, ClientSession() as session:
-            for path in ("", "about", "examples/0"):
-                for wrong in ({}, {"Authorization": "Basic ä"}, {"Authorization": BasicAuth("ann").encode()}):
-                    async with session.get(f"{url}/{path}", headers=wrong) as reply:
-                        assert reply.status == 401 and reply.headers["WWW-Authenticate"].startswith("Basic ")
-            async with session.get(f"{url}/about", auth=BasicAuth("ann", "pass:wörd", "utf-8")) as reply:
-                assert reply.status == 200
-
-    asyncio.run(main())
 
 
 def test_wrong_usage(llava, page, tmp_path, monkeypatch):

@@ -11,9 +11,9 @@ from importlib import import_module
 
 import pytest
 from conftest import ROOT, SCRIPT_PATH, call, run
+from page_client import served
 from pages import commands, text_of
 
-from benchmarks.serving import served
 from demo.make_data import write_split
 
 NOT_HERE = {

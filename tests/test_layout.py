@@ -32,7 +32,6 @@ def test_imports_go_one_way(file):
 
 
 TESTS = {path.stem: path for path in sorted((ROOT / "tests").glob("test_*.py"))}
-FOR_NOW = {"test_original": {"test_app"}}  # to be removed together with that import
 
 
 @pytest.mark.parametrize("name", TESTS)
@@ -44,7 +43,7 @@ def test_a_test_file_imports_no_other(name):
             found.add(node.module)
         elif isinstance(node, ast.Import):
             found |= {each.name for each in node.names}
-    assert found & TESTS.keys() <= FOR_NOW.get(name, set())
+    assert not found & TESTS.keys()
 
 
 def test_the_top_is_what_people_type_and_import():

@@ -33,7 +33,7 @@ def test_thin_images_are_refused_before_they_are_decoded(tmp_path, size):
     Image.new("RGB", (200, 1), "red").save(tmp_path / "fits.png")
     began = time.perf_counter()
     pixels = FastImageProcessor(CLIPImageProcessorPil())([open_image(tmp_path / "fits.png")])
-    assert pixels.shape == (1, 224, 224, 3) and time.perf_counter() - began < 5
+    assert pixels.data.shape == (1, 224, 224, 3) and time.perf_counter() - began < 5
 
 
 def test_a_member_that_grows_is_not_unpacked(tmp_path):
@@ -76,7 +76,7 @@ def test_what_is_remembered_is_bounded(tokenizer):
     encoder = ChatEncoder(tokenizer, 1, tokenizer.chat_template)
     for i in range(3):
         encoder.encode([{"role": "user", "content": f"{i} " + "word " * 150_000}], add_generation_prompt=True)
-    assert max(map(len, encoder.known)) <= limits.LONGEST_KNOWN
+    assert max(map(len, encoder.known_ids)) <= limits.LONGEST_KNOWN
     for i in range(3000):
         encoder.encode([{"role": "user", "content": f"{i}"}], add_generation_prompt=True)
     rounds = [{"role": role, "content": "a"} for _ in range(60) for role in ("user", "assistant")]
@@ -86,7 +86,7 @@ def test_what_is_remembered_is_bounded(tokenizer):
         encoder.planned = limits.MOST_PLANNED  # as after many kinds of conversation
         encoder.encode([{"role": "system", "content": "S"}, *rounds[:2]])
         encoder.plans.pop(next(iter(encoder.plans)))
-    assert len(encoder.known) <= limits.MOST_KNOWN and len(encoder.plans) <= 2
+    assert len(encoder.known_ids) <= limits.MOST_KNOWN and len(encoder.plans) <= 2
     for large in ([{"role": "user", "content": "x" * (limits.MOST_CHARACTERS + 1)}], rounds * 4):
         with pytest.raises(InputError, match="are the most"):
             encoder.encode(large, add_generation_prompt=True)

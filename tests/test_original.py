@@ -14,12 +14,11 @@ import pytest
 import torch
 from conftest import ROOT, SCRIPT_PATH, TOKENS, call, run
 from folders import changed, in_float32
+from page_client import answer_in, ask_about, served
 from peft import LoraConfig, get_peft_model
-from test_app import said, told
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from benchmarks.learning import original
-from benchmarks.serving import served
 from benchmarks.speed.original_way import Original
 from train_llava import evaluate, infer, merge_lora
 from train_llava.build_model import build_llava
@@ -119,7 +118,7 @@ def test_base_adapter_and_merged_folder_through_every_command(old_pair, data, fi
         answers[name] = (asked.stdout.strip(), lines)
     assert answers["adapter"] == answers["merged"] != answers["base"]
     with served(sys.executable, "-m", "train_llava.app", "--model_name_or_path", adapter) as page:
-        assert said(told(page[0], "What?", files[0])) == answers["adapter"][0]
+        assert answer_in(ask_about(page[0], "What?", files[0])) == answers["adapter"][0]
 
 
 def test_a_processor_of_the_wrong_class(llava, tmp_path):

@@ -143,7 +143,7 @@ def test_captions_in_chinese_find_a_font_or_name_a_package(tmp_path):
     """A system with no font, and one with a font that has the two characters of a caption."""
     code = """
 import sys
-from train_llava import fonts
+from train_llava.pages import fonts
 font = fonts.font_for("\u7ea2\u4e03", 18)
 print(font.path if isinstance(font.path, str) else "Pillow's own")
 """

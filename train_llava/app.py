@@ -2,8 +2,12 @@
 
     python -m train_llava.app --model_name_or_path output/first [--examples images]
 
-Whoever has the page open asks through one queue; every answer is given alone, so none depends on who else is asking.
-The server remembers nothing: the page sends the conversation, images included, with every question.
+All who have the page open ask through one queue; every answer is generated alone, so it does not depend on who else is
+asking. The server remembers nothing: the page sends the conversation, images included, with every question.
+
+Why not Gradio's chat: it was tried (6.31) and does not hold two things that this page promises. An answer that contains
+HTML is not shown as it is (`<img src=x> ![](b)` becomes `![](b)`, also with render_markdown=False), and results that
+nobody fetches stay in memory for up to 2,000 sessions. Its guards against other sites took as much code as this server.
 """
 
 import argparse
@@ -17,15 +21,18 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from threading import Event
 from typing import Any
+from urllib.parse import urlsplit
 
 from aiohttp import web
 from PIL import Image
 from transformers import LlavaProcessor
 
 from train_llava.cli import InputError, command
+from train_llava.ingest.conversation import check_conversation_size
 from train_llava.ingest.image_kinds import SHOWN, suffixes_of
 from train_llava.ingest.limits import (
     MOST_EXAMPLES,
+    MOST_HELD,
     MOST_IMAGES,
     MOST_MEGABYTES,
     MOST_NEW_TOKENS,
@@ -38,6 +45,7 @@ from train_llava.processing.images import open_image
 
 PAGE = Path(__file__).parent / "pages" / "app.html"
 AUTH = "TRAIN_LLAVA_AUTH"
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -48,20 +56,31 @@ class App:
     Args:
         name: what the page calls the model.
         examples: image files that the page offers.
-        auth: "user:password", asked for by the browser; None lets everybody in.
+        auth: "user:password", which the browser asks for; None lets everybody in.
+        local: whether only this machine is served. Then the page must be asked for by one of this machine's own names;
+            a foreign name that leads here is another site's attempt to use the visitor's browser (DNS rebinding).
     """
 
     def __init__(
-        self, model: Model, processor: LlavaProcessor, name: str, examples: list[Path], auth: str | None
+        self,
+        model: Model,
+        processor: LlavaProcessor,
+        name: str,
+        examples: list[Path],
+        auth: str | None,
+        local: bool = True,
     ) -> None:
         self.model, self.processor, self.name, self.examples, self.auth = model, processor, name, examples, auth
-        self.turn = asyncio.Lock()  # first come, first served
+        self.local = local
+        self.lock = asyncio.Lock()  # first come, first served
         self.checking = asyncio.Lock()  # one at a time, so that memory holds one such image
         self.waiting = 0
+        self.held = 0  # bytes of all requests that are being read or answered
 
     def routes(self) -> web.Application:
-        """What aiohttp serves."""
-        app = web.Application(middlewares=[self.let_in, say], client_max_size=4 * MOST_MEGABYTES << 20)
+        """The application that aiohttp serves."""
+        middlewares = [self.site_middleware, self.auth_middleware, json_errors, self.size_middleware]
+        app = web.Application(middlewares=middlewares, client_max_size=4 * MOST_MEGABYTES << 20)
         app.router.add_get("/", self.page)
         app.router.add_get("/about", self.about)
         app.router.add_get("/examples/{index:[0-9]+}", self.example)
@@ -70,20 +89,44 @@ class App:
         return app
 
     @web.middleware
-    async def let_in(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+    async def site_middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Refuses what another site's page lets the visitor's browser send, before anything of it is read."""
+        host = urlsplit(f"//{request.host}")
+        origin = request.headers.get("Origin")
+        foreign = origin is not None and urlsplit(origin).netloc != host.netloc
+        if foreign or (self.local and host.hostname not in LOOPBACK):
+            return web.Response(status=403, text="Open the page by the address that the server has printed.")
+        return await handler(request)
+
+    @web.middleware
+    async def auth_middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Asks for the password, if there is one."""
         given = request.headers.get("Authorization", "").encode(errors="replace")
-        right = "Basic " + base64.b64encode((self.auth or "").encode()).decode()
-        if self.auth and not hmac.compare_digest(given, right.encode()):  # in the same time, however wrong
+        expected = "Basic " + base64.b64encode((self.auth or "").encode()).decode()
+        if self.auth and not hmac.compare_digest(given, expected.encode()):  # in the same time, however wrong
             asks = 'Basic realm="LLaVA", charset="UTF-8"'
             return web.Response(status=401, text="Log in.", headers={"WWW-Authenticate": asks})
         return await handler(request)
+
+    @web.middleware
+    async def size_middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Bounds what all requests together hold in memory. Each must say how long it is, as browsers do."""
+        size = request.content_length or 0
+        if request.body_exists and request.content_length is None:
+            raise web.HTTPLengthRequired
+        if self.held + size > MOST_HELD:
+            return web.json_response({"error": "too many questions are waiting. Ask again in a minute."}, status=503)
+        self.held += size
+        try:
+            return await handler(request)
+        finally:
+            self.held -= size
 
     async def page(self, request: web.Request) -> web.StreamResponse:
         return web.FileResponse(PAGE, headers={"Cache-Control": "no-cache"})
 
     async def about(self, request: web.Request) -> web.StreamResponse:
-        """What the page has to know of this server."""
+        """What the page needs to know about this server."""
         limits = {"images": MOST_IMAGES, "megabytes": MOST_MEGABYTES, "tokens": MOST_NEW_TOKENS}
         return web.json_response({"name": self.name, "examples": [path.name for path in self.examples], **limits})
 
@@ -94,66 +137,68 @@ class App:
         return web.FileResponse(self.examples[index])
 
     async def check(self, request: web.Request) -> web.StreamResponse:
-        """Whether a file can be asked about, told as soon as it is chosen."""
+        """Whether a file can be asked about; the page asks as soon as it is chosen."""
         data = await request.read()
         async with self.checking:
             image = await asyncio.to_thread(read_image, data, request.query.get("name", "the file"))
         return web.json_response({"width": image.width, "height": image.height})
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
-        """A line of JSON per piece: {"waiting": questions before this one}, {"text"}, or in the end {"error"}."""
+        """Sends a line of JSON for each piece: {"waiting": questions before this one}, {"text"}, at last {"error"}."""
         try:
-            asked = await request.json()
-            options = options_of(asked)
-        except (ValueError, TypeError, ArithmeticError, AttributeError) as error:
+            question = await request.json()
+            options = options_of(question)
+        except (ValueError, TypeError, ArithmeticError, AttributeError, RecursionError) as error:
             raise InputError(f"not a question ({error}).") from error
         if self.waiting >= MOST_WAITING:
             raise InputError("too many questions are waiting. Ask again in a minute.")
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson", "X-Accel-Buffering": "no"})
         await response.prepare(request)
 
-        async def tell(**news) -> None:
-            await response.write(json.dumps(news).encode() + b"\n")
+        async def send(**line) -> None:
+            await response.write(json.dumps(line).encode() + b"\n")
 
         self.waiting += 1
         try:
-            await tell(waiting=self.waiting - 1)
-            async with self.turn:
-                await self.speak(asked, options, tell)
+            await send(waiting=self.waiting - 1)
+            async with self.lock:
+                await self.stream_answer(question, options, send)
         finally:
             self.waiting -= 1
         return response
 
-    async def speak(self, asked: dict[str, Any], options: dict[str, Any], tell: Callable[..., Awaitable]) -> None:
-        """Tells the pieces of an answer as they come. When the browser goes away, aiohttp cancels this."""
+    async def stream_answer(
+        self, question: dict[str, Any], options: dict[str, Any], send: Callable[..., Awaitable]
+    ) -> None:
+        """Sends the pieces of an answer as they come. When the browser goes away, aiohttp cancels this."""
         loop, pieces, stop = asyncio.get_running_loop(), asyncio.Queue(), Event()
 
-        def news(**piece) -> None:
+        def put(**piece) -> None:
             loop.call_soon_threadsafe(pieces.put_nowait, piece)
 
-        def work() -> None:
+        def run() -> None:
             try:
-                for text in stream(self.model, self.processor, conversation(asked), stop, **options):
-                    news(text=text)
+                for text in stream(self.model, self.processor, conversation(question), stop, **options):
+                    put(text=text)
             except InputError as error:
-                news(error=str(error))
+                put(error=str(error))
             except Exception:
                 traceback.print_exc()
-                news(error="something went wrong here; the server's log says what.")
-            news()
+                put(error="something went wrong here; the server's log says what.")
+            put()
 
-        working = loop.run_in_executor(None, work)
+        running = loop.run_in_executor(None, run)
         try:
             while piece := await pieces.get():
-                await tell(**piece)
+                await send(**piece)
         finally:
             stop.set()
-            await working
+            await running
 
 
 @web.middleware
-async def say(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Errors as {"error": a sentence}."""
+async def json_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turns errors into {"error": a sentence}."""
     try:
         return await handler(request)
     except InputError as error:
@@ -173,7 +218,7 @@ def read_image(data: bytes, name: str) -> Image.Image:
     return open_image({"path": name, "bytes": data}, SHOWN, MOST_PIXELS_ASKED)
 
 
-def conversation(asked: dict[str, Any]) -> Example:
+def conversation(question: dict[str, Any]) -> Example:
     """The page's {"messages": [{"role", "content", "images": [base64]}]} as an example.
 
     Raises:
@@ -181,14 +226,16 @@ def conversation(asked: dict[str, Any]) -> Example:
     """
     messages, images = [], []
     try:
-        if sum(len(message.get("images", [])) for message in asked["messages"]) > MOST_IMAGES:
+        if sum(len(message.get("images", [])) for message in question["messages"]) > MOST_IMAGES:
             raise InputError(f"more than {MOST_IMAGES} images. Start a new chat.")
-        for message in asked["messages"]:
+        texts = [{"content": str(message["content"])} for message in question["messages"]]
+        check_conversation_size(texts)  # before any image is decoded
+        for message in question["messages"]:
             role, content = message["role"], str(message["content"])
             if role == "user":
-                shown = [base64.b64decode(data) for data in message.get("images", [])]
-                shown = [read_image(data, f"image {len(images) + i}") for i, data in enumerate(shown, 1)]
-                content, images = ask(content, shown)["messages"][0]["content"], images + shown
+                files = [base64.b64decode(data) for data in message.get("images", [])]
+                own = [read_image(data, f"image {len(images) + i}") for i, data in enumerate(files, 1)]
+                content, images = ask(content, own)["messages"][0]["content"], images + own
             messages.append({"role": {"user": "user", "assistant": "assistant"}[role], "content": content})
     except InputError:
         raise
@@ -197,10 +244,10 @@ def conversation(asked: dict[str, Any]) -> Example:
     return {"messages": messages, "images": images}
 
 
-def options_of(asked: dict[str, Any]) -> dict[str, Any]:
-    """The page's settings for `generate`, brought into their ranges."""
-    tokens = max(1, min(MOST_NEW_TOKENS, int(asked.get("max_new_tokens", 256))))
-    temperature, top_p = float(asked.get("temperature", 0)), float(asked.get("top_p", 1))
+def options_of(question: dict[str, Any]) -> dict[str, Any]:
+    """The page's settings as options of `generate`, each brought into its range."""
+    tokens = max(1, min(MOST_NEW_TOKENS, int(question.get("max_new_tokens", 256))))
+    temperature, top_p = float(question.get("temperature", 0)), float(question.get("top_p", 1))
     if not temperature > 0:
         return {"max_new_tokens": tokens}
     drawn = {"do_sample": True, "temperature": min(2.0, temperature), "top_p": min(1.0, max(1e-6, top_p)), "top_k": 0}
@@ -224,8 +271,9 @@ def main() -> None:
     examples = sorted(args.examples.iterdir()) if args.examples else []
     examples = [path for path in examples if path.suffix.lower() in suffixes_of(SHOWN)][:MOST_EXAMPLES]
     name = Path(args.adapter_name_or_path or args.model_name_or_path).name
-    app = App(*load(args.model_name_or_path, args.adapter_name_or_path), name, examples, args.auth)
-    if args.host not in ("127.0.0.1", "localhost", "::1") and not args.auth:
+    local = args.host in LOOPBACK
+    app = App(*load(args.model_name_or_path, args.adapter_name_or_path), name, examples, args.auth, local)
+    if not local and not args.auth:
         print("warning: whoever reaches this address can ask. Set a password: --auth USER:PASSWORD", flush=True)
     address = f"http://{args.host}:{args.port} (Ctrl-C ends it)"
     try:

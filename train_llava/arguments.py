@@ -107,11 +107,12 @@ class LlavaTrainingArguments(TrainingArguments):
     )
     check_resources: bool = flag("refuse to start where memory or the disk will not be enough", default=True)
     overwrite_output_dir: bool = flag("replace the run that --output_dir holds instead of refusing", default=False)
-    compile_options: dict[str, str | None] | None = field(init=False, default=None)  # of train.compile_layers
 
     def __post_init__(self) -> None:
-        """Takes --torch_compile out of Trainer's hands, which would compile the whole model."""
+        """Takes --torch_compile out of Trainer's hands, which would compile the whole model; `compile_options` is what
+        train.compile_layers needs of it, None without the flag."""
         super().__post_init__()
+        self.compile_options: dict[str, str | None] | None = None
         if self.torch_compile:
             self.compile_options = {"backend": self.torch_compile_backend, "mode": self.torch_compile_mode}
             self.torch_compile, self.torch_compile_backend, self.torch_compile_mode = False, None, None

@@ -25,3 +25,4 @@ MOST_PIXELS_ASKED = 50_000_000  # of each, so that a conversation takes 1.6 GB a
 MOST_NEW_TOKENS = 1024  # in an answer
 MOST_EXAMPLES = 12  # on the page
 MOST_WAITING = 50  # questions, each with its images in memory
+MOST_HELD = 1 << 30  # bytes of all requests together, as they are sent

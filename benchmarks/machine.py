@@ -1,5 +1,0 @@
-"""The machine of a result, for benchmarks/serving.py."""
-
-from benchmarks.result import machine
-
-__all__ = ["machine"]
