@@ -62,10 +62,11 @@ def test_ctrl_c_tells_what_was_found(tmp_path):
     layouts.write(tmp_path / "d" / "chat.json", records)
     Image.new("RGB", (5000, 5000)).save(tmp_path / "d" / "large.png", compress_level=1)
     flags = ["--data_path", tmp_path / "d", "--output_dir", tmp_path / "report", "--workers", 1]
-    command = [sys.executable, "-u", "-m", "train_llava.check_data", *map(str, flags)]  # -u: or it says all at its end
+    # a process started in the background would ignore the signal, one that writes to a pipe say all at its end
+    command = ["env", "--default-signal=INT", sys.executable, "-u", "-m", "train_llava.check_data", *map(str, flags)]
     with subprocess.Popen(command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        while "chat.json" not in process.stdout.readline():
-            time.sleep(0.01)
+        while "chat.json" not in (line := process.stdout.readline()):
+            assert line, process.communicate()
         time.sleep(0.3)
         process.send_signal(signal.SIGINT)
         out, _ = process.communicate(timeout=60)

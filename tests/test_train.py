@@ -80,7 +80,8 @@ def test_adapter_and_merged_model_answer_alike(runs, data, tmp_path):
     dataset = LlavaDataset(data)
     asked = [ask("What do you see?", dataset[i]["images"]) for i in range(16)]
     with_adapter = generate(model, processor, asked, max_new_tokens=20)
-    base = generate(model.get_base_model(), processor, asked, max_new_tokens=20)
+    with model.disable_adapter():
+        base = generate(model, processor, asked, max_new_tokens=20)
     model.merge_and_unload().save_pretrained(tmp_path / "merged")
     processor.save_pretrained(tmp_path / "merged")
     merged, processor = load(tmp_path / "merged")
