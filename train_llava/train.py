@@ -154,8 +154,8 @@ def end(args: LlavaTrainingArguments, preemption: PreemptionCallback) -> None:
 
 def set_up_deepspeed(args: LlavaTrainingArguments) -> None:
     """What DeepSpeed must know before a model is built."""
-    # At its first start on a CPU, DeepSpeed would compile an op of tensor-parallel inference, which no training calls.
-    # A private name, read by deepspeed.ops.op_builder since 0.9; with another one the op is compiled, 40 s once.
+    # At its first start on a CPU, DeepSpeed would compile an op of tensor-parallel inference, which no training calls:
+    # 40 s. A private name, which deepspeed/comm/torch.py reads (0.19); see tests/test_hooks.py.
     deepspeed.ops.__compatible_ops__ = {}
     if is_deepspeed_zero3_enabled():  # which shares out the weights while the model is built
         deepspeed.init_distributed("gloo" if args.use_cpu else None)

@@ -111,10 +111,12 @@ def load_weights(
     if left := sorted(name for name in info["unexpected_keys"] if not IGNORED.search(name)):
         raise ValueError(f"{len(left)} weights fit nowhere, such as {left[0]}")
     if is_deepspeed_zero3_enabled():
-        # transformers forgets here which names it changed in loading, and in saving would change them twice
+        # transformers forgets here which names it changed in loading, and in saving would change them twice. A private
+        # name, which its core_model_loading.py reads in save_pretrained (5.23); see tests/test_hooks.py.
         model._weight_conversions = []
     for module in model.modules() if in_4bit else []:
-        # on some CPUs bitsandbytes would repack its weights at the first evaluation, and training could not go on
+        # on some CPUs bitsandbytes would repack its weights at the first evaluation, and training could not go on; its
+        # Linear4bit reads this attribute (0.50), see tests/test_hooks.py
         module.support_avx512bf16_for_cpu = False
     return model
 

@@ -6,8 +6,8 @@ come. docs/performance.md explains what is left, and why.
 
 What is changed in transformers' model, without a public hook: `forward` of the LLaVA (read by Trainer and generate), of
 the unused layers of the vision tower, within one pass (read by CLIPEncoder and SiglipEncoder), and the keyword
-`POSITIONS`, which the language model's layers pass on to their attention (since transformers 4.48). tests/test_hooks.py
-fails by name where a version of transformers lacks one of them.
+`POSITIONS`, which the language model's layers pass on to their attention (seen in transformers 5.23). Where a version
+lacks one of them, tests/test_hooks.py fails by its name.
 """
 
 from collections.abc import Callable, Iterable, Iterator
