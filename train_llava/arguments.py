@@ -1,4 +1,8 @@
-"""The flags of `python -m train_llava.train`: ours, and all of transformers' TrainingArguments."""
+"""The flags of `python -m train_llava.train`: ours, and all of transformers' TrainingArguments.
+
+To add a flag, add a field here. If it changes what is learned, add it to FLAGS in training/resume.py; if it does not go
+with another flag, say so in training/flag_checks.py. Then name its test in tests/flag_classes.py.
+"""
 
 import json
 import sys
@@ -38,7 +42,7 @@ def flag(help: str, **kwargs) -> object:
 
 @dataclass
 class ModelArguments:
-    """What is trained."""
+    """The flags of the model and of what is trained."""
 
     model_name_or_path: str = flag("a LLaVA folder, as train_llava.build_model writes it")
     attn_implementation: Literal["sdpa", "flash_attention_2"] = flag(
@@ -71,17 +75,19 @@ class ModelArguments:
 
 @dataclass
 class DataArguments:
-    """What it is trained on."""
+    """The flags of the data."""
 
     data_path: list[str] = flag("one or more [format=]path[:weight]: a folder, a file or a dataset id of the hub")
     eval_data_path: list[str] | None = flag("held-out data, for --eval_strategy steps or epoch", default=None)
     caption_fields: list[str] | None = flag(
         "of caption records: answer=FIELD image=FIELD instruction=FIELD_OR_WORDS", default=None
     )
-    image_folder: str | None = flag("where the images are that records name, if not beside the data", default=None)
-    on_bad_record: Literal["error", "skip"] = flag("what to do about records to learn nothing from", default="error")
+    image_folder: str | None = flag(
+        "folder of the images that records name, if they are not beside the data", default=None
+    )
+    on_bad_record: Literal["error", "skip"] = flag("what to do with records that cannot be trained on", default="error")
     max_bad_images: float = flag("unreadable images to pass over: a number, or below 1 a share", default=MAX_BAD_IMAGES)
-    model_max_length: int | None = flag("cut longer conversations behind an answer; never an image", default=None)
+    model_max_length: int | None = flag("cut longer conversations after an answer, never inside an image", default=None)
     packing: bool = flag("join the samples of a batch into one sequence instead of padding them", default=False)
     sample_steps: int = flag("show captions of a few held-out records every so many steps; 0: never", default=0)
     streaming: bool = flag("leave images in their parquet files, here or on the hub, instead of copying", default=False)
@@ -92,25 +98,27 @@ class LlavaTrainingArguments(TrainingArguments):
     """transformers' own flags; these differ in their default or are new."""
 
     remove_unused_columns: bool = flag("the collator needs every column", default=False)
-    log_level_replica: str = flag("what ranks behind the first say", default="error")
-    projector_learning_rate: float | None = flag("a rate of the projector's own", default=None)
-    vision_learning_rate: float | None = flag("a rate of the vision tower's own, with --train_type none", default=None)
+    log_level_replica: str = flag("log level of all ranks but the first", default="error")
+    projector_learning_rate: float | None = flag("learning rate of the projector, if another one", default=None)
+    vision_learning_rate: float | None = flag(
+        "learning rate of the vision tower, if another one; with --train_type none", default=None
+    )
     logging_nan_inf_filter: bool = flag(
-        # it would make the GPU and Python wait for each other after every batch
+        # the filter would wait for the GPU after every batch
         "leave losses that are no numbers out of the log; the training ends at one anyway",
         default=False,
     )
     liger_kernel_config: dict[str, Any] | None = flag(
         # its forward pass would take the place of train_llava/model/loss.py's, and score every position
-        "what --use_liger_kernel leaves out: its loss, so that its norms, rotary embeddings and MLPs are left",
+        "options of --use_liger_kernel; by default its loss is off, its norms, rotary embeddings and MLPs are on",
         default_factory=lambda: {"fused_linear_cross_entropy": False},
     )
     check_resources: bool = flag("refuse to start where memory or the disk will not be enough", default=True)
     overwrite_output_dir: bool = flag("replace the run that --output_dir holds instead of refusing", default=False)
 
     def __post_init__(self) -> None:
-        """Takes --torch_compile out of Trainer's hands, which would compile the whole model; `compile_options` is what
-        train.compile_layers needs of it, None without the flag."""
+        """Moves --torch_compile into `compile_options` (None without the flag) for train.compile_layers: Trainer would
+        compile the whole model."""
         super().__post_init__()
         self.compile_options: dict[str, str | None] | None = None
         if self.torch_compile:
@@ -124,7 +132,7 @@ class LlavaTrainingArguments(TrainingArguments):
 
     @property
     def step_factors(self) -> dict[str, int]:
-        """What the samples of a step are the product of."""
+        """The factors whose product is the number of samples in a step."""
         return {
             "per_device_train_batch_size": self.train_batch_size,
             "gradient_accumulation_steps": self.gradient_accumulation_steps,

@@ -121,7 +121,7 @@ def main() -> None:
         model = Path(args.adapter_name_or_path or args.model_name_or_path)
         args.output_dir = Path("output/evaluation", model.absolute().name)
 
-    # waiting is all that ranks do together: the last may be slower than the first by more than the usual half hour
+    # the ranks wait for each other at the end alone; the slowest may need more than the default of half an hour
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=1))
     paths = paths_of(args.data_path)
     read = (args.model_name_or_path, args.adapter_name_or_path, args.image_folder, *paths)

@@ -33,7 +33,7 @@ from train_llava.training.callbacks import DiskSpaceCallback, ProgressLine
 from train_llava.training.fault_tolerance import PreemptionCallback, Watchdog
 from train_llava.training.flag_checks import check_flags
 from train_llava.training.model_card import write_card
-from train_llava.training.output_dir import drop_old_runs, prepare_output_dir, report_failure, set_aside
+from train_llava.training.output_dir import drop_old_runs, prepare_output_dir, report_failure, set_old_run_aside
 from train_llava.training.resume import (
     StepFlagsCallback,
     check_data,
@@ -50,21 +50,22 @@ from train_llava.training.trainer import LlavaTrainer
 
 @command
 def main() -> None:
+    """Checks the flags, holds the output folder, and then prepares, trains and finishes."""
     model_args, data_args, args = parse_flags()
     check_flags(model_args, data_args, args)
     checkpoint = checkpoint_to_resume(args)
     if checkpoint:
         check_resumable(checkpoint, args, run_flags(model_args, data_args, args))
     paths = paths_of([*data_args.data_path, *(data_args.eval_data_path or [])])
-    read = (model_args.model_name_or_path, data_args.image_folder, *paths)
-    with shared_output_folder(Path(args.output_dir), partial(prepare_output_dir, args, checkpoint), *read):
+    inputs = (model_args.model_name_or_path, data_args.image_folder, *paths)  # must not be written to
+    with shared_output_folder(Path(args.output_dir), partial(prepare_output_dir, args, checkpoint), *inputs):
         preemption = PreemptionCallback()
         trainer = prepare(model_args, data_args, args, checkpoint, preemption)
         with report_failure(args):
             trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
             if not preemption.received:
                 finish(trainer, model_args, data_args)
-        end(args, preemption)
+        shut_down(args, preemption)
 
 
 def prepare(
@@ -82,28 +83,28 @@ def prepare(
         preemption: the callback that stops the run after a signal.
 
     Raises:
-        InputError: what is asked for cannot be done here; found out before weights are loaded wherever possible.
+        InputError: the flags, the data or this machine do not allow it; before weights are loaded wherever possible.
     """
     set_up_deepspeed(args)
-    # DeepSpeed with bf16 keeps fp32 master weights of its own; everywhere else the weights themselves are the masters
+    # DeepSpeed with bf16 keeps fp32 master weights of its own; otherwise the weights themselves are kept in fp32
     dtype = torch.bfloat16 if args.deepspeed and args.bf16 else torch.float32
     config = load_llava_config(fetch(model_args.model_name_or_path))
     processor = load_processor(model_args.model_name_or_path)
     collator = LlavaCollator(processor, data_args.model_max_length, for_trainer=True, packing=data_args.packing)
     train_dataset, eval_dataset = open_data(data_args, args, collator.encoder, max_positions(config))
     run = describe_run(model_args, data_args, args, train_dataset, collator.encoder)
-    universal = False
+    universal = False  # whether DeepSpeed must load a universal checkpoint, as for another number of ranks
     if checkpoint:
         check_data(checkpoint, run["data"])
         universal = convert_ranks(checkpoint, args)
     batch = longest_batch(train_dataset, collator.encoder, args.train_batch_size)
-    verdict = check_memory_budget(config, dtype, batch, model_args, args)
+    memory_line = check_memory_budget(config, dtype, batch, model_args, args)
     if args.process_index == 0:
-        print(verdict, flush=True)
+        print(memory_line, flush=True)
 
     model, processor = load_model(model_args, args, dtype)
     if args.process_index == 0 and not checkpoint:
-        set_aside(args)
+        set_old_run_aside(args)
     trainer = LlavaTrainer(
         model,
         args,
@@ -117,10 +118,10 @@ def prepare(
     if universal:
         trainer.load_universal_checkpoint()
     if data_args.sample_steps:
-        records = (eval_dataset or train_dataset, processor, data_args.sample_steps)
-        trainer.add_callback(LogGenerationsCallback(*records, pause=trainer.throughput.paused))
-    trainer.remove_callback(ProgressCallback)
-    trainer.remove_callback(PrinterCallback)
+        dataset, pause = eval_dataset or train_dataset, trainer.throughput.paused
+        trainer.add_callback(LogGenerationsCallback(dataset, processor, data_args.sample_steps, pause))
+    for replaced in (ProgressCallback, PrinterCallback):  # by ProgressLine
+        trainer.remove_callback(replaced)
     return trainer
 
 
@@ -140,13 +141,13 @@ def finish(trainer: LlavaTrainer, model_args: ModelArguments, data_args: DataArg
         trainer.push_to_hub()
 
 
-def end(args: LlavaTrainingArguments, preemption: PreemptionCallback) -> None:
-    """Lets go of the other ranks; exits with the number of the signal after which the run was stopped, if any."""
+def shut_down(args: LlavaTrainingArguments, preemption: PreemptionCallback) -> None:
+    """Closes the process group. If a signal has stopped the run, exits with 128 + its number."""
     if preemption.received and args.process_index == 0:
         hint = "The same command with --resume_from_checkpoint true goes on from there"
         print(f"The checkpoint is {newest_first(args)[0]}. {hint}.", flush=True)
     if dist.is_initialized():
-        dist.barrier()  # meanwhile Gloo's threads let go of their last tensors; with these held, the next line can hang
+        dist.barrier()  # until Gloo's threads have released their tensors, or the next line can hang
         dist.destroy_process_group()
     if preemption.received:
         sys.exit(128 + preemption.received)  # as shells report it
@@ -154,8 +155,8 @@ def end(args: LlavaTrainingArguments, preemption: PreemptionCallback) -> None:
 
 def set_up_deepspeed(args: LlavaTrainingArguments) -> None:
     """What DeepSpeed must know before a model is built."""
-    # At its first start on a CPU, DeepSpeed would compile an op of tensor-parallel inference, which no training calls:
-    # 40 s. A private name, which deepspeed/comm/torch.py reads (0.19); see tests/test_hooks.py.
+    # At its first start on a CPU, DeepSpeed would compile an op for inference (40 s), which no training calls. An empty
+    # table of ops prevents that. It is a private name, which deepspeed/comm/torch.py reads (0.19; tests/test_hooks.py).
     deepspeed.ops.__compatible_ops__ = {}
     if is_deepspeed_zero3_enabled():  # which shares out the weights while the model is built
         deepspeed.init_distributed("gloo" if args.use_cpu else None)
@@ -182,7 +183,8 @@ def open_data(
     """The training data and the held-out data, which is None without --eval_data_path.
 
     Raises:
-        InputError: see LlavaDataset; or weights in an order that takes each record once.
+        InputError: see LlavaDataset; or a source has a weight, and --train_sampling_strategy sequential reads every
+            record once.
     """
     bad_images = BadImages(Path(args.output_dir) / "bad_images.jsonl", data_args.max_bad_images)
     options = {"on_bad_record": data_args.on_bad_record, "caption_fields": data_args.caption_fields}

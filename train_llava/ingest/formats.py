@@ -2,7 +2,7 @@
 
 One function per format; FORMATS names each with the field by which its records are recognised. To add one, write a
 function that takes a record (and the caption fields, which others ignore) and returns messages and images, and add
-its line to FORMATS.
+its line to FORMATS; docs/data.md has an example.
 """
 
 import base64
@@ -57,7 +57,7 @@ def from_sharegpt_or_openai(record: Record, fields: Fields) -> Parsed:
 
 
 def with_system(messages: list[Message], system: Any) -> list[Message]:
-    """Puts a system prompt that a record has beside its turns in front of them.
+    """Puts the system prompt of a record, which stands beside its turns, in front of them.
 
     Raises:
         InputError: it is no text, or the turns begin with another one.
@@ -95,7 +95,7 @@ def from_caption(record: Record, fields: Fields) -> Parsed:
     return messages, images
 
 
-# The order matters: the folder of CC3M-595K holds chat.json and, with captions of the same images, metadata.json.
+# Of several formats in a folder the first one here is read, as of CC3M-595K: chat.json (llava), metadata.json (caption)
 FORMATS: dict[str, tuple[str, Callable[[Record, Fields], Parsed]]] = {
     "llava": ("conversations", from_sharegpt_or_openai),
     "messages": ("messages", from_sharegpt_or_openai),
@@ -105,7 +105,10 @@ FORMATS: dict[str, tuple[str, Callable[[Record, Fields], Parsed]]] = {
 
 
 def recognise(records: list[Any], fields: Fields, names: Iterable[str] = ()) -> str | None:
-    """The format of some records, by the field that one of them has; None for what is of no format (of `names`)."""
+    """The format of some records, by the field that one of them has; None if no format matches.
+
+    If `names` are given, only these are tried.
+    """
     for name in names or FORMATS:
         field, _ = FORMATS[name]
         if any(isinstance(record, dict) and fields.get(field, field) in record for record in records):
@@ -172,14 +175,14 @@ def to_image_ref(image: Any) -> Any:
 
 
 def from_json(value: Any) -> Any:
-    """Turns, also where a table holds them as JSON text."""
+    """The list of turns, parsed if it is stored as JSON text."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         return json.loads(value)
     return value
 
 
 def split_captions(record: Any, name: str, fields: Fields) -> Iterator[Any]:
-    """A record for each caption, where an image has several; all other records as they are."""
+    """Yields a record for each caption if an image has several; other records as they are."""
     captions = record.get(fields["answer"]) if name == "caption" and isinstance(record, dict) else None
     if not (isinstance(captions, list) and captions and all(isinstance(text, str) for text in captions)):
         yield record

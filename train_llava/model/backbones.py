@@ -76,7 +76,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token  # harmless: masks come from lengths, never from comparing ids
     if tokenizer("a").input_ids != tokenizer("a", add_special_tokens=False).input_ids:
-        # the template alone says what stands in front; transformers' pipelines would add this tokenizer's own to it
+        # the chat template writes the first token; the tokenizer would add it once more in transformers' pipelines
         tokenizer.add_bos_token = tokenizer.add_eos_token = False
     return tokenizer
 

@@ -24,7 +24,7 @@ def read_config(name: str | Path, flag: str = "") -> PreTrainedConfig:
     """The config of a folder, of a config.json, or of a hub id, of which nothing else is downloaded.
 
     Raises:
-        InputError: there is none, it is of an unknown kind, or it wants code of its own to run.
+        InputError: there is none, it is of an unknown kind, or it needs trust_remote_code, which is never given.
     """
     try:
         return AutoConfig.from_pretrained(name, trust_remote_code=False)
@@ -61,7 +61,7 @@ def read_text_config(name: str | Path, flag: str = "") -> PreTrainedConfig:
     config = read_config(name, flag)
     try:
         with torch.device("meta"):
-            reason = misfit(AutoModelForCausalLM.from_config(config, trust_remote_code=False))
+            reason = incompatibility(AutoModelForCausalLM.from_config(config, trust_remote_code=False))
     except (ValueError, TypeError, AttributeError) as error:
         reason = str(error).strip().splitlines()[0][:100]
     if reason:
@@ -71,7 +71,7 @@ def read_text_config(name: str | Path, flag: str = "") -> PreTrainedConfig:
     return config
 
 
-def misfit(chat_model: nn.Module) -> str | None:
+def incompatibility(chat_model: nn.Module) -> str | None:
     """The reason why a chat model cannot be the language model of a LLaVA, or cannot be trained; None if there is none.
 
     LLaVA's class puts the last hidden states through a matrix. The training works on the layers' plain matrices
@@ -106,8 +106,8 @@ def logit_scale(config: PreTrainedConfig) -> float:
 def compose_config(vision: PreTrainedConfig, text: PreTrainedConfig, **options) -> LlavaConfig:
     """The config of a LLaVA out of those of its two backbones.
 
-    A LLaVA's class does not scale logits: the head itself will (see `backbones.scaled_head`), and so is no longer the
-    embedding table. `text` is told so in place.
+    A LLaVA's class does not scale logits. So the scale becomes part of the head's weights (`backbones.scaled_head`), and
+    the head is no longer the embedding table. Changes `text` in place.
     """
     tied = text.tie_word_embeddings and logit_scale(text) == 1
     for name in {"logit_scale", "logits_scaling"} & {*text.to_dict()}:
@@ -127,7 +127,7 @@ def load_llava_config(name: str | Path) -> LlavaConfig:
         hint = "Give --model_name_or_path a whole model; train_llava.merge_lora makes one of it"
         raise InputError(f"{name}: an adapter. {hint}.")
     if Path(name).is_dir():
-        read_json(Path(name), "config.json")  # whose error knows more about folders
+        read_json(Path(name), "config.json")  # its error is clearer for a folder
     config = read_config(name, "--model_name_or_path")
     if config.model_type != "llava":
         hint = "Build one with python -m train_llava.build_model, or give both halves"

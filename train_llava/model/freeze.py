@@ -11,7 +11,8 @@ With use_lora, `--train_projector false` leaves the projector as it is, `--lora_
 the language model (or, as a regular expression, of the tower and the language model), and `--vision_lora true` adapts
 the vision tower's attention too.
 
-To add a strategy, add its name to `structure.Strategy` and its rows to `train_only`.
+To add a strategy, add its name to `structure.Strategy` and what it trains to `train_only`. One with adapters also needs
+what the code does where it compares with "use_lora" (here, resume.py, flag_checks.py, estimate.py).
 """
 
 import re
@@ -55,8 +56,8 @@ def apply_train_type(
     else:
         train_only(model, train_type)
     if not count_trained(tower):
-        # --gradient_checkpointing asks for gradients at every embedding, the patches' among them, and so would run a
-        # frozen tower twice and send gradients through it (transformers' enable_input_require_grads)
+        # --gradient_checkpointing turns gradients on at every embedding, also at that of the patches (transformers'
+        # enable_input_require_grads). A frozen tower would then be computed twice and get a backward pass.
         without_gradients(tower)
     return model
 
@@ -135,7 +136,7 @@ def checked_pattern(model: LlavaForConditionalGeneration, pattern: str) -> str:
     """PEFT's own way to name layers: a regular expression on whole names, of linear layers of tower and language model.
 
     Raises:
-        InputError: it is not one, matches nothing, or something that adapters are not made for here.
+        InputError: it is not a valid pattern, matches no layer, or matches one that cannot have an adapter.
     """
     try:
         found = [name for name, _ in model.named_modules() if re.fullmatch(pattern, name)]

@@ -3,6 +3,10 @@
 A LLaVA is a vision tower, a projector, and a language model with its head (LlavaForConditionalGeneration):
 
     model.vision_tower  model.multi_modal_projector  model.language_model  lm_head
+
+To add a kind of vision tower: add its name below, and check `has_cls` and `unused_vision_modules` here, SUPPORTED and
+`read_vision_config` in config.py, VISION_ATTENTION in freeze.py, IGNORED in weights.py, `skip_layers` in loss.py,
+`vision_layer` in planning/activations.py. Then add a row to tests/test_families.py, which builds and trains each kind.
 """
 
 from typing import Any, Literal, get_args
@@ -64,7 +68,7 @@ def component_of(name: str) -> str:
 
 
 def component_or_adapter(name: str) -> str:
-    """The same, with adapters as a component of their own."""
+    """The component of a parameter, where LoRA adapters are a component of their own."""
     return ADAPTERS if "lora_" in name else component_of(name)
 
 

@@ -1,7 +1,8 @@
 """How near answers are to their references: exact match, and the metrics of image captioning as COCO computes them.
 
 The latter need the package pycocoevalcap: 100 MB, mostly Java, which is not used; so it is not among the requirements.
-To add a metric, compute it in `caption_metrics`.
+To add a metric, put its value into `metrics` in `caption_metrics`, before the return if it needs no package; and into
+`each` a value for every answer, if it has one. `pages/evaluate.html.jinja` shows some of these.
 
 Words are runs of letters with their marks (vowel signs, accents) and digits, in lower case and Unicode's form NFC; each
 Chinese or Japanese character is one. COCO's own tokenizer is a Java program, which differs at apostrophes and hyphens
@@ -29,8 +30,7 @@ def caption_metrics(answers: Sequence[str], references: Sequence[str]) -> tuple[
     exact_match: the share of answers equal to their reference, blanks at the ends aside.
     bleu_1, bleu_4: precision of up to 1 or 4 words, 0 to 1 (Papineni et al., 2002); of the corpus, not a mean.
     rouge_l: longest common subsequence, 0 to 1 (Lin, 2004).
-    cider: CIDEr-D, 0 to 10; words that few references have count for more, so one record alone has 0
-    (arXiv:1411.5726).
+    cider: CIDEr-D, 0 to 10; rare words have a higher weight (TF-IDF), so one record alone has 0 (arXiv:1411.5726).
     """
     exact = [answer.strip() == reference.strip() for answer, reference in zip(answers, references, strict=True)]
     metrics: dict[str, float] = {"exact_match": sum(exact) / len(exact)}

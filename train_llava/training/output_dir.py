@@ -22,7 +22,7 @@ def prepare_output_dir(args: LlavaTrainingArguments, checkpoint: Path | None) ->
     """Recovers what an interrupted run has left; refuses a folder with another run, unless it is replaced or resumed.
 
     Raises:
-        InputError: see there.
+        InputError: it holds another run, or files that are not of a run.
     """
     folder = Path(args.output_dir)
     recover_model(folder)
@@ -36,7 +36,7 @@ def prepare_output_dir(args: LlavaTrainingArguments, checkpoint: Path | None) ->
         raise InputError(f"{folder} holds no run to replace, but {left.pop().name}. Give another --output_dir.")
 
 
-def set_aside(args: LlavaTrainingArguments) -> None:
+def set_old_run_aside(args: LlavaTrainingArguments) -> None:
     """Moves the run that will be replaced into a folder of its own, where it stays until the new one is whole."""
     folder = Path(args.output_dir)
     if left := run_files(folder):
