@@ -12,7 +12,7 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from torch import nn
-from transformers import LlavaProcessor, PrinterCallback, set_seed
+from transformers import PrinterCallback, set_seed
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.trainer_callback import ProgressCallback
@@ -102,7 +102,7 @@ def prepare(
     if args.process_index == 0:
         print(memory_line, flush=True)
 
-    model, processor = load_model(model_args, args, dtype)
+    model = load_model(model_args, args, dtype)
     if args.process_index == 0 and not checkpoint:
         set_old_run_aside(args)
     trainer = LlavaTrainer(
@@ -162,19 +162,17 @@ def set_up_deepspeed(args: LlavaTrainingArguments) -> None:
         deepspeed.init_distributed("gloo" if args.use_cpu else None)
 
 
-def load_model(
-    model_args: ModelArguments, args: LlavaTrainingArguments, dtype: torch.dtype
-) -> tuple[nn.Module, LlavaProcessor]:
-    """The model, frozen and adapted as --train_type asks, and its processor."""
+def load_model(model_args: ModelArguments, args: LlavaTrainingArguments, dtype: torch.dtype) -> nn.Module:
+    """The model, frozen and adapted as --train_type asks."""
     options = {"in_4bit": model_args.load_in_4bit, "attn_implementation": model_args.attn_implementation}
-    model, processor = load(model_args.model_name_or_path, dtype=dtype, **options)
+    model, _ = load(model_args.model_name_or_path, dtype=dtype, **options)
     set_seed(args.seed)  # adapters start alike however the model was loaded
     model = apply_train_type(model, model_args.train_type, model_args.lora)
     if args.compile_options is not None:
         compile_layers(model, args.compile_options)
     if args.process_index == 0:
         print(f"--train_type {model_args.train_type}\n{components_table(model)}", flush=True)
-    return model, processor
+    return model
 
 
 def open_data(

@@ -106,8 +106,8 @@ def logit_scale(config: PreTrainedConfig) -> float:
 def compose_config(vision: PreTrainedConfig, text: PreTrainedConfig, **options) -> LlavaConfig:
     """The config of a LLaVA out of those of its two backbones.
 
-    A LLaVA's class does not scale logits. So the scale becomes part of the head's weights (`backbones.scaled_head`), and
-    the head is no longer the embedding table. Changes `text` in place.
+    A LLaVA's class does not scale logits. So the scale becomes part of the head's weights (`backbones.scaled_head`),
+    and the head is no longer the embedding table. Changes `text` in place.
     """
     tied = text.tie_word_embeddings and logit_scale(text) == 1
     for name in {"logit_scale", "logits_scaling"} & {*text.to_dict()}:
