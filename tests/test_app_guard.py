@@ -23,6 +23,9 @@ def test_requests_that_are_too_deep_or_too_long(page, files):
     with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as connection:
         connection.sendall(b"POST /answer HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n")
         assert connection.recv(100).startswith(b"HTTP/1.1 411")  # no length: it could be endless
+    with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2]))) as connection:
+        connection.sendall(b"POST /image HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1073741824\r\n\r\n")
+        assert connection.recv(100).startswith(b"HTTP/1.1 413")  # before it holds the place of others
     assert megabytes(process, "VmHWM") - before < 200
     assert answer_in(ask_about(url, "What?", files[0]))
 
@@ -41,7 +44,11 @@ def test_another_site_gets_nothing_done(loaded, files):
             here = url.removeprefix("http://")
             tries = [{"Host": "evil.example"}, {"Host": f"evil.example:{here.rpartition(':')[2]}"}]
             tries += [{"Origin": EVIL}, {"Origin": "null"}, {"Origin": f"{EVIL}:80", "Content-Type": "text/plain"}]
-            tries += [{"Origin": f"http://localhost.{here}"}, {"Host": "localhost.evil.example", "Origin": url}]
+            tries += [
+                {"Origin": "http://["},
+                {"Origin": f"http://localhost.{here}"},
+                {"Host": "localhost.evil.example", "Origin": url},
+            ]
             for headers in tries:
                 for path in ("/answer", "/image"):
                     async with session.post(url + path, data=question, headers=headers) as reply:
@@ -81,6 +88,10 @@ def test_one_answer_at_a_time_and_no_more_than_can_be_held(loaded, monkeypatch):
     monkeypatch.setattr(app, "MOST_WAITING", 3)
     question = json.dumps({"messages": [user("What?")]})
 
+    async def slowly():
+        yield b"{"
+        await asyncio.sleep(2)
+
     async def ask_one(session, url, body=question):
         async with session.post(f"{url}/answer", data=body) as reply:
             return (await reply.text()).splitlines()[-1]
@@ -92,6 +103,10 @@ def test_one_answer_at_a_time_and_no_more_than_can_be_held(loaded, monkeypatch):
             while one.waiting < 3:
                 await asyncio.sleep(0.01)
             assert "too many questions are waiting" in await ask_one(session, url)
+            monkeypatch.setattr(app, "MOST_SECONDS_TO_SEND", 0.2)
+            slow = {"Content-Length": "1000"}
+            async with session.post(f"{url}/answer", data=slowly(), headers=slow) as reply:
+                assert reply.status == 408
             held = one.held
             assert held == 3 * len(question)
             monkeypatch.setattr(app, "MOST_WAITING", 10)

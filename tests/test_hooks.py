@@ -3,6 +3,7 @@
 | name | what for | file |
 |---|---|---|
 | LlavaForConditionalGeneration.forward | replaced: the loss at answers alone | model/loss.py |
+| CLIPVisionModel.forward, SiglipVisionModel.forward | wrapped in no_grad, where frozen | model/freeze.py |
 | CLIPEncoderLayer.forward, SiglipEncoderLayer.forward | replaced within a pass: unused layers | model/loss.py |
 | keywords reach a layer's attention | which positions are answers | model/loss.py |
 | Accelerator.clip_grad_norm_ | wrapped on one object: the gradient's norm | training/finite.py |
@@ -17,15 +18,20 @@
 """
 
 import inspect
+import sys
 from importlib import import_module
 
 import bitsandbytes
 import pytest
 import torch
 from accelerate import Accelerator
+from conftest import run
 from transformers import Trainer
 from transformers.models.clip.modeling_clip import CLIPEncoder
 from transformers.models.siglip.modeling_siglip import SiglipEncoder
+
+from train_llava.model.freeze import apply_train_type
+from train_llava.model.load import load
 
 NAMES = [
     "accelerate.Accelerator.clip_grad_norm_",
@@ -97,3 +103,26 @@ def test_keywords_reach_the_attention_of_every_layer(loaded):
     for hook in hooks:
         hook.remove()
     assert seen == ["a keyword"] * len(layers)
+
+
+def test_pillow_keeps_freed_blocks():
+    """Its documented variables are set before it is first imported."""
+    code = (
+        "import train_llava.data; from PIL import Image as I; print(I.core.get_block_size(), I.core.get_blocks_max())"
+    )
+    assert run(sys.executable, "-c", code).stdout.split() == [str(1 << 20), "64"]
+
+
+def test_an_interrupted_pass_of_a_frozen_tower_leaves_gradients_on(llava):
+    """A notebook's Ctrl-C: torch calls no hook after it."""
+    model = apply_train_type(load(llava)[0], "freeze_vision")
+
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    hook = model.model.vision_tower.encoder.register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        model.model.vision_tower(torch.zeros(1, 3, 28, 28))
+    hook.remove()
+    assert torch.is_grad_enabled()
+    assert not model.model.vision_tower(torch.zeros(1, 3, 28, 28)).last_hidden_state.requires_grad

@@ -107,6 +107,19 @@ def test_the_tree_is_that_of_the_repository(page):
             assert list(within.glob(name.rstrip("/"))), name
 
 
+@pytest.mark.parametrize("page", ["docs/from_zero_nlp.md", "docs/from_zero_nlp_zh.md"])
+def test_names_to_import_are_where_the_page_says(page):
+    (line,) = [line for line in text_of(page).splitlines() if "`LlavaDataset`" in line and "`train_llava.data`" in line]
+    names, found = [], 0
+    for word in re.findall(r"`([\w.]+)`", line):
+        if word.startswith("train_llava."):
+            assert all(hasattr(import_module(word), name) for name in names), word
+            names, found = [], found + len(names)
+        else:
+            names.append(word)
+    assert found == 6
+
+
 def test_the_files_that_the_move_names_exist():
     rows = re.findall(r"^\| `.*` \| (.*) \|$", text_of("docs/from_zero_nlp.md").split("## Name to name")[0], re.M)
     paths = [path for row in rows for path in re.findall(r"`([\w./]+\.(?:py|sh|json))`", row)]
@@ -205,6 +218,15 @@ def test_the_notebook_has_the_answers_of_that_run():
     assert len(answers) == 8
     for name, answer in answers:
         assert re.search(rf"{name}\n  base .*\n  adapter  {answer}\n", told), name
+
+
+def test_the_estimate_is_what_the_command_prints():
+    configs = ROOT / "benchmarks" / "full_size" / "configs"
+    (words,) = [words for words in commands(text_of("docs/estimate.md")) if "freeze_vision" in words]
+    local = {"openai/clip-vit-large-patch14-336": "clip", "Qwen/Qwen1.5-4B-Chat": "qwen"}
+    done = call(import_module(words[2]).main, *[configs / local[word] if word in local else word for word in words[3:]])
+    (printed,) = [body for language, body in blocks(text_of("docs/estimate.md")) if language == "text"]
+    assert printed.strip() == done.stdout.strip()
 
 
 @pytest.mark.parametrize("name", draw_llava.WORDS)

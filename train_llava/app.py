@@ -37,6 +37,7 @@ from train_llava.ingest.limits import (
     MOST_MEGABYTES,
     MOST_NEW_TOKENS,
     MOST_PIXELS_ASKED,
+    MOST_SECONDS_TO_SEND,
     MOST_WAITING,
 )
 from train_llava.model.generate import Example, ask, stream
@@ -93,7 +94,7 @@ class App:
         """Refuses what another site's page lets the visitor's browser send, before anything of it is read."""
         host = urlsplit(f"//{request.host}")
         origin = request.headers.get("Origin")
-        foreign = origin is not None and urlsplit(origin).netloc != host.netloc
+        foreign = origin is not None and origin.rpartition("://")[2] != host.netloc
         if foreign or (self.local and host.hostname not in LOOPBACK):
             return web.Response(status=403, text="Open the page by the address that the server has printed.")
         return await handler(request)
@@ -110,15 +111,21 @@ class App:
 
     @web.middleware
     async def size_middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Bounds what all requests together hold in memory. Each must say how long it is, as browsers do."""
+        """Reads the request, and bounds what all requests together hold in memory. Each must say how long it is, as
+        browsers do, and be sent in time."""
         size = request.content_length or 0
         if request.body_exists and request.content_length is None:
             raise web.HTTPLengthRequired
+        if size > 4 * MOST_MEGABYTES << 20:
+            raise web.HTTPRequestEntityTooLarge(4 * MOST_MEGABYTES << 20, size)
         if self.held + size > MOST_HELD:
             return web.json_response({"error": "too many questions are waiting. Ask again in a minute."}, status=503)
         self.held += size
         try:
+            await asyncio.wait_for(request.read(), MOST_SECONDS_TO_SEND)  # the handlers get it from the request
             return await handler(request)
+        except asyncio.TimeoutError as error:
+            raise web.HTTPRequestTimeout from error
         finally:
             self.held -= size
 

@@ -55,7 +55,9 @@ class ModelArguments:
         default="use_lora",
     )
     # the rest goes with use_lora
-    train_projector: bool = flag("train the projector, and save it with the adapter", default=True)
+    train_projector: bool = flag(
+        "train the projector, and save it with the adapter", default=LoraSettings.train_projector
+    )
     lora_r: int = flag("rank of the adapters", default=LoraSettings.lora_r)
     lora_alpha: int = flag("the adapters are scaled by lora_alpha / lora_r", default=LoraSettings.lora_alpha)
     lora_target_modules: list[str] | None = flag(
@@ -63,7 +65,7 @@ class ModelArguments:
         "for those of the vision tower, too; the matrices of the language model's attention if not given",
         default=None,
     )
-    vision_lora: bool = flag("adapters in the vision tower's attention, too", default=False)
+    vision_lora: bool = flag("adapters in the vision tower's attention, too", default=LoraSettings.vision_lora)
     lora_dropout: float = flag("dropout before the adapters", default=LoraSettings.lora_dropout)
     load_in_4bit: bool = flag("QLoRA: hold the language model in 4 bits; needs bitsandbytes", default=False)
 

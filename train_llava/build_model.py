@@ -68,6 +68,7 @@ def build_llava(
     with torch.device("meta"):  # takes no memory: every component is put in below
         model = LlavaForConditionalGeneration(config)
     model.model.vision_tower = tower
+    # a new projector, with transformers' own initial weights (the private _init_weights, see tests/test_hooks.py)
     model.model.multi_modal_projector = LlavaMultiModalProjector(config).apply(model._init_weights).to(chat_model.dtype)
     model.model.language_model = chat_model.model
     model.lm_head = head

@@ -149,7 +149,7 @@ def answer_images(
 
     Args:
         args: the command line.
-        asked: all questions.
+        every_question: of the folder or list.
         done: those that the file has answers to, as JSON.
         file: to which answers are added.
         options: of `generate`.

@@ -42,7 +42,7 @@ class ImageIndex:
         self._broken: dict[str, str] = {}
 
     def find(self, name: str) -> str | None:
-        """The path of an image as `images.py` reads it; None if there is no such file.
+        """The path of an image as `image_files.py` reads it; None if there is no such file.
 
         Raises:
             InputError: the name is an address, leads out of the folder, or fits several files.
@@ -120,7 +120,7 @@ class ImageIndex:
         return None
 
     def _member(self, name: str, paths: list[str]) -> str:
-        """The only member of the archives with one of these paths, as `images.py` reads it."""
+        """The only member of the archives with one of these paths, as `image_files.py` reads it."""
         found = {f"{archive}/{path}": (archive, info) for path in paths for archive, info in self._members[path]}
         archive, member = found[only_one(name, [*found])]
         if isinstance(member, tarfile.TarInfo):

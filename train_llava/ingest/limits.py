@@ -26,3 +26,4 @@ MOST_NEW_TOKENS = 1024  # in an answer
 MOST_EXAMPLES = 12  # on the page
 MOST_WAITING = 50  # questions, each with its images in memory
 MOST_HELD = 1 << 30  # bytes of all requests together, as they are sent
+MOST_SECONDS_TO_SEND = 120  # a request: 80 MB at 5 Mbit/s

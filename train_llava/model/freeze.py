@@ -24,7 +24,7 @@ from torch import nn
 from transformers import LlavaForConditionalGeneration
 
 from train_llava.cli import InputError
-from train_llava.model.structure import count_trained, unused_vision_modules, used_vision_layers
+from train_llava.model.structure import STRATEGIES, count_trained, unused_vision_modules, used_vision_layers
 
 VISION_ATTENTION = "q_proj|k_proj|v_proj|out_proj"  # CLIP's and SigLIP's names
 
@@ -47,8 +47,10 @@ def apply_train_type(
     """Freezes and adapts a model in place; returns the model to train, a PeftModel for use_lora.
 
     Raises:
-        InputError: see `lora_targets`.
+        InputError: an unknown strategy; see also `lora_targets`.
     """
+    if train_type not in STRATEGIES:
+        raise InputError(f"--train_type {train_type}: there are {', '.join(STRATEGIES)}.")
     tower = model.model.vision_tower
     if train_type == "use_lora":
         model.requires_grad_(False)
@@ -57,8 +59,9 @@ def apply_train_type(
         train_only(model, train_type)
     if not count_trained(tower):
         # --gradient_checkpointing turns gradients on at every embedding, also at that of the patches (transformers'
-        # enable_input_require_grads). A frozen tower would then be computed twice and get a backward pass.
-        without_gradients(tower)
+        # enable_input_require_grads). A frozen tower would then be computed twice and get a backward pass. (Hooks could
+        # do this, too, but torch runs none after a KeyboardInterrupt: gradients would stay off.)
+        tower.forward = torch.no_grad()(tower.forward)
     return model
 
 
@@ -92,21 +95,6 @@ def add_lora(model: LlavaForConditionalGeneration, settings: LoraSettings) -> nn
         modules_to_save=["multi_modal_projector"] if settings.train_projector else None,
     )
     return get_peft_model(model, config)
-
-
-def without_gradients(module: nn.Module) -> None:
-    """Lets a module's forward pass run under no_grad, with hooks that stay with the module."""
-    before: list[bool] = []  # a stack, as the passes of a module may be inside each other
-
-    def begin(*args) -> None:
-        before.append(torch.is_grad_enabled())
-        torch.set_grad_enabled(False)
-
-    def end(*args) -> None:
-        torch.set_grad_enabled(before.pop())
-
-    module.register_forward_pre_hook(begin)
-    module.register_forward_hook(end, always_call=True)
 
 
 def lora_targets(model: LlavaForConditionalGeneration, settings: LoraSettings) -> str:

@@ -172,11 +172,14 @@ class ChatEncoder:
     def _tokenize_anew(self, text: str) -> list[int]:
         if self.backend is None:
             return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
-        # takes a tenth of the time of a call through transformers, whose last call has left these three settings
-        self.backend.encode_special_tokens = True
+        # a tenth of the time of a call through transformers, which sets these three before each of its own calls
+        self.backend.encode_special_tokens = True  # text that looks like a special token stays text
         self.backend.no_truncation()
         self.backend.no_padding()
-        return self.backend.encode(text, add_special_tokens=False).ids
+        try:
+            return self.backend.encode(text, add_special_tokens=False).ids
+        finally:
+            self.backend.encode_special_tokens = False
 
     def _self_test(self) -> int:
         """Compares ids with those of the template's whole text, tokenised at once; returns the end-of-turn id."""

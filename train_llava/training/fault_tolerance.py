@@ -45,6 +45,7 @@ class PreemptionCallback(TrainerCallback):
         if dist.is_initialized() and dist.get_world_size() > 1:
             # some bytes on the CPU, so that no GPU has to wait
             self.group = dist.new_group(backend="gloo")
+        self.step_began = time.monotonic()  # the time of loading is not that of a step
         for number in (signal.SIGTERM, signal.SIGINT):
             self.before[number] = signal.signal(number, self._receive)
 

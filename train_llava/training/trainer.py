@@ -116,13 +116,12 @@ class LlavaTrainer(Trainer):
 
     def _worker_options(self) -> dict[str, Any]:
         """How a loader starts its workers."""
-        workers, args = self.args.dataloader_num_workers, self.args
+        args = self.args
+        workers, context = args.dataloader_num_workers, args.dataloader_multiprocessing_context
         return {
             "num_workers": workers,
             "prefetch_factor": args.dataloader_prefetch_factor,
-            "multiprocessing_context": delay_forks_for_gloo(args.dataloader_multiprocessing_context)
-            if workers
-            else None,
+            "multiprocessing_context": delay_forks_for_gloo(context) if workers else context,
             "worker_init_fn": ignore_signals_in_worker,
         }
 
@@ -170,7 +169,8 @@ class LlavaTrainer(Trainer):
         if self.is_deepspeed_enabled and not is_deepspeed_zero3_enabled():
             if self.args.should_save:  # Trainer's own would have every rank copy the whole model
                 self.model.save_pretrained(folder, state_dict=self.checkpoint_state_dict())
-                self.processing_class.save_pretrained(folder)
+                if self.processing_class is not None:
+                    self.processing_class.save_pretrained(folder)
                 torch.save(self.args, folder / TRAINING_ARGS_NAME)
         else:
             super().save_model(str(folder), _internal_call=True)  # it would push what is not in its place yet
@@ -197,17 +197,17 @@ class LlavaTrainer(Trainer):
         learning rate of their own.
 
         Raises:
-            InputError: a rate for a part that is frozen.
+            InputError: a rate for a component that is frozen.
         """
         optimizer = super().create_optimizer(*args)
         rates = {PROJECTOR: self.args.projector_learning_rate, VISION: self.args.vision_learning_rate}
-        part = {id(parameter): component_or_adapter(name) for name, parameter in self.model.named_parameters()}
+        component = {id(parameter): component_or_adapter(name) for name, parameter in self.model.named_parameters()}
         unused = {name for name, rate in rates.items() if rate is not None}
         for group in [*optimizer.param_groups]:
             for name, rate in rates.items():
-                own = [parameter for parameter in group["params"] if part[id(parameter)] == name]
+                own = [parameter for parameter in group["params"] if component[id(parameter)] == name]
                 if rate is not None and own:
-                    group["params"] = [parameter for parameter in group["params"] if part[id(parameter)] != name]
+                    group["params"] = [parameter for parameter in group["params"] if component[id(parameter)] != name]
                     optimizer.add_param_group({**group, "params": own, "lr": rate})
                     unused.discard(name)
         if unused:
@@ -247,6 +247,6 @@ class LlavaTrainer(Trainer):
 
 
 def mean_loss(held_out: EvalPrediction) -> dict[str, float]:
-    """The mean of -log p over all supervised tokens, from a row per record of `forward.record_losses`."""
+    """The mean of -log p over all supervised tokens, from a row per record of `loss.record_losses`."""
     loss, tokens = held_out.predictions.sum(axis=0)
     return {"loss": float(loss / tokens)}
