@@ -222,10 +222,10 @@ def test_the_notebook_has_the_answers_of_that_run():
 
 def test_the_estimate_is_what_the_command_prints():
     configs = ROOT / "benchmarks" / "full_size" / "configs"
-    (words,) = [words for words in commands(text_of("docs/estimate.md")) if "freeze_vision" in words]
-    local = {"openai/clip-vit-large-patch14-336": "clip", "Qwen/Qwen1.5-4B-Chat": "qwen"}
+    words = next(words for words in commands(text_of("docs/estimate.md")) if "freeze_vision" in words)
+    local = {"models/clip": "clip", "models/qwen": "qwen"}
     done = call(import_module(words[2]).main, *[configs / local[word] if word in local else word for word in words[3:]])
-    (printed,) = [body for language, body in blocks(text_of("docs/estimate.md")) if language == "text"]
+    printed = next(body for language, body in blocks(text_of("docs/estimate.md")) if language == "text")
     assert printed.strip() == done.stdout.strip()
 
 
