@@ -247,6 +247,14 @@ def test_what_is_too_long_ends_behind_an_answer(encoder, tokenizer, messages, li
     assert len(ids) == max([end for end in ends if end <= limit], default=0)
 
 
+def test_a_prompt_is_never_cut(encoder, tokenizer):
+    """Whatever is cut in training: it would end where an answer had been, and not where one is asked for."""
+    short = ChatEncoder(tokenizer, 1, max_length=20)
+    asked = [*TURNS, {"role": "user", "content": "And what else is there to be seen in this image?"}]
+    prompt, _ = short.encode(asked, add_generation_prompt=True)
+    assert len(prompt) > 20 and prompt == encoder.encode(asked, add_generation_prompt=True)[0]
+
+
 def test_another_call_of_the_tokenizer_changes_nothing(encoder, tokenizer):
     """It leaves its truncation and padding behind in the Rust tokenizer, which both use."""
     messages = [{"role": "user", "content": "Never asked before, and longer than four."}, TURNS[1]]
