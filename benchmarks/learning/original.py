@@ -19,7 +19,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.learning.strategies import STEPS, STRATEGIES, built, exact_percent, kept, make_data, run_script, train
+from benchmarks.learning.strategies import (
+    STEPS,
+    STRATEGIES,
+    built,
+    cached_run,
+    exact_percent,
+    make_data,
+    run_script,
+    train,
+)
 from benchmarks.result import RESULTS, head, parser, table, write
 from train_llava.pages.charts import chart
 
@@ -59,7 +68,7 @@ def run(train_type: str, flags: tuple[str, ...], rate: float, seed: int, origina
             result = train(built(seed), train_type, rate, STEPS, seed, folder, *flags)
         return result | {"exact_percent": exact_percent(folder)}
 
-    return kept("-".join(["original" if original else "rate", train_type, *flags, f"{rate:g}", str(seed)]), make)
+    return cached_run("-".join(["original" if original else "rate", train_type, *flags, f"{rate:g}", str(seed)]), make)
 
 
 def comparison(rows: dict[str, dict[str, Any]]) -> str:

@@ -100,7 +100,7 @@ def exact_percent(folder: Path) -> float:
     return 100 * sum(answers) / len(answers)
 
 
-def kept(name: str, make: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+def cached_run(name: str, make: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
     """What `make` has found about a run in this folder of WORK, from a file beside it where it was done before."""
     folder = WORK / name
     file = folder.with_name(f"{name}.json")
@@ -122,7 +122,7 @@ def measure(strategy: Strategy, seed: int) -> dict[str, Any]:
         result = train(model, strategy.train_type, strategy.rate, steps, seed, folder, *strategy.flags)
         return result | {"seconds": result["seconds"] + first["seconds"], "exact_percent": exact_percent(folder)}
 
-    return kept(f"{strategy.name.replace(', ', '-').replace(' ', '_')}-{seed}", make)
+    return cached_run(f"{strategy.name.replace(', ', '-').replace(' ', '_')}-{seed}", make)
 
 
 def make_data() -> None:
@@ -145,7 +145,7 @@ def first_stage(stage: Strategy, seed: int) -> tuple[Path, dict[str, Any]]:
     """A first stage that several rows share, made once."""
     name = f"first_stage_{stage.name}-{seed}"
     settings = (stage.train_type, stage.rate, FIRST_STAGE, seed)
-    return WORK / name, kept(name, lambda folder: train(built(seed), *settings, folder, *stage.flags))
+    return WORK / name, cached_run(name, lambda folder: train(built(seed), *settings, folder, *stage.flags))
 
 
 def spread(values: list[float], form: str) -> str:
