@@ -3,12 +3,14 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoProcessor
 
 from train_llava.cli import InputError
 from train_llava.data import LlavaCollator, LlavaDataset
+from train_llava.model.load import load_processor
 from train_llava.processing.images import tokens_per_image
 
 
@@ -137,3 +139,18 @@ def test_an_image_of_what_is_cut_away_is_left_out(data, processor):
     cut, alone = LlavaCollator(processor, max_length=room)([both]), LlavaCollator(processor)([first])
     assert cut["pixel_values"].shape[0] == 1 and torch.equal(cut["pixel_values"], alone["pixel_values"])
     assert LlavaCollator(processor)([both])["pixel_values"].shape[0] == 2
+
+
+def test_what_is_too_long_is_left_out_of_another_dataset(llava, data):
+    """The first dataset stays whole; the summary of the second says how many are gone."""
+    dataset, processor = LlavaDataset(data), load_processor(llava)
+    lengths = dataset.filter_by_length(LlavaCollator(processor).encoder).lengths
+    limit = int(np.median(lengths))
+    encoder = LlavaCollator(processor, max_length=limit).encoder
+    filtered = dataset.filter_by_length(encoder)
+    fits = [bool(encoder.encode(dataset[i]["messages"])[0]) for i in range(len(dataset))]
+    assert 0 < sum(fits) < len(dataset) == 64 and not dataset.lengths.any() and dataset.sizes == [64]
+    assert [each["id"] for each in filtered] == [dataset[i]["id"] for i, fit in enumerate(fits) if fit]
+    assert len(filtered) == sum(filtered.sizes) == len(filtered.lengths) and filtered.lengths.min() > 0
+    assert f"{64 - sum(fits)} too long and left out" in filtered.summary()
+    assert "left out" not in dataset.summary()

@@ -101,3 +101,11 @@ def test_a_record_beyond_the_bound(tmp_path, monkeypatch):
     text = io.StringIO((tmp_path / "chat.json").read_text())
     with pytest.raises(ValueError, match="a record of more than"):
         list(readers.read_values(text, 500))
+
+
+def test_a_line_that_is_too_deep_is_one_bad_record(tmp_path):
+    """Python refuses it with another error than a broken one."""
+    good = [json.dumps(each) for each in two_records(tmp_path)]
+    (tmp_path / "a.jsonl").write_text("\n".join([good[0], '{"id": "deep", "x": ' + "[" * 100_000, good[1]]))
+    assert "line 2: not valid JSON" in refusal(tmp_path)
+    assert ids(tmp_path, on_bad_record="skip") == ["0", "1"]

@@ -1,6 +1,7 @@
 """Folders as people have them: each file is read, refused with a reason, or passed over by name."""
 
 import gzip
+import io
 import json
 import re
 import tarfile
@@ -171,3 +172,28 @@ def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", "/proc/cache")
     (tmp_path / "chat.json").write_text(json.dumps(two_records(tmp_path)))
     assert "Set HF_DATASETS_CACHE to a folder that can be written to" in refusal(tmp_path)
+
+
+def test_a_member_that_needs_a_password_is_named(tmp_path):
+    """As programs mark it in the archive's list; zipfile itself writes none."""
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as zipped:
+        zipped.writestr("0.jpg", layouts.image(0))
+    raw = bytearray((tmp_path / "images.zip").read_bytes())
+    raw[raw.index(b"PK\x01\x02") + 8] |= 1
+    (tmp_path / "images.zip").write_bytes(raw)
+    (tmp_path / "chat.json").write_text(json.dumps([record(0)]))
+    with pytest.raises(InputError, match="encrypted or packed in an unusual way"):
+        LlavaDataset(tmp_path)
+
+
+def test_the_id_in_a_shards_json_is_the_records(tmp_path):
+    turns = layouts.llava_turns(layouts.chat("<image>\nWhat?", "A thing."))
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, data in (
+            ("7.jpg", layouts.image(7)),
+            ("7.json", json.dumps({"id": "x", "conversations": turns}).encode()),
+        ):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    assert [example["id"] for example in LlavaDataset(tmp_path)] == ["x"]

@@ -128,3 +128,24 @@ def test_images_in_base64(tmp_path, kind):
         assert np.array_equal(example["images"][0], Image.open(io.BytesIO(file.getvalue())).convert("RGB"))
     (tmp_path / "chat.json").write_text(json.dumps([record(0, image="data:image/png;base64,!!!" + "x" * 100_001)]))
     assert len(refusal(tmp_path)) < 1000
+
+
+def test_a_placeholder_inside_an_answer():
+    """Also where the count is right: nothing may be learned to be said there."""
+    with pytest.raises(InputError, match="<image> inside an answer"):
+        parse(record(0, question="What?", answer="This <image> thing."), "llava", FIELDS)
+
+
+def test_a_name_that_begins_like_base64_is_a_name():
+    name = "/9j/" + "A" * 60 + " of a cat.jpg"
+    assert parse({**record(0), "image": name}, "llava", FIELDS)[1] == [{"bytes": None, "path": name}]
+
+
+def test_a_caption_has_its_own_instruction():
+    fields = caption_mapping(["instruction=question"])
+    texts = [
+        {"image": "a.jpg", "caption": "A cat."},
+        {"image": "a.jpg", "caption": "Red.", "question": "Which colour?"},
+    ]
+    asked = [parse(each, "caption", fields)[0][0]["content"] for each in texts]
+    assert asked == ["<image>\nquestion", "<image>\nWhich colour?"]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from trainers import trainer_of
 
-from train_llava.training.sampler import LlavaSampler
+from train_llava.training.sampler import LlavaSampler, RankBatches, spread_over_lanes
 from train_llava.training.trainer import LlavaTrainer
 
 
@@ -73,3 +73,30 @@ def test_groups_need_less_padding():
         return (lengths.max(1, keepdims=True) - lengths).sum()
 
     assert padding(sampler(True, sizes=(600, 200))) < 0.2 * padding(sampler(False, sizes=(600, 200)))
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize(("size", "accumulation", "ranks"), [(4, 1, 1), (2, 3, 2), (3, 2, 4), (1, 5, 3)])
+@pytest.mark.parametrize("records", [24, 100, 101, 7])
+def test_every_place_of_the_order_is_in_one_step_of_one_rank(size, accumulation, ranks, drop_last, records):
+    """All ranks have equally many micro-batches; a step's are together the next places of the order."""
+    order = np.random.default_rng(0).permutation(records).tolist()
+    loaders = [RankBatches(order, size, accumulation, ranks, rank, drop_last) for rank in range(ranks)]
+    batches = [list(loader) for loader in loaders]
+    step = size * accumulation * ranks
+    steps = records // step if drop_last else -(-records // step)
+    assert {len(each) for each in batches} == {len(loader) for loader in loaders} == {steps * accumulation}
+    for number in range(steps):
+        part = [each[number * accumulation : (number + 1) * accumulation] for each in batches]
+        seen = sorted(place for each in part for batch in each for place in batch)
+        assert seen == sorted(order[number * step : (number + 1) * step])
+        sizes = [len(batch) for each in part for batch in each]
+        assert max(sizes) - min(sizes) <= 1 and max(sizes) <= size
+
+
+@pytest.mark.parametrize("records", [1, 7, 64, 67])
+@pytest.mark.parametrize("batch", [1, 8, 16])
+def test_lanes_hold_every_place_once_and_run_forwards(records, batch):
+    spread = spread_over_lanes(np.arange(records), batch)
+    assert sorted(spread.tolist()) == list(range(records))
+    assert all((np.diff(spread[lane::batch]) == 1).all() for lane in range(min(batch, records)))
