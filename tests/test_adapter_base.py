@@ -14,6 +14,7 @@ from transformers import LlavaForConditionalGeneration
 from train_llava.cli import InputError
 from train_llava.model.adapters import RECORD
 from train_llava.model.load import load
+from train_llava.model.weights import fingerprint
 from train_llava.training.trainer import LlavaTrainer
 
 
@@ -88,3 +89,13 @@ def test_the_template_beside_an_adapter_is_its_own(runs, llava, tmp_path):
         ((llava,), "a helpful"),
     ):
         assert f"You are {words}" in load(*folders)[1].apply_chat_template(question)
+
+
+@pytest.mark.parametrize("place", [0, 5000, -1])
+def test_a_model_that_differs_in_one_place_is_another(place):
+    """At the beginning, in the middle or at the end of a tensor; a copy in another order of tensors is the same."""
+    tensors = {"a.weight": torch.zeros(10_000), "b.weight": torch.ones(3)}
+    other = {"b.weight": torch.ones(3), "a.weight": torch.zeros(10_000)}
+    assert fingerprint(tensors.items()) == fingerprint(other.items())
+    other["a.weight"][place] = 1
+    assert fingerprint(tensors.items()) != fingerprint(other.items())

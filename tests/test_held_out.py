@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+import torch
 from conftest import call
 from trainers import trainer_of
 from training import zero2
@@ -79,3 +80,16 @@ def test_at_the_end_alone(llava, data, held_out, tmp_path):
     assert done.returncode == 0, done.stderr
     assert re.findall(r"^step (\d)/1  held-out loss", done.stdout, re.M) == ["1"]
     assert re.findall(r"^  (\w+): .*reference: ", done.stdout, re.M) == [f"held_out_{i}" for i in range(4)]
+
+
+def test_the_table_has_a_row_for_each_record(llava, data, tmp_path):
+    """Ranks fill up their last round with records that are dropped by their rows: each sum must be in its own row."""
+    trainer = trainer_of(LlavaTrainer, llava, data, tmp_path, "none")
+    trainer.model.eval()
+    collator = LlavaCollator(load_processor(llava))
+    examples = [trainer.train_dataset[i] for i in range(5)]
+    with torch.no_grad():
+        table = trainer.model(**collator(examples)).logits
+        alone = [trainer.model(**collator([example])).logits[0] for example in examples]
+    torch.testing.assert_close(table, torch.stack(alone), rtol=1e-5, atol=1e-5)
+    assert len({row[1].item() for row in alone}) > 1
