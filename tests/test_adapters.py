@@ -66,6 +66,15 @@ def test_pickled_weights(old_pair):
 
 
 @pytest.mark.parametrize("old_pair", ["4.41.2"], indirect=True)
+def test_layers_named_by_a_pattern_on_old_names(old_pair):
+    """As PEFT took it in those days: it matches no layer of today's language model."""
+    base, adapter, asked, answers = old_pair
+    pattern = r".*(language_model\.model|vision_model\.encoder)\.layers\.\d+\.self_attn\.(q|k|v|o)_proj"
+    changed(adapter / "adapter_config.json", target_modules=pattern)
+    assert_same(logits(load(base, adapter, dtype=torch.float32)[0], asked), answers["adapter"])
+
+
+@pytest.mark.parametrize("old_pair", ["4.41.2"], indirect=True)
 @pytest.mark.parametrize("form", ["safetensors", "bin", "shards", "shards of bin"])
 def test_every_form_of_a_whole_model(old_pair, form):
     """Beside what Trainer leaves in its checkpoints; without a shard, a sentence."""

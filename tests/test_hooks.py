@@ -125,4 +125,6 @@ def test_an_interrupted_pass_of_a_frozen_tower_leaves_gradients_on(llava):
         model.model.vision_tower(torch.zeros(1, 3, 28, 28))
     hook.remove()
     assert torch.is_grad_enabled()
+    model.gradient_checkpointing_enable()  # turns gradients on at the patches, too: no pass of the tower may follow
+    model.enable_input_require_grads()
     assert not model.model.vision_tower(torch.zeros(1, 3, 28, 28)).last_hidden_state.requires_grad

@@ -63,6 +63,12 @@ def adapter(llava, tmp_path):
     return tmp_path / "adapter"
 
 
+def test_what_is_loaded_is_ready_to_answer(llava):
+    """In eval mode: the adapters' dropout would change every answer."""
+    model = load(llava)[0]
+    assert not any(module.training for module in model.modules())
+
+
 def test_an_adapter_with_its_base(llava, adapter, tmp_path):
     expected = PeftModel.from_pretrained(LlavaForConditionalGeneration.from_pretrained(llava), adapter)
     assert equal(load(adapter)[0], expected) and equal(load(llava, adapter)[0], expected)
