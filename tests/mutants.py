@@ -1,6 +1,6 @@
 """Breaks one line of the product at a time, and asks whether a test notices.
 
-    python tests/mutants.py [--only WORD] [--json FILE]
+    python tests/mutants.py [--only NUMBER ...] [--json FILE]
 
 mutants.txt lists the faults: `@ file | tests that should notice`, lines with `-` are replaced by those with `+`. Each
 is tried in a copy of the repository, with `pytest -x` on its tests, in a process forked from one that has imported the
@@ -130,13 +130,13 @@ def tried(mutants, workers):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="faults whose file or lines have this word in them")
+    parser.add_argument("--only", nargs="+", type=int, help="numbers of faults in the list; all if not given")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     import transformers.trainer  # noqa: F401 (so that forked children have these)
 
-    chosen = [mutant for mutant in read_list() if args.only in f"{mutant.file}{mutant.old}{mutant.new}"]
+    chosen = [mutant for mutant in read_list() if not args.only or mutant.number in args.only]
     rows = []
     for row in tried(chosen, args.workers):
         rows.append(row)

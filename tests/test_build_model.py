@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 from conftest import run, run_module
+from folders import changed
 from safetensors.torch import load_file
 from transformers import (
     AutoImageProcessor,
@@ -241,3 +242,11 @@ def test_a_batch_of_prompts_in_plain_transformers(llava, loaded, data, tmp_path)
         pipe = pipeline("image-text-to-text", model=str(folder))
         said = pipe(text=chats, batch_size=4, return_full_text=False, max_new_tokens=12, do_sample=False)
         assert [row[0]["generated_text"].strip() for row in said] == alone
+
+
+def test_a_processor_that_asks_in_another_way_is_noticed(llava, tmp_path):
+    """Here with other numbers of image tokens than the tower has features."""
+    shutil.copytree(llava, tmp_path / "llava")
+    changed(tmp_path / "llava" / "processor_config.json", num_additional_image_tokens=3)
+    with pytest.raises(RuntimeError, match="the processor's prompt is not the one of the training, from token"):
+        check_answers(tmp_path / "llava")

@@ -21,6 +21,7 @@ from train_llava.cli import InputError
 from train_llava.data import LlavaCollator, LlavaDataset
 from train_llava.model.config import compose_config
 from train_llava.model.load import load_processor
+from train_llava.model.loss import CHUNK
 from train_llava.planning.activations import Batch
 from train_llava.planning.memory import MemoryModel, ZeroConfig
 from train_llava.planning.meta_model import meta_model
@@ -102,6 +103,19 @@ def test_the_largest_batch_is_the_largest():
         assert step.peak(one.times(found[-1]), zero, False) <= room < step.peak(one.times(found[-1] + 1), zero, False)
     assert len(set(found)) == 10 and {most % 2 for most in found} == {0, 1}
     assert step.largest_batch(one, zero, False, step.weights) == 0
+
+
+def test_a_small_batch_is_at_its_fullest_in_the_optimizers_step():
+    """Then gradients, fp32 gradients and optimizer are all there, and no activations."""
+    memory, zero, batch = step_of(compose_config(CLIP, QWEN), "none"), ZeroConfig(), Batch(1, 1, 0, 1)
+    assert memory.backward(batch, zero, False) < memory.trained * memory.element + 10**6
+    assert memory.peak(batch, zero, False) == memory.states_at_step(zero) + memory.buffers(zero)
+
+
+def test_logits_of_long_answers_come_in_chunks():
+    memory = step_of(compose_config(CLIP, QWEN), "use_lora")
+    chunk, long = (memory.logits(Batch(1, 9000, 1, answers)) for answers in (CHUNK, 8000))
+    assert long == chunk > memory.logits(Batch(1, 9000, 1, CHUNK - 1))
 
 
 def test_the_workload_is_that_of_the_data(llava, data):

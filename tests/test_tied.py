@@ -2,11 +2,13 @@
 
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import runs_of
 from families import Family, chat_folder
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 from trainers import SLOW, TRAIN_TYPES, assert_close, gradients, plain_and_ours
@@ -14,12 +16,14 @@ from training import losses, weights, zero2
 from transformers import LlavaForConditionalGeneration
 
 from train_llava.build_model import build_llava
+from train_llava.cli import InputError
 from train_llava.data import LlavaCollator, LlavaDataset
 from train_llava.model.folder import save_llava
 from train_llava.model.freeze import LoraSettings, apply_train_type
 from train_llava.model.load import load
 from train_llava.model.loss import patch_forward
 from train_llava.model.structure import components_table
+from train_llava.model.verify_merge import check_mergeable
 from train_llava.planning.budget import checkpoint_bytes, model_bytes
 from train_llava.planning.flops import StepFlops
 from train_llava.planning.memory import MemoryModel
@@ -119,3 +123,11 @@ def test_the_memory_line_and_a_quiet_start(trained):
     seen = float(re.search(r"^step 6/6 .* (\S+) GB ", log, re.M)[1])
     assert said == pytest.approx(seen, rel=0.35)
     assert "PAD/BOS/EOS" not in log
+
+
+def test_an_adapter_of_the_shared_table_is_not_merged(tied, tmp_path):
+    """Its sum would change the embeddings, too."""
+    model = get_peft_model(load(tied)[0], LoraConfig(r=2, target_modules=["lm_head"]))
+    model.save_pretrained(tmp_path, save_embedding_layers=False)
+    with pytest.raises(InputError, match="its base has one table for embeddings and head"):
+        check_mergeable(tmp_path, Path(tied))
