@@ -4,7 +4,7 @@
 
 mutants.txt lists the faults: `@ file | tests that should notice`, lines with `-` are replaced by those with `+`. Each
 is tried in a copy of the repository, with `pytest -x` on its tests, in a process forked from one that has imported the
-libraries. It takes half an hour on two cores. Exit code 1 where a fault passes unnoticed that does not say `survives`.
+libraries. It takes about an hour on two cores. Exit code 1 where a fault passes unnoticed that does not say `survives`.
 """
 
 import argparse

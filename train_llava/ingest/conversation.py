@@ -20,7 +20,7 @@ def is_answer(roles: Sequence[str], i: int) -> bool:
 def first_answer(messages: list[Message]) -> int | None:
     """The index of the first answer to a question; a conversation may begin with words of the assistant."""
     roles = [message["role"] for message in messages]
-    return next((i for i, m in enumerate(messages) if is_answer(roles, i) and m["content"].strip()), None)
+    return next((i for i in range(len(roles)) if is_answer(roles, i)), None)
 
 
 def check_conversation_size(messages: list[Message]) -> None:
