@@ -10,7 +10,6 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import fields
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -20,13 +19,13 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from train_llava.arguments import DataArguments, LlavaTrainingArguments, ModelArguments
 from train_llava.cli import InputError
 from train_llava.data import LlavaDataset
-from train_llava.model.freeze import LoraSettings
 from train_llava.processing.chat import ChatEncoder
 
 RUN = "run.json"
 NEW_RUN = "start a new run from its model (an adapter merged, see train_llava.merge_lora) with another --output_dir"
 # Flags that a resumed run cannot change: it takes them from its checkpoint, or could not continue with others
-LORA = (*(each.name for each in fields(LoraSettings)), "load_in_4bit")
+# (of those of adapters all but the dropout, which may be changed)
+LORA = ("train_projector", "lora_r", "lora_alpha", "lora_target_modules", "vision_lora", "load_in_4bit")
 FLAGS = (
     *("train_type", *LORA),
     *("learning_rate", "projector_learning_rate", "vision_learning_rate", "weight_decay", "optim", "optim_args"),
