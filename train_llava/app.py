@@ -46,6 +46,8 @@ from train_llava.processing.images import open_image
 
 PAGE = Path(__file__).parent / "pages" / "app.html"
 AUTH = "TRAIN_LLAVA_AUTH"
+MOST_BYTES = 4 * MOST_MEGABYTES << 20  # of a request
+FULL = "too many questions are waiting. Ask again in a minute."
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -81,7 +83,7 @@ class App:
     def routes(self) -> web.Application:
         """The application that aiohttp serves."""
         middlewares = [self.site_middleware, self.auth_middleware, json_errors, self.size_middleware]
-        app = web.Application(middlewares=middlewares, client_max_size=4 * MOST_MEGABYTES << 20)
+        app = web.Application(middlewares=middlewares, client_max_size=MOST_BYTES)
         app.router.add_get("/", self.page)
         app.router.add_get("/about", self.about)
         app.router.add_get("/examples/{index:[0-9]+}", self.example)
@@ -116,16 +118,17 @@ class App:
         size = request.content_length or 0
         if request.body_exists and request.content_length is None:
             raise web.HTTPLengthRequired
-        if size > 4 * MOST_MEGABYTES << 20:
-            raise web.HTTPRequestEntityTooLarge(4 * MOST_MEGABYTES << 20, size)
+        if size > MOST_BYTES:
+            raise web.HTTPRequestEntityTooLarge(MOST_BYTES, size)
         if self.held + size > MOST_HELD:
-            return web.json_response({"error": "too many questions are waiting. Ask again in a minute."}, status=503)
+            return web.json_response({"error": FULL}, status=503)
         self.held += size
         try:
-            await asyncio.wait_for(request.read(), MOST_SECONDS_TO_SEND)  # the handlers get it from the request
+            try:
+                await asyncio.wait_for(request.read(), MOST_SECONDS_TO_SEND)  # the handlers get it from the request
+            except asyncio.TimeoutError as error:
+                raise web.HTTPRequestTimeout from error
             return await handler(request)
-        except asyncio.TimeoutError as error:
-            raise web.HTTPRequestTimeout from error
         finally:
             self.held -= size
 
@@ -158,7 +161,7 @@ class App:
         except (ValueError, TypeError, ArithmeticError, AttributeError, RecursionError) as error:
             raise InputError(f"not a question ({error}).") from error
         if self.waiting >= MOST_WAITING:
-            raise InputError("too many questions are waiting. Ask again in a minute.")
+            raise InputError(FULL)
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson", "X-Accel-Buffering": "no"})
         await response.prepare(request)
 

@@ -29,7 +29,7 @@ from train_llava.data import LlavaDataset
 from train_llava.ingest.data_files import paths_of
 from train_llava.model.generate import SORTED, caption_rows, collator_of
 from train_llava.model.load import Model, load
-from train_llava.model.loss import shift_labels
+from train_llava.model.loss import record_losses, shift_labels
 from train_llava.pages.caption_metrics import caption_metrics
 from train_llava.pages.thumbnails import thumbnail
 
@@ -51,10 +51,8 @@ def answer_losses(
     predicts.view(-1)[positions] = True
     batch["pixel_values"] = batch["pixel_values"].to(model.dtype)
     logits = model(**batch, logits_to_keep=predicts).logits  # (answer tokens, vocabulary)
-    sums = torch.zeros(len(labels), dtype=torch.float64, device=model.device)
-    losses = nn.functional.cross_entropy(logits.float(), targets, reduction="none").double()
-    sums.index_add_(0, positions // labels.shape[1], losses)
-    return list(zip(sums.tolist(), predicts.sum(1).tolist(), strict=True))
+    table = record_losses(nn.Identity(), logits, targets, positions // labels.shape[1], len(labels))
+    return [(loss, int(tokens)) for loss, tokens in table.tolist()]
 
 
 def score(

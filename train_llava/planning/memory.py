@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from train_llava.model.structure import count_weights, llava_in
+from train_llava.model.structure import count_trained, count_weights, llava_in
 from train_llava.planning.activations import Batch, Stage, saved_activations, stages
 
 # 4 bits, a scale of 8 bits for 64 of them, and one of 32 bits for 256 scales (QLoRA, arXiv:2305.14314, section 3)
@@ -91,7 +91,7 @@ class MemoryModel:
             element=element,
             weights=sum(count_weights(p) * (FOUR_BIT if id(p) in packed else p.element_size()) for p in parameters),
             all_weights=sum(map(count_weights, parameters)),
-            trained=sum(count_weights(p) for p in parameters if p.requires_grad),
+            trained=count_trained(model),
             on_gpu=on_gpu,
             stages=[*stages(llava, element, 1 if on_gpu else element)],
         )

@@ -172,14 +172,12 @@ class ChatEncoder:
     def _tokenize_anew(self, text: str) -> list[int]:
         if self.backend is None:
             return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
-        # a tenth of the time of a call through transformers, which sets these three before each of its own calls
+        # a tenth of the time of a call through transformers, which sets these three before each of its own calls. They
+        # are not set back: another thread may be between these lines.
         self.backend.encode_special_tokens = True  # text that looks like a special token stays text
         self.backend.no_truncation()
         self.backend.no_padding()
-        try:
-            return self.backend.encode(text, add_special_tokens=False).ids
-        finally:
-            self.backend.encode_special_tokens = False
+        return self.backend.encode(text, add_special_tokens=False).ids
 
     def _self_test(self) -> int:
         """Compares ids with those of the template's whole text, tokenised at once; returns the end-of-turn id."""
