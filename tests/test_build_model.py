@@ -10,7 +10,6 @@ from conftest import run, run_module
 from folders import changed
 from safetensors.torch import load_file
 from transformers import (
-    AutoImageProcessor,
     AutoProcessor,
     LlavaForConditionalGeneration,
     Qwen2ForCausalLM,
@@ -18,6 +17,7 @@ from transformers import (
     SiglipVisionModel,
     pipeline,
 )
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from train_llava.build_model import build_llava
 from train_llava.cli import InputError

@@ -132,11 +132,11 @@ def test_image_tokens(processor):
 
 
 def test_an_image_of_what_is_cut_away_is_left_out(data, processor):
-    """One in the first question, one in the second, and room for the first answer alone."""
+    """One in the first question, one in the second; the length ends behind the first answer."""
     first, second = (LlavaDataset(data)[i] for i in range(2))
     both = {name: first[name] + second[name] for name in ("messages", "images")}
-    room = len(LlavaCollator(processor).encoder.encode(first["messages"])[0])
-    cut, alone = LlavaCollator(processor, max_length=room)([both]), LlavaCollator(processor)([first])
+    length = len(LlavaCollator(processor).encoder.encode(first["messages"])[0])
+    cut, alone = LlavaCollator(processor, max_length=length)([both]), LlavaCollator(processor)([first])
     assert cut["pixel_values"].shape[0] == 1 and torch.equal(cut["pixel_values"], alone["pixel_values"])
     assert LlavaCollator(processor)([both])["pixel_values"].shape[0] == 2
 

@@ -98,9 +98,9 @@ def test_four_bits_take_a_quarter_and_their_scales():
 def test_the_largest_batch_is_the_largest():
     step, zero, one = step_of(compose_config(CLIP, QWEN), "use_lora"), ZeroConfig(2, 4), Batch(1, 96, 1, 20)
     found = []
-    for room in np.linspace(1, 3, 10) * 2**30:
-        found.append(step.largest_batch(one, zero, False, room))
-        assert step.peak(one.times(found[-1]), zero, False) <= room < step.peak(one.times(found[-1] + 1), zero, False)
+    for budget in np.linspace(1, 3, 10) * 2**30:
+        found.append(step.largest_batch(one, zero, False, budget))
+        assert step.peak(one.times(found[-1]), zero, False) <= budget < step.peak(one.times(found[-1] + 1), zero, False)
     assert len(set(found)) == 10 and {most % 2 for most in found} == {0, 1}
     assert step.largest_batch(one, zero, False, step.weights) == 0
 

@@ -14,12 +14,8 @@ from families import REFUSED, SUPPORTED, chat_folder, table
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from trainers import assert_close, gradients, plain_and_ours
-from transformers import (
-    AutoImageProcessor,
-    AutoModelForCausalLM,
-    SiglipVisionConfig,
-    SiglipVisionModel,
-)
+from transformers import AutoModelForCausalLM, SiglipVisionConfig, SiglipVisionModel
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from train_llava.build_model import build_llava, main
 from train_llava.cli import InputError

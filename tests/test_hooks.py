@@ -48,7 +48,6 @@ NAMES = [
     "transformers.integrations.deepspeed.unset_hf_deepspeed_config",
     "transformers.modeling_layers.GradientCheckpointingLayer",
     "transformers.models.llava.modeling_llava.LlavaMultiModalProjector",
-    "datasets.builder.Key",
 ]
 
 

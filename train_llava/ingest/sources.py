@@ -22,7 +22,6 @@ from datasets import (
     DatasetInfo,
     SplitGenerator,
 )
-from datasets.builder import Key
 from datasets.exceptions import DatasetGenerationError
 
 from train_llava.cli import InputError
@@ -186,11 +185,11 @@ class RecordBuilder(ArrowBasedBuilder):
     def _split_generators(self, dl_manager: Any) -> list[SplitGenerator]:
         return [SplitGenerator(name="train", gen_kwargs={"source": self.config.source})]
 
-    def _generate_tables(self, source: Source) -> Iterator[tuple[Key, pa.Table]]:
+    def _generate_tables(self, source: Source) -> Iterator[tuple[int, pa.Table]]:
         rows, number, part, size = source.read(), count(), [], 0
         for row in chain(rows, [None]):
             if part and (row is None or len(part) == ROWS or size > BYTES):
-                yield Key(0, next(number)), pa.Table.from_pylist(part, schema=RECORD.arrow_schema)
+                yield next(number), pa.Table.from_pylist(part, schema=RECORD.arrow_schema)
                 part, size = [], 0
             part.append(row)
             size += sum(len(image["bytes"] or b"") for image in row["images"]) if row else 0

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.image_processing_utils import BaseImageProcessor
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from train_llava.cli import InputError
 from train_llava.ingest.conversation import IMAGE_TOKEN
@@ -43,7 +44,7 @@ def load_image_processor(folder: Path, size: int) -> BaseImageProcessor:
     if not (folder / "preprocessor_config.json").is_file():
         raise InputError(f"{folder}: no preprocessor_config.json, so the size and colours it expects are unknown.")
     try:
-        processor = transformers.AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
+        processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
         shape = processor(Image.new("RGB", (30, 20)), return_tensors="pt")["pixel_values"].shape
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{folder}: its preprocessor_config.json cannot be used ({error}).") from error

@@ -11,8 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, LlavaProcessor
+from transformers import LlavaProcessor
 from transformers.image_processing_utils import BaseImageProcessor
+
+# transformers 5.17 hands the same class out at its top only where torchvision is installed
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from train_llava.cli import InputError
 from train_llava.ingest.image_files import ImageRef, beginning_of, check_file, image_name, in_a_file, read_bytes
