@@ -3,6 +3,8 @@
 import logging
 import os
 
+__version__ = "0.1.0"
+
 # at its import bitsandbytes reports each fast kernel of its own that is not there
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 # Pillow keeps up to 64 freed blocks of 1 MB for its next images: fresh memory from the system would cost a third of the

@@ -162,7 +162,9 @@ def evaluate(args: argparse.Namespace, state: PartialState) -> None:
             write_whole(args.output_dir / name, text)
         print("\n".join(f"{name:<15}{value:>12}" for name, value in as_text(metrics)))
         if "cider" not in metrics:
-            print("BLEU, ROUGE-L and CIDEr need one more package: pip install pycocoevalcap")
+            print(
+                "BLEU, ROUGE-L and CIDEr need pycocoevalcap: pip install pycocoevalcap (the extra train_llava[score])"
+            )
         print(f"every answer: {args.output_dir}/samples.jsonl   the worst and the best: {args.output_dir}/report.html")
 
 

@@ -73,7 +73,7 @@ def load(
         hint = "Take the same model in transformers' form (as those of llava-hf), or convert it"
         raise InputError(f"{folder}: a LLaVA in the form of the repository haotian-liu/LLaVA. {hint}.")
     if in_4bit and not is_bitsandbytes_available():
-        raise InputError("--load_in_4bit needs bitsandbytes: pip install bitsandbytes")
+        raise InputError("--load_in_4bit needs bitsandbytes: pip install bitsandbytes (the extra train_llava[quant])")
     processor = load_processor(adapter if adapter and list(adapter.glob("processor_config.json")) else folder, folder)
     try:
         model = load_weights(folder, dtype, in_4bit, attn_implementation)
