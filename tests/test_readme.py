@@ -15,7 +15,7 @@ from docs import draw_llava
 
 PAIRS = {
     "README.md": "README_zh.md",
-    **{f"docs/{n}.md": f"docs/{n}_zh.md" for n in ("training", "data", "from_zero_nlp")},
+    **{f"docs/{n}.md": f"docs/{n}_zh.md" for n in ("training", "data", "from_zero_nlp", "contributing")},
 }
 PAGES = sorted(str(path.relative_to(ROOT)) for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 RESULTS = ROOT / "benchmarks" / "results"
