@@ -4,6 +4,7 @@
 #   bash run_zero2.sh                                     the demo: from nothing to captions, in minutes, on a CPU
 #   MODEL=models/llava DATA=data/LLaVA-CC3M-Pretrain-595K bash run_zero2.sh            the real thing
 #   TRAIN_TYPE=freeze_vision bash run_zero2.sh --learning_rate 1e-5        any flag of training goes at the end
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@"  # started with sh
 set -euo pipefail
 
 # ---------------------------------------------------------------- edit these, or set them in the environment
@@ -24,33 +25,30 @@ HOSTFILE=${HOSTFILE:-}              # or: a DeepSpeed hostfile, when this machin
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 export PYTHONPATH="$HERE${PYTHONPATH:+:$PYTHONPATH}" TOKENIZERS_PARALLELISM=false
 export PYTHONWARNINGS=${PYTHONWARNINGS:-ignore::FutureWarning}  # of libraries, about their own next versions
-GPUS=$(nvidia-smi --list-gpus 2>/dev/null | wc -l) || GPUS=0
-[ "$GPUS" -gt 0 ] || export DS_ACCELERATOR=cpu
-case " $* " in *" --help "* | *" -h "*) HELP=true ;; *) HELP=false ;; esac
-[ "$HELP" = false ] || sed -n '2,/^# -*$/{/^set /d;p}' "${BASH_SOURCE[0]}"  # the lines at the top of this file
 source "$HERE/scripts/environment.sh"
 source "$HERE/scripts/launch.sh"
-find_python "$HERE/requirements.txt"
-[ "$HELP" = false ] || exec "$PYTHON" -m train_llava.train --help
+case " $* " in *" --help "* | *" -h "*) show_help ;; esac
+
+case $TRAIN_TYPE in  # the original's learning rate for LoRA, LLaVA-1.5's for the rest
+    use_lora) LEARNING_RATE=4e-4 ;;
+    projector) LEARNING_RATE=1e-3 ;;
+    freeze_vision | none) LEARNING_RATE=2e-5 ;;
+    *) fail "TRAIN_TYPE=$TRAIN_TYPE: there are use_lora, freeze_vision, none and projector" ;;
+esac
+[ -n "$MODEL" ] && [ -n "$DATA" ] || [ -z "$MODEL$DATA" ] || fail "set both MODEL and DATA, or neither for the demo"
 check_machines
+find_python "$HERE/requirements.txt"
+"$PYTHON" "$HERE/scripts/check_flags.py" "$@" || exit
+find_accelerator
 DEMO=false NAME=llava
-if [ -z "$MODEL" ] && [ -z "$DATA" ]; then
+if [ -z "$MODEL" ]; then
     DEMO=true NAME=demo
     source "$HERE/demo/prepare.sh"
-elif [ -z "$MODEL" ] || [ -z "$DATA" ]; then
-    echo "error: set both MODEL and DATA, or neither for the demo" >&2
-    exit 2
 fi
 OUTPUT_DIR=${OUTPUT_DIR:-$HERE/output/$NAME-$TRAIN_TYPE}
 if [ -e "$DATA" ]; then SOURCES=("$DATA"); else read -ra SOURCES <<<"$DATA"; fi  # one may have spaces in its name
 
-case $TRAIN_TYPE in              # the original's rate for LoRA, LLaVA-1.5's for the rest
-    use_lora) LEARNING_RATE=4e-4 ;;
-    projector) LEARNING_RATE=1e-3 ;;
-    *) LEARNING_RATE=2e-5 ;;
-esac
 FLAGS=(
-    --deepspeed "$HERE/ds_zero2.json"
     --model_name_or_path "$MODEL"
     --data_path "${SOURCES[@]}"
     --train_type "$TRAIN_TYPE"
@@ -67,19 +65,21 @@ FLAGS=(
     --report_to tensorboard
 )
 
-if [ "$GPUS" -gt 0 ]; then
+[ "$ACCELERATOR" = mps ] || FLAGS+=(--deepspeed "$HERE/ds_zero2.json")
+if [ "$ACCELERATOR" = mps ]; then
+    FLAGS+=(--dataloader_pin_memory false)
+elif [ "$GPUS" -gt 0 ]; then
     WORKERS=$(( $(nproc) / ${NUM_PROCESSES:-$GPUS} ))  # of each rank: 10, or fewer where there are not enough cores
     WORKERS=$(( WORKERS > 10 ? 10 : WORKERS < 1 ? 1 : WORKERS ))
     FLAGS+=(--bf16 true --dataloader_pin_memory true)
     FLAGS+=(--dataloader_num_workers "$WORKERS" --dataloader_persistent_workers true)
 else
-    RANKS=${NUM_PROCESSES:-2}
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(( $(nproc) > RANKS ? $(nproc) / RANKS : 1 ))}
     FLAGS+=(--use_cpu true --dataloader_pin_memory false)
 fi
 [ "$DEMO" = true ] && FLAGS+=("${DEMO_FLAGS[@]}")
 
-launch_options
+launch_options "$@"
 launch "${FLAGS[@]}" "$@"
 if [ "$STATUS" -ne 0 ]; then
     [ "$STATUS" -eq 2 ] || say_how_to_resume "$@"  # 2 is a refusal, which has said what to do

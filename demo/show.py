@@ -5,10 +5,9 @@
 Prints the first images' captions and the rate; `captions.png` and `captions.jsonl` go into the model's folder.
 """
 
-import argparse
 from pathlib import Path
 
-from train_llava.cli import command, json_lines
+from train_llava.cli import command, command_parser, json_lines
 from train_llava.data import LlavaDataset
 from train_llava.model.generate import caption_rows
 from train_llava.model.load import load
@@ -19,7 +18,7 @@ SHOWN = 8  # images printed and drawn, the first ones: nobody chose them
 
 @command
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument("--model_name_or_path", required=True, type=Path)
     parser.add_argument("--data_path", required=True)
     args = parser.parse_args()

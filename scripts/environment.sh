@@ -1,52 +1,113 @@
 # Sourced by run_zero2.sh and run_tests.sh: leaves in PYTHON an interpreter that has the requirements.
 #
-# The active environment is used where it has them. Otherwise .venv is made in the repository and they are installed
-# there; a file written at the very end marks the install as whole, so that an interrupted one is done again.
+# That is, in this order:
+# 1. the active environment's, or the one that PYTHON names, if it has them;
+# 2. that of .venv in this repository, if it was made before;
+# 3. that of a new .venv: on top of the first one where it has a torch in range, as containers and conda do. That torch
+#    stays, and what is missing is added. Otherwise with everything, in the versions of constraints.txt.
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 find_python() { # find_python REQUIREMENTS_FILE...
-    local here base version candidate
-    here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-    base=$(command -v python || command -v python3) || { echo "error: no python found; install Python 3.10 or newer" >&2; exit 2; }
-    if has_requirements "$base" "$@"; then
-        PYTHON=$base
-        return
+    local base venv=$ROOT/${VENV:-.venv}
+    base=$(base_python) || exit 2
+    ready_python "$@" && return
+    [ -w "$ROOT" ] || fail "$ROOT cannot be written to, and $base lacks: $(lacking "$base" "$@" | head -3 | paste -sd ' '). Copy the repository to a place of your own, or activate an environment that has requirements.txt"
+    exec 8<"$ROOT"
+    if command -v flock >/dev/null && ! flock -n 8; then
+        echo "Another run is installing the packages; waiting for it ..."
+        flock 8
+        ready_python "$@" && { exec 8<&-; return; }
     fi
-    PYTHON=$here/.venv/bin/python
-    local mark=$here/.venv/.complete
-    if [ -x "$PYTHON" ] && [ -f "$mark" ] && has_requirements "$PYTHON" "$@"; then
-        return
-    fi
-    version=
-    for candidate in "$base" python3 python3.13 python3.12 python3.11 python3.10; do
-        version=$("$candidate" -c 'import sys; print(sys.version_info >= (3, 10))' 2>/dev/null || true)
-        [ "$version" = True ] && { base=$candidate; break; }
-    done
-    [ "$version" = True ] || { echo "error: $("$base" --version) is too old; install Python 3.10 or newer" >&2; exit 2; }
-    echo "Installing the requirements into .venv (once; a few minutes) ..."
-    rm -f "$mark"
-    [ -x "$PYTHON" ] && "$PYTHON" -m pip --version >/dev/null 2>&1 || "$base" -m venv --clear "$here/.venv" || {
-        echo "error: could not make .venv; on Debian and Ubuntu: apt install python3-venv" >&2
-        exit 2
-    }
-    "$PYTHON" -m pip install --disable-pip-version-check "${@/#/-r}" || {
-        echo "error: the install did not finish; see pip's message above. Run the same command again to go on." >&2
-        exit 1
-    }
-    touch "$mark"
+    install "$@"
+    exec 8<&-
+    PYTHON=$venv/bin/python
 }
 
-has_requirements() { # has_requirements PYTHON REQUIREMENTS_FILE... ; looks up versions only, so it takes no time
-    "$1" - "${@:2}" 2>/dev/null <<'END'
-import sys
-from importlib.metadata import version
-from packaging.requirements import Requirement
+ready_python() { # sets PYTHON where an environment is ready; makes none
+    local base venv=$ROOT/${VENV:-.venv}
+    base=$(base_python) || exit 2
+    if [ -z "${VENV:-}" ] && lacking "$base" "$@" >/dev/null; then
+        PYTHON=$base
+    elif [ -f "$venv/.complete" ] && { [ -z "${PYTHON:-}" ] || [ "$(cat "$venv/.base" 2>/dev/null)" = "$base" ]; } &&
+        lacking "$venv/bin/python" "$@" >/dev/null; then
+        PYTHON=$venv/bin/python
+    else
+        return 1
+    fi
+}
 
-for path in sys.argv[1:]:
-    for line in open(path):
-        if text := line.split("#")[0].strip():
-            need = Requirement(text)
-            # any torch will do that is there: which build is right depends on the machine's GPUs
-            if not need.specifier.contains(version(need.name)) and need.name != "torch":
-                sys.exit(1)
-END
+base_python() { # prints the interpreter to begin with
+    local name
+    if [ -n "${PYTHON:-}" ]; then set -- "$PYTHON"; else set -- python python3 python3.13 python3.12 python3.11 python3.10; fi
+    for name in "$@"; do
+        "$name" -c 'import sys; sys.version_info < (3, 10) and sys.exit(1); print(sys.executable)' 2>/dev/null && return
+    done
+    fail "no Python 3.10 or newer found${PYTHON:+ at $PYTHON}; install one, or name it: PYTHON=/path/to/python bash ..."
+}
+
+lacking() { "$1" "$ROOT/scripts/requirements.py" "${@:2}" 2>/dev/null; } # lacking PYTHON [--torch] REQUIREMENTS_FILE...
+
+fail() {
+    echo "error: $*" >&2
+    exit 2
+}
+
+install() { # install REQUIREMENTS_FILE... ; a file written at the very end marks the install as whole
+    local torch name=${venv#"$ROOT"/} missing=() line
+    local minutes="This happens once and takes some minutes; $name/install.log tells more."
+    rm -f "$venv/.complete"
+    if [ -z "${VENV:-}" ] && torch=$(lacking "$base" --torch "$@"); then
+        echo "Making $name on top of $base, which keeps its torch $torch; adding what it lacks. $minutes"
+        make_venv --system-site-packages
+        while read -r line _; do missing+=("$line"); done < <(lacking "$base" "$@")
+        echo "torch==$torch" >"$venv/keep.txt"
+        pip_install -c "$venv/keep.txt" "${missing[@]}"
+    else
+        case ${torch:-} in "" | *"is not there"*) ;; *) echo "Not used, of $base: $torch" ;; esac
+        echo "Installing the packages into $name. $minutes"
+        set -- "${@/#/-r}" -c "${CONSTRAINTS:-$ROOT/constraints.txt}"
+        make_venv
+        uv_install "$@" || { say_size; pip_install "$@"; }
+    fi
+    touch "$venv/.complete"
+}
+
+make_venv() { # make_venv [--system-site-packages] ; one that an interrupted install has left is used again
+    local said below
+    if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1 || [ "$(cat "$venv/.base" 2>/dev/null || echo "$base")" != "$base" ]; then
+        said=$("$base" -m venv --clear "$@" "$venv" 2>&1) || uv venv -q --clear --seed --python "$base" "$@" "$venv" 2>/dev/null ||
+            fail "could not make $venv: $(tail -1 <<<"$said") (on Debian and Ubuntu: apt install python3-venv)"
+    fi
+    echo "$base" >"$venv/.base"
+    # what lies below a virtual environment is the system's Python; its own packages are to be found, too
+    [ $# -eq 0 ] || below=$("$base" -c 'import site, sys; print("\n".join(site.getsitepackages()) if sys.prefix != sys.base_prefix else "")')
+    [ -z "${below:-}" ] || echo "$below" >"$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/below.pth"
+}
+
+uv_install() { # uv is fast, and takes PyTorch's build for this machine; it does not see packages below an environment
+    command -v uv >/dev/null || return 1
+    local backend=()
+    [ -n "${UV_TORCH_BACKEND:-}" ] || backend=(--torch-backend auto)
+    uv pip install --quiet --python "$venv/bin/python" "${backend[@]}" "$@" 2>"$venv/uv.log" || {
+        echo "uv could not ($(tail -1 "$venv/uv.log")); trying pip ..."
+        return 1
+    }
+}
+
+pip_install() {
+    local said
+    said=$("$venv/bin/python" -m pip install --quiet --disable-pip-version-check --log "$venv/install.log" "$@" 2>&1) ||
+        fail "the install did not finish: $({ grep -i '^error' <<<"$said" || cat <<<"$said"; } | tail -1)." \
+            "The same command again goes on from there"
+}
+
+say_size() { # on Linux, pip takes PyTorch with CUDA
+    [ "$(uname -sm)" = "Linux x86_64" ] && [ -z "${PIP_EXTRA_INDEX_URL:-}" ] || return 0
+    "$venv/bin/python" -c 'import importlib.util as i, sys; sys.exit(i.find_spec("torch") is None)' && return
+    echo "pip takes PyTorch with CUDA: a download of about 3 GB."
+    compgen -G "/dev/nvidia[0-9]*" >/dev/null || [ -e /dev/dxg ] || {  # /dev/dxg: a GPU under Windows
+        echo "No NVIDIA GPU is seen here. PyTorch for the CPU is 0.2 GB: to take that, press Ctrl-C and put this in front of"
+        echo "the command: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu"
+    }
 }

@@ -1,17 +1,42 @@
 # Sourced by run_zero2.sh: starts DeepSpeed's launcher on this machine, or on each of several, and passes signals on.
 
+show_help() { # the lines at the top of run_zero2.sh, and the flags if the packages are there already
+    sed -n '2,/^# -*$/{/^set \|^\[ /d;p}' "$HERE/run_zero2.sh"
+    ready_python "$HERE/requirements.txt" && exec "$PYTHON" -m train_llava.train --help
+    echo "The flags are in docs/flags.md. When the packages are installed, they are shown here, too."
+    exit
+}
+
 check_machines() { # of several, each needs a number, the address of the first, and the model and data at the same place
-    if [ "$NNODES" -gt 1 ] && { [ -z "$NODE_RANK" ] || [ -z "$MASTER_ADDR" ] || [ -z "$MODEL" ]; }; then
-        echo "error: NNODES=$NNODES needs NODE_RANK (0 to $((NNODES - 1))), MASTER_ADDR, MODEL and DATA" >&2
-        exit 2
+    [ "$NNODES" -eq 1 ] || { [ -n "$NODE_RANK" ] && [ -n "$MASTER_ADDR" ] && [ -n "$MODEL" ]; } ||
+        fail "NNODES=$NNODES needs NODE_RANK (0 to $((NNODES - 1))), MASTER_ADDR, MODEL and DATA"
+}
+
+find_accelerator() { # sets ACCELERATOR, GPUS, RANKS and INCLUDE, and says in a line what was found
+    local found visible
+    found=$("$PYTHON" "$HERE/scripts/accelerator.py") || exit
+    read -r ACCELERATOR GPUS <<<"$found"
+    RANKS=${NUM_PROCESSES:-$(( GPUS > 0 ? GPUS : 2 ))}
+    [ "$GPUS" -gt 0 ] || export DS_ACCELERATOR=cpu
+    [ "$GPUS" -eq 0 ] || [ "$NNODES" -gt 1 ] || [ -n "$HOSTFILE" ] || [ "$RANKS" -le "$GPUS" ] ||
+        fail "NUM_PROCESSES=$NUM_PROCESSES, and there are $GPUS GPUs"
+    # DeepSpeed's launcher wants the numbers of GPUs, and overlooks this variable when it is given how many to take
+    visible=${CUDA_VISIBLE_DEVICES:-}
+    if [ "$ACCELERATOR" = cuda ] && [ -n "$visible" ] && [ -z "$INCLUDE$HOSTFILE" ] && [ "$NNODES" -eq 1 ]; then
+        case $visible in *[!0-9,]*) fail "CUDA_VISIBLE_DEVICES=$visible: write the numbers that nvidia-smi shows" ;; esac
+        INCLUDE=localhost:$(cut -d, -f"1-$RANKS" <<<"$visible")
+        unset CUDA_VISIBLE_DEVICES
     fi
+    found=${found#*$'\n'}
+    [ "$GPUS" -gt 0 ] && echo "$found" || echo "$found: $RANKS ranks on the CPU"
 }
 
 launch_options() { # fills LAUNCH, the launcher's flags, and HOSTS, a file to delete at the end
     HOSTS=
     [ "$NNODES" -eq 1 ] || MASTER_PORT=${MASTER_PORT:-29500}
     [ -n "$MASTER_PORT" ] || MASTER_PORT=$("$PYTHON" -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')
-    LAUNCH=(--master_port "$MASTER_PORT")
+    LAUNCH=(--master_port "$MASTER_PORT" --log_level critical)  # nothing of each start and end of a process
+    case " $*" in *" --log_level "[di]*) LAUNCH[3]=info ;; esac
     if [ "$GPUS" -eq 0 ]; then
         [ "$NNODES" -gt 1 ] || LAUNCH+=(--num_accelerators "$RANKS")
     elif [ -n "$INCLUDE" ]; then
@@ -27,9 +52,9 @@ launch_options() { # fills LAUNCH, the launcher's flags, and HOSTS, a file to de
 }
 
 several_machines() { # each starts its own ranks: no ssh
-    local node slots=${NUM_PROCESSES:-$(( GPUS > 0 ? GPUS : 2 ))}
+    local node
     HOSTS=$(mktemp)
-    for node in $(seq 0 $((NNODES - 1))); do echo "node$node slots=$slots"; done >"$HOSTS"
+    for node in $(seq 0 $((NNODES - 1))); do echo "node$node slots=$RANKS"; done >"$HOSTS"
     LAUNCH+=(--hostfile "$HOSTS" --no_ssh --node_rank "$NODE_RANK" --master_addr "$MASTER_ADDR")
     # Gloo would pick the interface that this machine's name stands for, which is often the loopback.
     if [ -z "${GLOO_SOCKET_IFNAME:-}" ] && command -v ip >/dev/null; then
@@ -41,6 +66,11 @@ several_machines() { # each starts its own ranks: no ssh
 }
 
 launch() { # launch FLAGS... ; waits for the training and leaves its exit code in STATUS
+    if [ "$ACCELERATOR" = mps ]; then
+        STATUS=0
+        "$PYTHON" -m train_llava.train "$@" || STATUS=$?
+        return
+    fi
     # The launcher gets a process group of its own, by which it and every rank can be found.
     setsid "$PYTHON" -m deepspeed.launcher.runner "${LAUNCH[@]}" --module train_llava.train "$@" &
     LAUNCHER=$!

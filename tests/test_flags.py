@@ -27,7 +27,7 @@ def test_every_flag_is_in_one_class():
     """So that a new version of transformers cannot bring one that nobody has looked at."""
     classed = [*EQUAL, *OURS, *NO_EFFECT, *REFUSED]
     assert sorted(classed) == sorted(set(classed))
-    assert set(classed) == FIELDS
+    assert set(classed) >= FIELDS  # some are of newer versions of transformers than this one
 
 
 def test_the_table_in_the_docs():
@@ -45,7 +45,7 @@ def test_flags_of_older_scripts(tmp_path):
     done = call(estimate, *base[:2], "--no_cuda")  # which has no --use_cpu
     assert done.returncode == 2 and "--no_cuda (--help" in done.stderr
     assert not RENAMED.keys() & FIELDS
-    today = {match for text in RENAMED.values() for match in re.findall(r"^is now --(\w+)", text)}
+    today = {match for text in RENAMED.values() for match in re.findall(r"^is (?:now|here) --(\w+)", text)}
     assert today and today <= FIELDS
 
 
@@ -158,7 +158,7 @@ def start(llava, data, output, *flags):
         (("--save_strategy", "best"), "--save_strategy best need --eval_data_path"),
         (("--push_to_hub", "true"), "--push_to_hub"),
         (("--learning_rate", "abc"), "--learning_rate.*: invalid float value: 'abc'"),
-        (("--learning_rat", "1", "--bogus", "1"), "not known: --bogus 1"),
+        (("--learning_rat", "1", "--bogus", "1"), "not known: --learning_rat 1 --bogus 1"),  # no abbreviations
         (("--train_type", "lora"), "--train_type"),
         (("--fp16", "true"), "fp16"),
         (("--lr_scheduler_type", "cosin"), "lr_scheduler_type"),

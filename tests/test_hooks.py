@@ -17,6 +17,7 @@
 | TRAINING_ARGS_NAME | the name of a file in checkpoints | training/trainer.py |
 """
 
+import dataclasses
 import inspect
 import sys
 from importlib import import_module
@@ -25,11 +26,12 @@ import bitsandbytes
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import run
+from conftest import ROOT, run
 from transformers import Trainer
 from transformers.models.clip.modeling_clip import CLIPEncoder
 from transformers.models.siglip.modeling_siglip import SiglipEncoder
 
+from train_llava.arguments import DataArguments, LlavaTrainingArguments, ModelArguments
 from train_llava.model.freeze import apply_train_type
 from train_llava.model.load import load
 
@@ -127,3 +129,15 @@ def test_an_interrupted_pass_of_a_frozen_tower_leaves_gradients_on(llava):
     model.gradient_checkpointing_enable()  # turns gradients on at the patches, too: no pass of the tower may follow
     model.enable_input_require_grads()
     assert not model.model.vision_tower(torch.zeros(1, 3, 28, 28)).last_hidden_state.requires_grad
+
+
+def test_a_training_flags_names_are_in_the_source_of_transformers():
+    """scripts/check_flags.py reads them there, since an import takes seconds."""
+    sys.path.insert(0, str(ROOT / "scripts"))
+    try:
+        from check_flags import known_flags
+    finally:
+        sys.path.pop(0)
+    kinds = (ModelArguments, DataArguments, LlavaTrainingArguments)
+    fields = {field.name for kind in kinds for field in dataclasses.fields(kind)}
+    assert fields <= known_flags()

@@ -1,28 +1,44 @@
 """What run_zero2.sh hands to DeepSpeed's launcher on machines that the tests do not run on.
 
-Stand-ins come first in PATH: an nvidia-smi with so many GPUs, an nproc with so many cores, and a python that prints its
-arguments.
+Stand-ins come first in PATH: an nproc with so many cores, and a python that has the requirements, sees so many GPUs and
+prints its arguments.
 """
 
+import shlex
+import sys
 from itertools import pairwise
 
 import pytest
 from conftest import ROOT, run
 
-PYTHON = '[ "$1" = - ] || printf "%s\\n" "$@"\n'  # told `-`, it is asked for the requirements, and has them
+PYTHON = """case "$1" in
+    -c) echo "$0" ;;
+    *requirements.py) ;;
+    *accelerator.py) printf '%s\\n' "$FOUND" ;;
+    *check_flags.py) exec REAL "$@" ;;
+    *) printf '%s\\n' "$@" ;;
+esac
+""".replace("REAL", shlex.quote(sys.executable))
 
 
-def flags(tmp_path, gpus=0, cores=8, **variables):
-    """Each word of the launcher's command line, and the one behind it: a flag and its value."""
-    lines = {"python": PYTHON, "nproc": f"echo {cores}\n", "nvidia-smi": 'echo "GPU 0: NVIDIA H100"\n' * gpus}
+def start(tmp_path, *more, gpus=0, kind="cuda", cores=8, **variables):
+    """Runs the script up to the launcher."""
+    lines = {"python": PYTHON, "nproc": f"echo {cores}\n"}
     for name, text in lines.items():
         (tmp_path / name).write_text(f"#!/bin/sh\n{text}")
         (tmp_path / name).chmod(0o755)
     names = {"MODEL": "llava", "DATA": "data", "OUTPUT_DIR": str(tmp_path / "out"), "MASTER_PORT": "29500"}
-    done = run("bash", ROOT / "run_zero2.sh", PATH=f"{tmp_path}:/usr/bin:/bin", **names, **variables)
+    names["FOUND"] = f"{kind} {gpus}\n{gpus} GPUs: H100" if gpus else "cpu 0\nno GPU"
+    variables = {"PATH": f"{tmp_path}:/usr/bin:/bin", "PYTHON": "", **names, **variables}
+    return run("bash", ROOT / "run_zero2.sh", *more, **variables)
+
+
+def flags(tmp_path, *more, **variables):
+    """Each word of the launcher's command line, and the one behind it: a flag and its value."""
+    done = start(tmp_path, *more, **variables)
     assert done.returncode == 0, done.stderr
     words = done.stdout.splitlines()
-    assert words[:2] == ["-m", "deepspeed.launcher.runner"]
+    assert words[1:3] == ["-m", "deepspeed.launcher.runner"]
     return dict(pairwise(words))
 
 
@@ -67,3 +83,75 @@ def test_the_cores_are_shared_out_among_the_loaders(tmp_path, cores, ranks, work
     """Ten workers for each of eight ranks at most, and one at least."""
     given = flags(tmp_path, gpus=8, cores=cores, NUM_PROCESSES=ranks)
     assert (given["--dataloader_num_workers"], given["--dataloader_persistent_workers"]) == (workers, "true")
+
+
+def test_what_was_found_is_said_first(tmp_path):
+    assert start(tmp_path, gpus=2).stdout.startswith("2 GPUs: H100\n")
+    assert start(tmp_path).stdout.startswith("no GPU: 2 ranks on the CPU\n")
+
+
+def test_gpus_that_are_hidden_stay_so(tmp_path):
+    """DeepSpeed's launcher overlooks CUDA_VISIBLE_DEVICES when it is told how many GPUs to take."""
+    given = flags(tmp_path, gpus=3, CUDA_VISIBLE_DEVICES="2,5,7")
+    assert given["--include"] == "localhost:2,5,7"
+    given = flags(tmp_path, gpus=3, CUDA_VISIBLE_DEVICES="2,5,7", NUM_PROCESSES="2")
+    assert given["--include"] == "localhost:2,5" and "--num_gpus" not in given
+    given = flags(tmp_path, gpus=3, CUDA_VISIBLE_DEVICES="2,5,7", INCLUDE="localhost:5")
+    assert given["--include"] == "localhost:5"
+    done = start(tmp_path, gpus=1, CUDA_VISIBLE_DEVICES="GPU-8932f937")
+    assert done.returncode == 2 and "CUDA_VISIBLE_DEVICES=GPU-8932f937: write the numbers" in done.stderr
+
+
+def test_a_mac_trains_in_one_process_without_deepspeed(tmp_path):
+    words = start(tmp_path, gpus=1, kind="mps").stdout.splitlines()
+    assert words[1:3] == ["-m", "train_llava.train"]
+    assert not {"--deepspeed", "--bf16", "--use_cpu"} & {*words}
+
+
+@pytest.mark.parametrize("level, launcher", [(None, "critical"), ("warning", "critical"), ("info", "info")])
+def test_the_launcher_is_quiet_unless_it_is_asked(tmp_path, level, launcher):
+    words = start(tmp_path, *(("--log_level", level) if level else ())).stdout.splitlines()
+    assert words[words.index("--log_level") + 1] == launcher
+
+
+REFUSED = {
+    "a strategy": (
+        (),
+        {"TRAIN_TYPE": "lora"},
+        "TRAIN_TYPE=lora: there are use_lora, freeze_vision, none and projector",
+    ),
+    "half of a pair": ((), {"DATA": ""}, "set both MODEL and DATA"),
+    "an abbreviation": (("--learning_rat", "1e-4"), {}, "not known: --learning_rat (do you mean --learning_rate?)"),
+    "no flag at all": (("--zzz=1",), {}, "not known: --zzz (--help lists all flags)"),
+    "one of transformers 4": (("--evaluation_strategy", "no"), {}, "--evaluation_strategy is now --eval_strategy"),
+    "one of LLaVA": (("--mm_projector_lr", "1"), {}, "--mm_projector_lr is here --projector_learning_rate"),
+    "too many GPUs": ((), {"gpus": 2, "NUM_PROCESSES": "3"}, "NUM_PROCESSES=3, and there are 2 GPUs"),
+    "half of a cluster": ((), {"NNODES": "2"}, "NNODES=2 needs NODE_RANK (0 to 1)"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_cannot_be_is_refused_in_one_line_before_anything_starts(tmp_path, what):
+    more, variables, reason = REFUSED[what]
+    done = start(tmp_path, *more, **variables)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1) and reason in done.stderr, done.stderr
+    assert "deepspeed" not in done.stdout
+
+
+def test_known_flags_pass(tmp_path):
+    """Ours, transformers', with dashes, with a value behind `=`, and those that argparse makes of true ones."""
+    flags(tmp_path, "--lora_r", "8", "--learning-rate=1e-4", "--no_train_projector", "--max_grad_norm", "-1")
+
+
+def test_sh_does_as_well_and_help_installs_nothing(tmp_path):
+    done = run("sh", ROOT / "run_zero2.sh", TRAIN_TYPE="lora")
+    assert done.returncode == 2 and "there are use_lora" in done.stderr
+    (tmp_path / "python").write_text('#!/bin/sh\ncase "$1" in -c) echo "$0" ;; *) exit 1 ;; esac\n')
+    (tmp_path / "python").chmod(0o755)
+    copy = tmp_path / "copy"
+    (copy / "scripts").mkdir(parents=True)
+    for name in ("run_zero2.sh", "scripts/environment.sh", "scripts/launch.sh"):
+        (copy / name).write_text((ROOT / name).read_text())
+    done = run("bash", copy / "run_zero2.sh", "--help", PATH=f"{tmp_path}:/usr/bin:/bin", PYTHON="")
+    assert done.returncode == 0 and "NUM_PROCESSES" in done.stdout and "docs/flags.md" in done.stdout, done.stderr
+    assert "[ -n" not in done.stdout and sorted(path.name for path in copy.iterdir()) == ["run_zero2.sh", "scripts"]

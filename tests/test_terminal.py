@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, call
+from conftest import ROOT, call, run
 from PIL import Image
 
 from train_llava import infer
@@ -173,3 +173,61 @@ def test_a_sheet_wraps_what_has_no_blanks():
     colours = [draw_sheet([{**row, **verdict}]).getcolors(1 << 20) for verdict in ({}, {"exact": True})]
     green = [sum(count for count, (r, g, b) in found if g > r + 40) for found in colours]
     assert green[0] == 0 < green[1]
+
+
+def test_a_run_prints_no_line_of_a_library_and_logs_them(runs):
+    output, log = runs("use_lora")
+    assert not re.search(r"\[INFO\]|\[WARNING\]|Warning:|mismatch|hostfile|cmd = ", log), log
+    assert log.startswith("no GPU: 2 ranks on the CPU\n")
+    assert re.search(r"rank 0 .*Python 3\S+, torch 2\S+, transformers 5", (output / "launch.log").read_text())
+
+
+SPEAKING = """
+import logging, sys, warnings
+from transformers import logging as theirs
+from deepspeed.utils import logger
+from train_llava.arguments import LlavaTrainingArguments
+from train_llava.training.run_log import RunLog
+with RunLog(LlavaTrainingArguments(output_dir=sys.argv[1], use_cpu=True, log_level=sys.argv[2])) as log:
+    theirs.set_verbosity_warning()
+    theirs.get_logger("transformers.trainer").warning("one of transformers")
+    if sys.argv[3] == "begin": log.begin()
+    logger.warning("one of DeepSpeed")
+    logging.getLogger("accelerate").warning("one of accelerate")
+    warnings.warn("one of Python")
+    logging.getLogger("peft").error("an error")
+logger.warning("behind it")
+"""
+
+
+@pytest.mark.parametrize("level", ["passive", "info"])
+def test_what_libraries_report_goes_to_the_log(tmp_path, level):
+    done = run(sys.executable, "-c", SPEAKING, tmp_path / "out", level, "begin")
+    log = (tmp_path / "out/launch.log").read_text()
+    for words in ("one of transformers", "one of DeepSpeed", "one of accelerate", "one of Python"):
+        assert log.count(words) == 1 and done.stderr.count(words) == (level == "info"), (words, done.stderr, log)
+    assert log.count("an error") == done.stderr.count("an error") == 1
+    assert "behind it" not in log and done.stdout.count("behind it") == 1
+
+
+def test_a_run_that_is_refused_leaves_no_log(tmp_path):
+    assert run(sys.executable, "-c", SPEAKING, tmp_path / "out", "passive", "refused").returncode == 0
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_pipe_that_is_closed_ends_a_command_and_not_a_training(llava, data, tmp_path):
+    """As in `... | head -1`. Another closed stream is none at all, as behind `>&-`."""
+    train = f"-m train_llava.train --model_name_or_path {llava} --data_path {data} --output_dir {tmp_path}/out"
+    train += " --max_steps 2 --use_cpu true --report_to none --save_strategy no"
+    env = {"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"]}
+    for flags, status in (
+        (train, "0"),
+        (f"-m train_llava.check_data --model_name_or_path {llava} --data_path {data}", "141"),
+    ):
+        line = f"{sys.executable} -u {flags} | true; echo ${{PIPESTATUS[0]}}"
+        done = subprocess.run(["bash", "-c", line], env=env, capture_output=True, text=True, cwd=tmp_path)
+        assert (done.stdout, done.stderr) == (f"{status}\n", ""), done
+    assert (tmp_path / "out" / "adapter_model.safetensors").exists()
+    shutil.rmtree(tmp_path / "out")
+    done = subprocess.run(f"{sys.executable} {train} >&- 2>&-", env=env, shell=True, cwd=tmp_path)
+    assert done.returncode == 0 and (tmp_path / "out" / "adapter_model.safetensors").exists()

@@ -10,7 +10,6 @@ HTML is not shown as it is (`<img src=x> ![](b)` becomes `![](b)`, also with ren
 nobody fetches stay in memory for up to 2,000 sessions. Its guards against other sites took as much code as this server.
 """
 
-import argparse
 import asyncio
 import base64
 import hmac
@@ -27,7 +26,7 @@ from aiohttp import web
 from PIL import Image
 from transformers import LlavaProcessor
 
-from train_llava.cli import InputError, command
+from train_llava.cli import InputError, command, command_parser
 from train_llava.ingest.conversation import check_conversation_size
 from train_llava.ingest.image_kinds import SHOWN, suffixes_of
 from train_llava.ingest.limits import (
@@ -266,7 +265,7 @@ def options_of(question: dict[str, Any]) -> dict[str, Any]:
 
 @command
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument("--model_name_or_path", required=True, help="LLaVA or adapter: a folder or a hub id")
     parser.add_argument("--adapter_name_or_path", help="adapter to put on top of the model")
     parser.add_argument("--examples", type=Path, help="folder of images to offer on the page")

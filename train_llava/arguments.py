@@ -18,7 +18,7 @@ from train_llava.model.freeze import LoraSettings
 from train_llava.model.structure import Strategy
 
 MAX_BAD_IMAGES = 0.001  # the default of --max_bad_images
-# Flags of transformers 4, which older scripts give, and what became of them
+# Flags of transformers 4 and of LLaVA, which older scripts give, and what became of them
 RENAMED = {
     "evaluation_strategy": "is now --eval_strategy",
     "warmup_ratio": "is now --warmup_steps (below 1: a share of all steps)",
@@ -32,6 +32,17 @@ RENAMED = {
     "include_tokens_per_second": "is gone: every progress line has it",
     "push_to_hub_token": "is now --hub_token",
     "push_to_hub_model_id": "is now --hub_model_id",
+    "mm_projector_lr": "is here --projector_learning_rate",
+    "mm_vision_tower_lr": "is here --vision_learning_rate",
+    "tune_mm_mlp_adapter": "is here --train_type projector",
+    "freeze_backbone": "is here --train_type projector",
+    "lora_enable": "is here --train_type use_lora",
+    "bits": "is here --load_in_4bit true",
+    "group_by_modality_length": "is here --train_sampling_strategy group_by_length",
+    "vision_tower": "is chosen when the model is built: python -m train_llava.build_model --vision_model_name_or_path",
+    "pretrain_mm_mlp_adapter": "is not needed: a run goes on from the --output_dir of the one before it",
+    "version": "is not needed: the chat template is the model's own",
+    "lazy_preprocess": "is not needed: images are always read when their batch is made",
 }
 
 
@@ -148,7 +159,10 @@ class LlavaTrainingArguments(TrainingArguments):
 
 
 class FlagParser(HfArgumentParser):
-    """A parser whose errors are one sentence each."""
+    """A parser whose errors are one sentence each; it takes no abbreviations of flags."""
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, allow_abbrev=False, **kwargs)
 
     def error(self, message: str) -> None:
         """argparse's own would print every flag first."""

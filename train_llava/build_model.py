@@ -19,7 +19,7 @@ from transformers import (
 )
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
-from train_llava.cli import command, output_folder
+from train_llava.cli import command, command_parser, output_folder
 from train_llava.ingest.conversation import IMAGE_TOKEN
 from train_llava.model.backbones import load_image_processor, load_part, load_tokenizer, scaled_head
 from train_llava.model.config import SUPPORTED, compose_config, read_text_config, read_vision_config
@@ -90,8 +90,7 @@ def build_llava(
 
 @command
 def main() -> None:
-    options = {"epilog": SUPPORTED, "formatter_class": argparse.RawDescriptionHelpFormatter}
-    parser = argparse.ArgumentParser(description=__doc__, **options)
+    parser = command_parser(__doc__, epilog=SUPPORTED)
     parser.add_argument("--vision_model_name_or_path", required=True, help="CLIP or SigLIP folder or hub id")
     parser.add_argument("--language_model_name_or_path", required=True, help="chat model folder or hub id")
     parser.add_argument("--output_dir", required=True, type=Path)

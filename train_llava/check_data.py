@@ -28,6 +28,7 @@ from train_llava.cli import (
     InputError,
     check_same,
     command,
+    command_parser,
     json_lines,
     not_negative,
     output_folder,
@@ -183,7 +184,7 @@ def verdict(findings: Findings, source_count: int) -> str | None:
 
 @command
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument("--data_path", nargs="+", required=True, help="as for train_llava.train")
     parser.add_argument("--caption_fields", nargs="+", help="as for train_llava.train")
     parser.add_argument("--image_folder", help="as for train_llava.train")

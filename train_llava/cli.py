@@ -11,13 +11,15 @@ import functools
 import json
 import math
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
+import datasets
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from transformers.utils import logging
@@ -41,6 +43,8 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
         # transformers reports, for one, each weight of CLIP's text tower, which a LLaVA leaves behind on purpose
         logging.set_verbosity_error()
         logging.disable_progress_bar()
+        if not is_terminal(sys.stderr):  # a file would hold one bar after the other
+            datasets.disable_progress_bars()
         try:
             main()
         except InputError as error:
@@ -48,8 +52,22 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
             if int(os.environ.get("LOCAL_RANK", "0")) <= 0:
                 print(f"error: {reason}", file=sys.stderr, flush=True)
             sys.exit(2)
+        except BrokenPipeError:  # as in `... | head`: nobody reads on
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes what is left at its end
+            sys.exit(128 + signal.SIGPIPE)
 
     return wrapper
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether somebody watches; a closed stream is None."""
+    return stream is not None and stream.isatty()
+
+
+def command_parser(description: str | None, **options) -> argparse.ArgumentParser:
+    """A parser of flags, which shows the description as it is written and takes no abbreviations."""
+    options |= {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
+    return argparse.ArgumentParser(description=description, **options)
 
 
 def number(kind: type, least: float, most: float, words: str) -> Callable[[str], float]:

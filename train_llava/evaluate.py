@@ -24,11 +24,20 @@ from torch import nn
 from tqdm import tqdm
 from transformers import LlavaProcessor
 
-from train_llava.cli import InputError, check_same, command, json_lines, positive, shared_output_folder, write_whole
+from train_llava.cli import (
+    InputError,
+    check_same,
+    command,
+    command_parser,
+    json_lines,
+    positive,
+    shared_output_folder,
+    write_whole,
+)
 from train_llava.data import LlavaDataset
 from train_llava.ingest.data_files import paths_of
 from train_llava.model.generate import SORTED, caption_rows, collator_of
-from train_llava.model.load import Model, load
+from train_llava.model.load import Model, accelerator, load
 from train_llava.model.loss import record_losses, shift_labels
 from train_llava.pages.caption_metrics import caption_metrics
 from train_llava.pages.thumbnails import thumbnail
@@ -105,7 +114,7 @@ def as_text(metrics: dict[str, float]) -> list[tuple[str, str]]:
 
 @command
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument("--model_name_or_path", required=True, help="LLaVA or adapter: a folder or a hub id")
     parser.add_argument("--adapter_name_or_path", help="adapter to put on top of the model")
     parser.add_argument("--data_path", nargs="+", required=True, help="as for train_llava.train")
@@ -120,7 +129,7 @@ def main() -> None:
         args.output_dir = Path("output/evaluation", model.absolute().name)
 
     # the ranks wait for each other at the end alone; the slowest may need more than the default of half an hour
-    state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=1))
+    state = PartialState(cpu=accelerator() is None, timeout=timedelta(days=1))
     paths = paths_of(args.data_path)
     read = (args.model_name_or_path, args.adapter_name_or_path, args.image_folder, *paths)
     check = partial(check_same, facts_of(args), *(args.output_dir / name for name in WRITTEN))

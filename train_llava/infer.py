@@ -22,7 +22,17 @@ from PIL import Image
 from tqdm import tqdm
 from transformers import LlavaProcessor
 
-from train_llava.cli import InputError, check_apart, command, json_lines, not_negative, number, open_locked, positive
+from train_llava.cli import (
+    InputError,
+    check_apart,
+    command,
+    command_parser,
+    json_lines,
+    not_negative,
+    number,
+    open_locked,
+    positive,
+)
 from train_llava.ingest.questions import Question, answered, questions
 from train_llava.model.generate import Example, answers, ask, stream
 from train_llava.model.load import Model, load, weights_digest
@@ -101,7 +111,7 @@ def answer_all(
 
 @command
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument("--model_name_or_path", required=True, help="LLaVA or adapter: a folder or a hub id")
     parser.add_argument("--adapter_name_or_path", help="adapter to put on top of the model")
     parser.add_argument("--image", nargs="+", action="extend", default=[], help="image files of one question, in order")

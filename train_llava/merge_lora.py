@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from huggingface_hub import HfApi
 
-from train_llava.cli import InputError, command, output_folder
+from train_llava.cli import InputError, command, command_parser, output_folder
 from train_llava.model.folder import check_output_dir, new_folder, save_llava
 from train_llava.model.generate import ask, collator_of, generate
 from train_llava.model.load import base_of, fetch, load
@@ -24,7 +24,7 @@ from train_llava.training.model_card import merged_card
 
 @command
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument("--adapter_name_or_path", required=True, help="folder or hub id")
     parser.add_argument("--model_name_or_path", help="its base, where this is not where the adapter says")
     parser.add_argument("--output_dir", required=True, type=Path)

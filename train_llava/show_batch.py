@@ -5,7 +5,6 @@
 In a notebook: `IPython.display.HTML(batch_page(processor, [dataset[0], dataset[1]]))`.
 """
 
-import argparse
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import torch
 from jinja2 import Environment
 from transformers import LlavaProcessor
 
-from train_llava.cli import InputError, check_apart, command, positive, whole_file
+from train_llava.cli import InputError, check_apart, command, command_parser, positive, whole_file
 from train_llava.data import LlavaCollator, LlavaDataset
 from train_llava.ingest.data_files import paths_of
 from train_llava.model.load import load_processor
@@ -91,7 +90,7 @@ def spans_of(kind: str, ids: list[int], collator: LlavaCollator) -> list[dict[st
 
 @command
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_parser(__doc__)
     parser.add_argument("--model_name_or_path", required=True, help="a LLaVA folder; only its processor is read")
     parser.add_argument("--data_path", nargs="+", required=True, help="as for train_llava.train")
     parser.add_argument("--caption_fields", nargs="+", help="as for train_llava.train")

@@ -44,6 +44,7 @@ from train_llava.training.resume import (
     newest_first,
     run_flags,
 )
+from train_llava.training.run_log import LastingStream, RunLog
 from train_llava.training.samples import LogGenerationsCallback
 from train_llava.training.trainer import LlavaTrainer
 
@@ -51,6 +52,7 @@ from train_llava.training.trainer import LlavaTrainer
 @command
 def main() -> None:
     """Checks the flags, holds the output folder, and then prepares, trains and finishes."""
+    sys.stdout = sys.stdout and LastingStream(sys.stdout)
     model_args, data_args, args = parse_flags()
     check_flags(model_args, data_args, args)
     checkpoint = checkpoint_to_resume(args)
@@ -58,9 +60,11 @@ def main() -> None:
         check_resumable(checkpoint, args, run_flags(model_args, data_args, args))
     paths = paths_of([*data_args.data_path, *(data_args.eval_data_path or [])])
     inputs = (model_args.model_name_or_path, data_args.image_folder, *paths)  # must not be written to
-    with shared_output_folder(Path(args.output_dir), partial(prepare_output_dir, args, checkpoint), *inputs):
+    check_folder = partial(prepare_output_dir, args, checkpoint)
+    with RunLog(args) as log, shared_output_folder(Path(args.output_dir), check_folder, *inputs):
         preemption = PreemptionCallback()
         trainer = prepare(model_args, data_args, args, checkpoint, preemption)
+        log.begin()
         with report_failure(args):
             trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
             if not preemption.received:

@@ -37,6 +37,17 @@ FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 BROKEN = (OSError, RuntimeError, ValueError, KeyError, TypeError, SafetensorError, pickle.UnpicklingError)
 
 
+def accelerator() -> str | None:
+    """torch's name for what computes here beside the CPU: cuda (AMD's GPUs, too), xpu, npu, mps; or None."""
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return found.type if found else None
+
+
+def gpu() -> str | None:
+    """The same for one with memory of its own, which a Mac's has not."""
+    return None if accelerator() == "mps" else accelerator()
+
+
 def load(
     model_name_or_path: Name,
     adapter_name_or_path: Name | None = None,
@@ -87,8 +98,8 @@ def load(
             model = add_adapter(model, adapter)
         except BROKEN as error:
             raise InputError(f"{adapter}: cannot be put on {model.name_or_path} ({error}).") from error
-    if torch.cuda.is_available() and not in_4bit:  # what is in 4 bits is there already
-        model.to(torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))))
+    if (kind := accelerator()) and not in_4bit:  # what is in 4 bits is there already
+        model.to(torch.device(kind, int(os.environ.get("LOCAL_RANK", 0))))
     return model.eval(), processor
 
 

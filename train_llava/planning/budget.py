@@ -13,6 +13,7 @@ from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_h
 
 from train_llava.arguments import LlavaTrainingArguments, ModelArguments
 from train_llava.cli import InputError
+from train_llava.model.load import gpu
 from train_llava.model.structure import count_trained, count_weights, llava_in
 from train_llava.planning.activations import Batch
 from train_llava.planning.memory import MemoryModel, ZeroConfig, optimizer_bytes
@@ -34,7 +35,7 @@ def check_memory_budget(
     """
     with no_deepspeed_config(args):
         model = meta_model(config, dtype, model_args.train_type, model_args.lora)
-    on_gpu = torch.cuda.is_available() and not args.use_cpu
+    on_gpu = gpu() is not None and not args.use_cpu
     memory = MemoryModel.of(model, model_args.load_in_4bit, on_gpu)
     zero = ZeroConfig.read(deepspeed_json(args), args.world_size, config.text_config.hidden_size)
     return memory_verdict(memory, batch, zero, args)
@@ -96,8 +97,8 @@ def memory_verdict(memory: MemoryModel, batch: Batch, zero: ZeroConfig, args: Ll
 
 def free_memory(args: LlavaTrainingArguments) -> float:
     """Bytes that this rank may use: those free on its GPU, or its share of the machine's memory."""
-    if torch.cuda.is_available() and not args.use_cpu:
-        return torch.cuda.mem_get_info()[0]
+    if gpu() and not args.use_cpu:
+        return torch.accelerator.get_memory_info()[0]
     neighbours = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
     return psutil.virtual_memory().available / neighbours
 

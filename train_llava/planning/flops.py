@@ -7,6 +7,7 @@ from operator import or_
 import torch
 from torch import nn
 
+from train_llava.model.load import gpu
 from train_llava.model.loss import after_last_attention
 from train_llava.model.structure import (
     HEAD,
@@ -28,7 +29,7 @@ PEAKS = {"B200": 2250e12, "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "
 
 def peak_flops() -> float | None:
     """Operations per second of this rank's GPU in bf16; None for a GPU that is not in PEAKS, and on a CPU."""
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    name = torch.cuda.get_device_name() if gpu() == "cuda" else ""
     return next((peak for word, peak in PEAKS.items() if word in name), None)
 
 

@@ -14,6 +14,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from train_llava.arguments import LlavaTrainingArguments
 from train_llava.cli import InputError
+from train_llava.model.load import gpu
 from train_llava.planning.budget import checkpoint_bytes, model_bytes
 from train_llava.planning.flops import StepFlops, peak_flops
 
@@ -90,8 +91,8 @@ class ThroughputCallback(TrainerCallback):
 
 def synchronize() -> None:
     """Waits until the GPU has finished its work."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    if gpu():
+        torch.accelerator.synchronize()
 
 
 class ProgressLine(TrainerCallback):
@@ -128,8 +129,8 @@ class ProgressLine(TrainerCallback):
 
 def peak_memory_gb() -> float:
     """The most memory this rank has used, on its GPU or else of its process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 1e9
+    if gpu():
+        return torch.accelerator.max_memory_allocated() / 1e9
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9  # Linux counts in KiB
 
 

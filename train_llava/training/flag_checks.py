@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from huggingface_hub import HfApi
 from transformers import Trainer
 from transformers.integrations import get_reporting_integration_callbacks
@@ -10,6 +9,7 @@ from transformers.utils import is_flash_attn_2_available, is_liger_kernel_availa
 
 from train_llava.arguments import DataArguments, LlavaTrainingArguments, ModelArguments
 from train_llava.cli import InputError
+from train_llava.model.load import gpu
 
 SAMPLING = ("random", "sequential", "group_by_length")  # of --train_sampling_strategy
 # Flags of TrainingArguments that are refused, the value that is not, and why; tests/flag_classes.py has all flags
@@ -48,7 +48,7 @@ def check_flags(model_args: ModelArguments, data_args: DataArguments, args: Llav
         if getattr(args, name) not in (fine, getattr(defaults, name)) and not best_by_loss(name, args):
             raise InputError(f"--{name} {getattr(args, name)}: {reason}.")
     check_lora(model_args)
-    if args.fsdp and (args.use_cpu or not torch.cuda.is_available()):
+    if args.fsdp and (args.use_cpu or not gpu()):
         raise InputError("--fsdp: on a CPU accelerate trains with DDP instead. Try --deepspeed ds_configs/zero3.json.")
     check_one_gpu(args)
     if args.deepspeed and {"optimizer", "scheduler"} & {*args.hf_deepspeed_config.config}:
@@ -126,14 +126,14 @@ def check_kernels(model_args: ModelArguments, args: LlavaTrainingArguments) -> N
     Raises:
         InputError: names the flag, and what to install or to leave out.
     """
-    gpu = torch.cuda.is_available() and not args.use_cpu
-    if args.fp16 and not gpu:
+    on_gpu = gpu() is not None and not args.use_cpu
+    if args.fp16 and not on_gpu:
         raise InputError("--fp16 true needs a GPU. On a CPU use --bf16 true or neither.")
     if model_args.attn_implementation == "flash_attention_2":
-        if not (gpu and is_flash_attn_2_available()):
+        if not (on_gpu and is_flash_attn_2_available()):
             need = "a GPU and pip install flash-attn --no-build-isolation"
             raise InputError(f"--attn_implementation flash_attention_2 needs {need}. Without them leave it at sdpa.")
         if not (args.bf16 or args.fp16):
             raise InputError("--attn_implementation flash_attention_2 computes in half precision: add --bf16 true.")
-    if args.use_liger_kernel and not (gpu and is_liger_kernel_available()):
+    if args.use_liger_kernel and not (on_gpu and is_liger_kernel_available()):
         raise InputError("--use_liger_kernel true needs a GPU and pip install liger-kernel. Without them leave it out.")

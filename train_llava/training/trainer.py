@@ -58,6 +58,12 @@ class LlavaTrainer(Trainer):
         if not isinstance(self.model, PeftModel):
             take_stored_names(self.model)
 
+    def create_accelerator_and_postprocess(self) -> None:
+        """Tells accelerate how often DeepSpeed accumulates; it would take over the same number, with a warning."""
+        super().create_accelerator_and_postprocess()
+        if self.is_deepspeed_enabled:
+            self.accelerator.gradient_accumulation_steps = self.args.gradient_accumulation_steps
+
     def checkpoint_state_dict(self) -> dict[str, torch.Tensor]:
         """Copies in the host's memory of what a checkpoint holds: all weights, or with adapters the trained ones."""
         adapters = isinstance(self.model, PeftModel)
