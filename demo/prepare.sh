@@ -6,10 +6,10 @@ DATA=$DEMO_DIR/data/train
 HELD_OUT=$DEMO_DIR/data/held_out
 
 # One sum over everything that makes the two; when it changes they are made again.
-MAKERS=$(cat "$HERE"/demo/{scenes,make_data}.py "$HERE"/demo/{clip,qwen}/* "$HERE"/train_llava/build_model.py | sha256sum)
+MAKERS=$(cat "$HERE"/demo/{scenes,make_data}.py "$HERE"/demo/{clip,qwen}/* "$HERE"/train_llava/build_model.py | cksum)
 mkdir -p "$HERE/output" || { echo "error: the demo lives in $HERE/output; use a copy that you may write to" >&2; exit 2; }
 exec 9>"$HERE/output/.demo.lock"
-flock 9  # another run may be making them
+"$PYTHON" -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX)'  # another run may be making them
 if [ "$MAKERS" != "$(cat "$DEMO_DIR/makers" 2>/dev/null)" ]; then
     echo "Making the demo's images and its untrained LLaVA (once) ..."
     rm -rf "$DEMO_DIR.new"

@@ -12,7 +12,7 @@ find_python() { # find_python REQUIREMENTS_FILE...
     local base venv=$ROOT/${VENV:-.venv}
     base=$(base_python) || exit 2
     ready_python "$@" && return
-    [ -w "$ROOT" ] || fail "$ROOT cannot be written to, and $base lacks: $(lacking "$base" "$@" | head -3 | paste -sd ' '). Copy the repository to a place of your own, or activate an environment that has requirements.txt"
+    [ -w "$ROOT" ] || fail "$ROOT cannot be written to, and $base lacks: $(lacking "$base" "$@" | head -3 | paste -sd ' ' -). Copy the repository to a place of your own, or activate an environment that has requirements.txt"
     exec 8<"$ROOT"
     if command -v flock >/dev/null && ! flock -n 8; then
         echo "Another run is installing the packages; waiting for it ..."

@@ -4,9 +4,11 @@ import shutil
 
 import psutil
 import pytest
+from conftest import call
 from trainers import trainer_of
 from transformers import TrainerControl, TrainerState
 
+from train_llava import train
 from train_llava.arguments import LlavaTrainingArguments
 from train_llava.cli import InputError
 from train_llava.planning.budget import checkpoint_bytes, free_memory, model_bytes
@@ -35,3 +37,12 @@ def test_the_disk_has_room_for_all_that_is_there_at_once(llava, data, tmp_path, 
         begin(step, checkpoints * each + last)
         with pytest.raises(InputError, match=f"{checkpoints} checkpoints of .* will be there at once"):
             begin(step, checkpoints * each + last - 1)
+
+
+def test_a_full_disk_is_found_before_weights_are_loaded(llava, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, 0))
+    monkeypatch.setattr(train, "load_model", lambda *_: pytest.fail("weights were loaded"))
+    flags = ("--model_name_or_path", llava, "--data_path", data, "--output_dir", tmp_path / "out")
+    done = call(train.main, *flags, "--use_cpu", "true", "--report_to", "none")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "the disk has 0 GB free" in done.stderr
+    assert not (tmp_path / "out").exists()

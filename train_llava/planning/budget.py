@@ -1,6 +1,7 @@
 """Before weights are loaded: will a step fit into memory? And how much will a checkpoint take of the disk?"""
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -23,7 +24,8 @@ from train_llava.planning.meta_model import meta_model
 def check_memory_budget(
     config: LlavaConfig, dtype: torch.dtype, batch: Batch, model_args: ModelArguments, args: LlavaTrainingArguments
 ) -> str:
-    """Compares what a training step will need with the memory of this rank; returns the verdict in one line.
+    """Compares what a training step will need with the memory of this rank; returns the verdict in one line. The disk
+    must hold at least one checkpoint.
 
     Args:
         config: of the whole LLaVA.
@@ -31,10 +33,11 @@ def check_memory_budget(
         batch: the largest one.
 
     Raises:
-        InputError: see `memory_verdict`.
+        InputError: see `memory_verdict` and `check_disk_space`.
     """
     with no_deepspeed_config(args):
         model = meta_model(config, dtype, model_args.train_type, model_args.lora)
+    check_disk_space(model, args, int(args.save_strategy != "no"))
     on_gpu = gpu() is not None and not args.use_cpu
     memory = MemoryModel.of(model, model_args.load_in_4bit, on_gpu)
     zero = ZeroConfig.read(deepspeed_json(args), args.world_size, config.text_config.hidden_size)
@@ -101,6 +104,31 @@ def free_memory(args: LlavaTrainingArguments) -> float:
         return torch.accelerator.get_memory_info()[0]
     neighbours = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
     return psutil.virtual_memory().available / neighbours
+
+
+def check_disk_space(model: nn.Module, args: LlavaTrainingArguments, saves: int) -> None:
+    """Refuses, on the first rank, a run whose checkpoints will not fit on the disk.
+
+    Args:
+        model: the one to save, or one of its shapes on the meta device.
+        args: the flags.
+        saves: how many checkpoints will be written. The oldest is deleted when the newest is whole.
+
+    Raises:
+        InputError: says the sizes and what to lower.
+    """
+    if not args.check_resources or args.process_index > 0:
+        return
+    last, each = model_bytes(model), checkpoint_bytes(model, bool(args.deepspeed), args.save_only_model)
+    at_once = min(saves, (args.save_total_limit or saves) + 1)
+    needed, free = at_once * each + last, shutil.disk_usage(args.output_dir).free
+    if needed > free:
+        sizes = f"{at_once} checkpoints of {each / 1e9:.3g} GB and the model of {last / 1e9:.3g} GB"
+        hint = "Lower --save_total_limit, give --save_only_model true or another --output_dir"
+        raise InputError(
+            f"{args.output_dir}: {sizes} will be there at once, and the disk has {free / 1e9:.3g} GB free. {hint}; "
+            "--check_resources false starts all the same."
+        )
 
 
 def model_bytes(model: nn.Module) -> int:

@@ -2,7 +2,6 @@
 
 import math
 import resource
-import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -13,9 +12,8 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from train_llava.arguments import LlavaTrainingArguments
-from train_llava.cli import InputError
 from train_llava.model.load import gpu
-from train_llava.planning.budget import checkpoint_bytes, model_bytes
+from train_llava.planning.budget import check_disk_space
 from train_llava.planning.flops import StepFlops, peak_flops
 
 
@@ -140,22 +138,9 @@ class DiskSpaceCallback(TrainerCallback):
     def on_train_begin(
         self, args: LlavaTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs
     ) -> None:
-        if not (args.check_resources and state.is_world_process_zero):
-            return
-        model = kwargs["model"]
-        last, each = model_bytes(model), checkpoint_bytes(model, bool(args.deepspeed), args.save_only_model)
         steps = {
             "steps": state.save_steps,
             "epoch": max(1, state.max_steps // max(1, math.ceil(args.num_train_epochs))),
         }
         saves = (state.max_steps - state.global_step) // steps.get(args.save_strategy, state.max_steps + 1)
-        # the oldest is deleted when the newest is whole
-        at_once = min(saves, (args.save_total_limit or saves) + 1)
-        needed, free = at_once * each + last, shutil.disk_usage(args.output_dir).free
-        if needed > free:
-            sizes = f"{at_once} checkpoints of {each / 1e9:.3g} GB and the model of {last / 1e9:.3g} GB"
-            hint = "Lower --save_total_limit, give --save_only_model true or another --output_dir"
-            raise InputError(
-                f"{args.output_dir}: {sizes} will be there at once, and the disk has {free / 1e9:.3g} GB free. {hint}; "
-                "--check_resources false starts all the same."
-            )
+        check_disk_space(kwargs["model"], args, saves)
