@@ -11,7 +11,7 @@ import sys
 import warnings
 from collections import Counter
 from glob import glob
-from typing import Any
+from importlib.metadata import PackageNotFoundError, entry_points, version
 
 # Hidden from torch with these, or by an empty value
 HIDING = {"cuda": "CUDA_VISIBLE_DEVICES", "hip": "HIP_VISIBLE_DEVICES", "npu": "ASCEND_RT_VISIBLE_DEVICES"}
@@ -21,6 +21,9 @@ NOT_TRIED = "; this project has not been tried on it"
 def main() -> None:
     if os.environ.get("DS_ACCELERATOR") == "cpu":
         return answer("cpu", 0, "DS_ACCELERATOR=cpu")
+    if only_for_cpus():
+        check_nothing_is_left_out(f"torch {version('torch')}", None, None, "")
+        return answer("cpu", 0, "no GPU")
     try:
         import torch
     except Exception as error:
@@ -29,7 +32,8 @@ def main() -> None:
         warnings.simplefilter("always")
         usable = torch.accelerator.is_available() and torch.accelerator.device_count() > 0
     if not usable:
-        check_nothing_is_left_out(torch, " ".join(str(each.message) for each in said))
+        cuda, hip = torch.version.cuda, torch.version.hip
+        check_nothing_is_left_out(f"torch {torch.__version__}", cuda, hip, " ".join(str(each.message) for each in said))
         return answer("cpu", 0, "no GPU")
     kind, count = torch.accelerator.current_accelerator().type, torch.accelerator.device_count()
     if kind == "mps":
@@ -41,20 +45,27 @@ def main() -> None:
     answer(kind, count, words + NOT_TRIED * (kind != "cuda" or bool(torch.version.hip)))
 
 
-def check_nothing_is_left_out(torch: Any, said: str) -> None:
+def only_for_cpus() -> bool:
+    """Whether torch is a build for CPUs, and no package adds an accelerator to it: then its import can be spared."""
+    try:
+        return version("torch").endswith("+cpu") and not entry_points(group="torch.backends")
+    except PackageNotFoundError:
+        return False
+
+
+def check_nothing_is_left_out(build: str, cuda: str | None, hip: str | None, said: str) -> None:
     """Refuses a machine with an accelerator that this torch cannot use.
 
-    `said` is what torch has warned of while it looked.
+    `cuda` and `hip` are the versions that it was built for, `said` is what it has warned of while it looked.
     """
-    build = f"torch {torch.__version__}"
     gpus = nvidia_gpus() if os.environ.get(HIDING["cuda"], "all") not in ("", "-1", "NoDevFiles") else 0
-    if gpus and not torch.version.cuda:
+    if gpus and not cuda:
         refuse(f"nvidia-smi lists {gpus} GPUs, and {build} is not built for them. Install PyTorch with CUDA")
     if gpus:
         reason = said.partition(". ")[0].strip() or "CUDA does not start"
         refuse(f"nvidia-smi lists {gpus} GPUs, and {build} cannot use them ({reason}). Update the driver, or install a "
                f"PyTorch for the CUDA that nvidia-smi shows")  # fmt: skip
-    if os.path.exists("/dev/kfd") and os.environ.get(HIDING["hip"], "all") and not torch.version.hip:
+    if os.path.exists("/dev/kfd") and os.environ.get(HIDING["hip"], "all") and not hip:
         refuse(f"an AMD GPU is here (/dev/kfd), and {build} is not built for it. Install PyTorch for ROCm")
     if glob("/dev/davinci[0-9]*") and os.environ.get(HIDING["npu"], "all"):
         refuse(f"an Ascend NPU is here (/dev/davinci*), and {build} cannot use it. Install torch_npu")

@@ -34,13 +34,16 @@ class Mutant:
     new: str
     survives: str
 
+    def places(self):
+        """How many places of the repository have what it changes; it should be one."""
+        return (ROOT / self.file).read_text().count(self.old)
+
     def apply(self, folder):
         """Writes the fault into a copy."""
+        if self.places() != 1:
+            raise ValueError(f"{self.number}, {self.file}: {self.places()} places have {self.old!r}")
         path = folder / self.file
-        text = path.read_text()
-        if text.count(self.old) != 1:
-            raise ValueError(f"{self.number}, {self.file}: {text.count(self.old)} places have {self.old!r}")
-        path.write_text(text.replace(self.old, self.new))
+        path.write_text(path.read_text().replace(self.old, self.new))
 
 
 def read_list():

@@ -24,7 +24,10 @@ def look(tmp_path, smi=None, **torch):
     """What is printed where torch is as the keywords say, and nvidia-smi prints `smi`."""
     options = {"version": "2.13.0", "cuda": None, "hip": None, "kind": None, "names": [], "said": ""}
     variables = {name: torch.pop(name) for name in [*torch] if name.isupper()}
-    (tmp_path / "torch.py").write_text(TORCH.format(**{**options, **torch}))
+    options |= torch
+    (tmp_path / "torch.py").write_text(TORCH.format(**options))
+    (tmp_path / "torch-1.dist-info").mkdir()
+    (tmp_path / "torch-1.dist-info/METADATA").write_text(f"Name: torch\nVersion: {options['version']}\n")
     if smi is not None:
         (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\ncat <<END\n{smi}\nEND\n")
         (tmp_path / "nvidia-smi").chmod(0o755)
@@ -47,6 +50,7 @@ MACHINES = {
     "Intel": ({"kind": "xpu", "names": ["Max 1550"]}, f"xpu 1\n1 GPU: Max 1550{NOT_TRIED}\n"),
     "a Mac": ({"kind": "mps", "names": ["M4"]}, f"mps 1\n{MAC}\n"),
     "none": ({}, "cpu 0\nno GPU\n"),
+    "a torch for CPUs": ({"version": "2.13.0+cpu", "names": ["not looked at"]}, "cpu 0\nno GPU\n"),
     "a driver without devices": ({"smi": "No devices were found"}, "cpu 0\nno GPU\n"),
     "hidden": ({"smi": SMI, "CUDA_VISIBLE_DEVICES": ""}, "cpu 0\nno GPU\n"),
     "not wanted": ({**NVIDIA, "DS_ACCELERATOR": "cpu"}, "cpu 0\nDS_ACCELERATOR=cpu\n"),
@@ -64,6 +68,7 @@ OLD_DRIVER = "CUDA initialization: The NVIDIA driver on your system is too old (
 TWO = "GPU 0: NVIDIA H100 (UUID: GPU-1)\nGPU 1: NVIDIA H100 (UUID: GPU-2)"
 UNUSABLE = {
     "torch for the CPU": ({"smi": TWO}, "lists 2 GPUs, and torch 2.13.0 is not built for them"),
+    "a build for CPUs": ({"smi": TWO, "version": "2.13.0+cpu"}, "lists 2 GPUs, and torch 2.13.0+cpu is not built for"),
     "an old driver": (
         {"smi": TWO, "cuda": "13.0", "said": OLD_DRIVER},
         "driver on your system is too old (found version",
@@ -81,6 +86,8 @@ def test_gpus_that_torch_cannot_use_are_not_left_out_in_silence(tmp_path, what):
 
 
 def test_a_torch_that_cannot_be_imported(tmp_path):
+    (tmp_path / "torch-1.dist-info").mkdir()
+    (tmp_path / "torch-1.dist-info/METADATA").write_text("Name: torch\nVersion: 2.13.0\n")
     (tmp_path / "torch.py").write_text("raise ImportError('libcudart.so.12: cannot open shared object file')")
     done = run(sys.executable, ROOT / "scripts/accelerator.py", PYTHONPATH=str(tmp_path))
     assert done.returncode == 2 and "cannot be imported (libcudart.so.12: cannot open" in done.stderr

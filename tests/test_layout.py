@@ -4,8 +4,9 @@ import ast
 
 import pytest
 from conftest import ROOT
+from mutants import read_list
 
-from train_llava.__main__ import COMMANDS
+from train_llava import COMMANDS
 
 PACKAGE = ROOT / "train_llava"
 # Each may import those before it, and its own folder
@@ -50,9 +51,13 @@ def test_a_test_file_imports_no_other(name):
 def test_the_top_is_what_people_type_and_import():
     entries = {path.name for path in PACKAGE.iterdir() if path.name != "__pycache__"}
     folders = {name for name in ORDER if (PACKAGE / name).is_dir()}
-    files = {f"{name}.py" for name in [*COMMANDS, "data", "arguments", "cli", "__init__", "__main__"]}
+    files = {f"{name}.py" for name in [*COMMANDS, "data", "arguments", "cli", "__init__"]} | {"py.typed"}
     assert entries == folders | files and len(entries) <= 20
     assert not folders & {path.stem for path in FILES}  # no folder is named like a file
+
+
+def test_every_fault_of_mutants_can_still_be_made():
+    assert not [f"{each.number}: {each.file}" for each in read_list() if each.places() != 1]
 
 
 def test_no_file_is_too_long():

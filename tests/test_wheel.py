@@ -9,7 +9,7 @@ from conftest import ROOT, call, run
 from packaging.requirements import Requirement
 
 import train_llava
-from train_llava.__main__ import COMMANDS, main
+from train_llava import COMMANDS, main
 
 PACKAGE = ROOT / "train_llava"
 
@@ -73,20 +73,21 @@ def test_its_requirements_are_those_of_the_files(installed):
 def test_its_command_runs(type_it, installed):
     assert type_it(installed / "bin" / "train-llava", "--version").strip() == train_llava.__version__
     assert type_it(installed / "bin" / "train-llava", "infer", "--help").startswith("usage: train-llava infer ")
-    assert type_it(sys.executable, "-m", "train_llava") == type_it(sys.executable, "-m", "train_llava", "--help")
+    program = installed / "bin" / "train-llava"
+    assert type_it(program) == type_it(program, "--help")
 
 
 def test_it_shows_a_batch(type_it, llava, data, tmp_path):
     """The page and the chat templates lie in the package."""
-    type_it(sys.executable, "-m", "train_llava", "show_batch", "--model_name_or_path", llava, "--data_path", data)
+    type_it(sys.executable, "-m", "train_llava.show_batch", "--model_name_or_path", llava, "--data_path", data)
     assert "What the model sees" in next(tmp_path.rglob("*.html")).read_text()
 
 
 def test_the_list_names_each_command_and_imports_none():
-    code = "import sys, train_llava.__main__ as m; sys.argv[1:] = []; m.main(); print(sorted(sys.modules))"
+    code = "import sys, train_llava as m; sys.argv[1:] = []; m.main(); print(sorted(sys.modules))"
     listed, modules = run(sys.executable, "-c", code).stdout.rsplit("\n[", 1)
     assert [line.split()[0] for line in listed.splitlines() if line.startswith("  ")] == list(COMMANDS)
-    assert "train_llava.__main__" in modules and "torch" not in modules and "transformers" not in modules
+    assert "torch" not in modules and "transformers" not in modules
 
 
 @pytest.mark.parametrize("word", ["trian", "build-model", "--model_name_or_path", "data", ""])
