@@ -96,8 +96,9 @@ uv_install() { # uv is fast, and takes PyTorch's build for this machine; it does
 }
 
 pip_install() {
-    local said
-    said=$("$venv/bin/python" -m pip install --quiet --disable-pip-version-check --log "$venv/install.log" "$@" 2>&1) ||
+    local said home=${HOME:-}
+    [ -w "$home" ] || home=$venv  # some packages write there while they are built
+    said=$(HOME=$home "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --log "$venv/install.log" "$@" 2>&1) ||
         fail "the install did not finish: $({ grep -i '^error' <<<"$said" || cat <<<"$said"; } | tail -1)." \
             "The same command again goes on from there"
 }

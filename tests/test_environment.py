@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT, run
 
 PYTHON = """#!/bin/sh
-echo "${0#"$HOME"/} $*" >>"$HOME/calls"
+echo "$0 $* HOME=$HOME" >>"$LOGS/calls"
 case "$*" in
     *"version_info < (3, 10)"*) [ -z "$OLD" ] && echo "$0" ;;
     *"requirements.py --torch"*) printf '%s' "$TORCH"; case $TORCH in [0-9]*) ;; *) exit 1 ;; esac ;;
@@ -23,7 +23,7 @@ case "$*" in
     "-m pip --version") ;;
     "-m pip install"*) sleep "${SLEEP:-0}"; [ -z "$NO_PIP" ] || { echo "$NO_PIP" >&2; exit 1; }; touch "$0.ready" ;;
     *getsitepackages*) printf '%s' "$BELOW" ;;
-    *purelib*) echo "$HOME" ;;
+    *purelib*) echo "$LOGS" ;;
     *find_spec*) exit 1 ;;
 esac
 """
@@ -41,7 +41,7 @@ def home(tmp_path):
 
 
 def environment(home, **variables):
-    return {"PATH": f"{home}:/usr/bin:/bin", "HOME": str(home), **variables}
+    return {"PATH": f"{home}:/usr/bin:/bin", "HOME": str(home), "LOGS": str(home), **variables}
 
 
 def found(home, **variables):
@@ -124,6 +124,13 @@ def test_an_install_that_fails_says_why_in_a_line_and_the_next_try_is_clean(home
     assert done.returncode == 0 and "PYTHON=" in done.stdout, done.stderr
 
 
+def test_a_home_that_cannot_be_written_to(home):
+    """Some packages write there while they are built."""
+    done, calls = found(home, HOME="/proc/none")
+    [install] = [line for line in calls if "pip install" in line]
+    assert install.endswith(f"HOME={home}/repo/.venv") and done.returncode == 0
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_repository_that_cannot_be_written_to(home):
     (home / "repo").chmod(0o555)
@@ -142,9 +149,9 @@ def test_two_runs_install_once(home):
 
 
 UV = """#!/bin/sh
-echo "$*" >>"$HOME/uv"
+echo "$*" >>"$LOGS/uv"
 [ -z "$NO_UV" ] || { echo "$NO_UV" >&2; exit 1; }
-touch "$HOME/repo/.venv/bin/python.ready"
+touch "$LOGS/repo/.venv/bin/python.ready"
 """
 
 

@@ -10,8 +10,9 @@ from importlib import import_module
 
 __version__ = "0.1.0"
 
-# at its import bitsandbytes reports each fast kernel of its own that is not there
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+# at its import bitsandbytes reports each fast kernel of its own that is not there, matplotlib a home without a cache
+for name in ("bitsandbytes", "matplotlib"):
+    logging.getLogger(name).setLevel(logging.ERROR)
 # DeepSpeed reports at its import that it runs on a CPU; a training's warnings of it go to launch.log (run_log.py)
 logging.getLogger("DeepSpeed").addFilter(
     lambda record: not record.getMessage().startswith("Setting accelerator to CPU")
