@@ -61,6 +61,15 @@ def test_two_ranks_with_zero2(runs, alone, train_type):
     assert_equal_runs(output, alone(train_type))
 
 
+def test_zero2_accumulates_as_it_is_told(alone, llava, data, tmp_path):
+    """And accelerate, which counts for itself, has nothing to warn of."""
+    sizes = ("--per_device_train_batch_size", 2, "--gradient_accumulation_steps", 2)
+    done = zero2(llava, data, tmp_path / "out", "use_lora", *sizes)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert_equal_runs(tmp_path / "out", alone("use_lora"))
+    assert "mismatch" not in (tmp_path / "out" / "launch.log").read_text()
+
+
 SLOW_TYPES = [pytest.param(t, marks=pytest.mark.slow) for t in TRAIN_TYPES]
 
 
