@@ -15,6 +15,7 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration, pipeline
 from train_llava.cli import InputError
 from train_llava.model.generate import ask, generate
 from train_llava.model.load import load, load_processor
+from train_llava.model.weights import take_stored_names
 
 IMAGE = Image.radial_gradient("L").convert("RGB")
 
@@ -187,3 +188,13 @@ def test_folders_of_llava_hf(llava, tmp_path, kind):
     ids = plain.generate(**inputs, max_new_tokens=8, do_sample=False)[0, inputs["input_ids"].shape[1] :]
     said = processor.decode(ids, skip_special_tokens=True).strip()
     assert generate(model, ours, [ask("What?", [IMAGE])], max_new_tokens=8) == [said]
+
+
+def test_a_weight_in_a_checkpoint_that_fits_nowhere(llava):
+    """Trainer asks torch to pass over it. Those of a pooling head are passed over."""
+    model = load(llava)[0]
+    take_stored_names(model)
+    state = model.state_dict()
+    model.load_state_dict(state | {"model.vision_tower.vision_model.head.probe": torch.ones(1)}, strict=False)
+    with pytest.raises(RuntimeError, match=r"fits nowhere: model\.language_model\.layers\.9\.weight"):
+        model.load_state_dict(state | {"model.language_model.layers.9.weight": torch.ones(1)}, strict=False)
