@@ -12,7 +12,11 @@ find_python() { # find_python REQUIREMENTS_FILE...
     local base venv=$ROOT/${VENV:-.venv}
     base=$(base_python) || exit 2
     ready_python "$@" && return
-    [ -w "$ROOT" ] || fail "$ROOT cannot be written to, and $base lacks: $(lacking "$base" "$@" | head -3 | paste -sd ' ' -). Copy the repository to a place of your own, or activate an environment that has requirements.txt"
+    [ -w "$ROOT" ] || fail "$ROOT cannot be written to, and $base lacks: $(lacking "$base" "$@" | head -3 | paste -sd ' ' -)." \
+        "Copy the repository to a place of your own, or activate an environment that has requirements.txt"
+    if [ "${base%/bin/*}" -ef "$venv" ]; then  # it is active itself, and lacks something: not to be made on top of itself
+        base=$(cat "$venv/.base" 2>/dev/null || "$base" -c 'import sys; print(sys.base_prefix + "/bin/python3")')
+    fi
     exec 8<"$ROOT"
     if command -v flock >/dev/null && ! flock -n 8; then
         echo "Another run is installing the packages; waiting for it ..."
@@ -60,7 +64,7 @@ install() { # install REQUIREMENTS_FILE... ; a file written at the very end mark
     if [ -z "${VENV:-}" ] && torch=$(lacking "$base" --torch "$@"); then
         echo "Making $name on top of $base, which keeps its torch $torch; adding what it lacks. $minutes"
         make_venv --system-site-packages
-        while read -r line _; do missing+=("$line"); done < <(lacking "$base" "$@")
+        while read -r line _; do missing+=("$line"); done < <(lacking "$venv/bin/python" "$@")
         echo "torch==$torch" >"$venv/keep.txt"
         pip_install -c "$venv/keep.txt" "${missing[@]}"
     else
@@ -75,14 +79,17 @@ install() { # install REQUIREMENTS_FILE... ; a file written at the very end mark
 
 make_venv() { # make_venv [--system-site-packages] ; one that an interrupted install has left is used again
     local said below
-    if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1 || [ "$(cat "$venv/.base" 2>/dev/null || echo "$base")" != "$base" ]; then
-        said=$("$base" -m venv --clear "$@" "$venv" 2>&1) || uv venv -q --clear --seed --python "$base" "$@" "$venv" 2>/dev/null ||
+    if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1 ||
+        [ "$(cat "$venv/.base" 2>/dev/null || echo "$base")" != "$base" ]; then
+        said=$("$base" -m venv --clear "$@" "$venv" 2>&1) ||
+            uv venv -q --clear --seed --python "$base" "$@" "$venv" 2>/dev/null ||
             fail "could not make $venv: $(tail -1 <<<"$said") (on Debian and Ubuntu: apt install python3-venv)"
     fi
     echo "$base" >"$venv/.base"
     # what lies below a virtual environment is the system's Python; its own packages are to be found, too
-    [ $# -eq 0 ] || below=$("$base" -c 'import site, sys; print("\n".join(site.getsitepackages()) if sys.prefix != sys.base_prefix else "")')
-    [ -z "${below:-}" ] || echo "$below" >"$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/below.pth"
+    [ $# -gt 0 ] || return 0
+    below=$("$base" -c 'import site, sys; print("\n".join(site.getsitepackages() * (sys.prefix != sys.base_prefix)))')
+    [ -z "$below" ] || echo "$below" >"$("$venv/bin/python" -c 'import site; print(site.getsitepackages()[0])')/below.pth"
 }
 
 uv_install() { # uv is fast, and takes PyTorch's build for this machine; it does not see packages below an environment

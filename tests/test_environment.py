@@ -22,8 +22,9 @@ case "$*" in
         mkdir -p "$venv/bin" && cp "$0" "$venv/bin/python" ;;
     "-m pip --version") ;;
     "-m pip install"*) sleep "${SLEEP:-0}"; [ -z "$NO_PIP" ] || { echo "$NO_PIP" >&2; exit 1; }; touch "$0.ready" ;;
-    *getsitepackages*) printf '%s' "$BELOW" ;;
-    *purelib*) echo "$LOGS" ;;
+    *base_prefix*getsitepackages* | *getsitepackages*base_prefix*) printf '%s' "$BELOW" ;;
+    *getsitepackages*) echo "$LOGS" ;;
+    *base_prefix*) echo "$LOGS/python" ;;
     *find_spec*) exit 1 ;;
 esac
 """
@@ -88,6 +89,20 @@ def test_a_torch_that_does_not_do_is_named(home, torch):
     done, calls = found(home, TORCH=torch)
     assert f"Not used, of {home}/python: {torch}\n" in done.stdout
     assert not any("system-site" in line for line in calls) and "on top of" not in done.stdout
+
+
+def test_an_active_venv_that_lacks_something_is_added_to(home):
+    """As for the tests, in a shell in which it was activated; it is not made on top of itself."""
+    venv = home / "repo/.venv"
+    for own in (True, False):  # made by the script, or by hand
+        found(home)
+        (venv / "mine").touch()
+        (venv / "bin/python.ready").unlink()
+        if not own:
+            (venv / ".base").unlink()
+        done, calls = found(home, PATH=f"{venv}/bin:{home}:/usr/bin:/bin", TORCH="2.11.0" if not own else "")
+        assert done.stdout.endswith(f"PYTHON={venv}/bin/python\n"), done.stderr
+        assert (venv / "mine").exists() and any("pip install" in line for line in calls)
 
 
 def test_python_can_be_chosen(home):

@@ -15,6 +15,8 @@ from transformers.utils import logging as transformers_logging
 from train_llava.arguments import LlavaTrainingArguments
 
 LOG_FILE = "launch.log"
+OWN = logging.getLogger(__name__)
+OWN.setLevel(logging.INFO)
 VERSIONS = ("torch", "transformers", "deepspeed", "peft", "accelerate", "datasets")
 
 
@@ -53,7 +55,7 @@ class RunLog:
         self.memory.capacity = 1
         if self.rank == 0:
             versions = ", ".join(f"{name} {version(name)}" for name in VERSIONS)
-            logging.getLogger(__name__).warning("Python %s, %s", platform.python_version(), versions)
+            OWN.info("Python %s, %s", platform.python_version(), versions)
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         logging.captureWarnings(False)
