@@ -8,7 +8,7 @@ import layouts
 import numpy as np
 import pytest
 import torch
-from conftest import call
+from conftest import ROOT, call
 from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
 from trainers import TRAIN_TYPES
 from transformers import CLIPVisionConfig, LlamaConfig, Qwen2Config, SiglipVisionConfig
@@ -83,6 +83,9 @@ def test_the_repositorys_configs_are_read():
     assert plain["ZeRO-2"].bucket == 2 * 2e8  # two take turns
     assert plain["ZeRO-3"].bucket == 2 * 1000**2  # "auto"
     assert [zero.gathered for zero in plain.values()] == [0, 0, 0, 1e9]
+    files = {"ZeRO-2": "ds_zero2.json", "offload": "ds_configs/zero2_offload.json", "ZeRO-3": "ds_configs/zero3.json"}
+    for way, name in files.items():  # they are not in an installed package
+        assert ZeroConfig.read(json.loads((ROOT / name).read_text()), 8, 1000) == plain[way]
     own = {"zero_optimization": {"stage": 3, "stage3_max_live_parameters": 5e7}}
     assert ZeroConfig.read(own, 8).gathered == 5e7
 

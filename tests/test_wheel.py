@@ -83,6 +83,12 @@ def test_it_shows_a_batch(type_it, llava, data, tmp_path):
     assert "What the model sees" in next(tmp_path.rglob("*.html")).read_text()
 
 
+def test_it_estimates(type_it, llava):
+    """Without the repository's DeepSpeed settings."""
+    flags = ("--model_name_or_path", llava, "--train_type", "use_lora", "--num_gpus", 8, "--gpu", "h100-80g")
+    assert "ZeRO-3" in type_it(sys.executable, "-m", "train_llava.estimate", *flags)
+
+
 def test_the_list_names_each_command_and_imports_none():
     code = "import sys, train_llava as m; sys.argv[1:] = []; m.main(); print(sorted(sys.modules))"
     listed, modules = run(sys.executable, "-c", code).stdout.rsplit("\n[", 1)

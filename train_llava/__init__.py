@@ -6,6 +6,7 @@ A command is imported when it is named, not before: PyTorch alone takes seconds.
 import logging
 import os
 import sys
+import warnings
 from importlib import import_module
 
 __version__ = "0.1.0"
@@ -13,6 +14,8 @@ __version__ = "0.1.0"
 # at its import bitsandbytes reports each fast kernel of its own that is not there, matplotlib a home without a cache
 for name in ("bitsandbytes", "matplotlib"):
     logging.getLogger(name).setLevel(logging.ERROR)
+# what transformers tells programmers about its next versions
+warnings.filterwarnings("ignore", category=FutureWarning, module="transformers", append=True)
 # DeepSpeed reports at its import that it runs on a CPU; a training's warnings of it go to launch.log (run_log.py)
 logging.getLogger("DeepSpeed").addFilter(
     lambda record: not record.getMessage().startswith("Setting accelerator to CPU")

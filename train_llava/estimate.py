@@ -7,7 +7,6 @@ The model is a LLaVA, or the two backbones it will be built of: folders, config.
 the config alone is downloaded. With --data_path the tokens are counted, once for this and the training.
 """
 
-import json
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -38,15 +37,21 @@ from train_llava.planning.workload import DEFAULT_TOKENS, Workload
 from train_llava.processing.chat import ChatEncoder
 from train_llava.training.flag_checks import check_lora
 
-ROOT = Path(__file__).parent.parent
 # Name in PEAKS, and GiB that torch finds on it, a little less than on the box
 GPUS = {"rtx4090-24g": ("RTX 4090", 23.5), "l40s-48g": ("L40S", 44.4), "a100-40g": ("A100", 39.4),
         "a100-80g": ("A100", 79.1), "h100-80g": ("H100", 79.1), "h200-141g": ("H200", 139.8)}  # fmt: skip
 # Taken beside tensors, as a rule of thumb: GiB of CUDA, its kernels and NCCL, and the share that PyTorch's allocator
 # loses between blocks
 CONTEXT, LOST = 1.0, 0.05
-ZERO_CONFIGS = {"ZeRO-0": None, "ZeRO-2": "ds_zero2.json", "offload": "ds_configs/zero2_offload.json",
-        "ZeRO-3": "ds_configs/zero3.json"}  # fmt: skip
+# What takes memory of ds_zero2.json, ds_configs/zero2_offload.json and ds_configs/zero3.json; an installed package has
+# none of these files
+ZERO2 = {"stage": 2, "overlap_comm": True, "reduce_bucket_size": 2e8}
+ZERO_CONFIGS = {
+    "ZeRO-0": None,
+    "ZeRO-2": ZERO2,
+    "offload": {**ZERO2, "offload_optimizer": {"device": "cpu"}},
+    "ZeRO-3": {"stage": 3, "overlap_comm": True, "reduce_bucket_size": "auto"},
+}
 # What to try in turn where a batch does not fit: ZeRO's config, gradient checkpointing, mark in the table
 FALLBACKS = (("ZeRO-2", False, ""), ("ZeRO-2", True, " c"), ("offload", True, " co"), ("ZeRO-3", True, " c3"))
 CC3M = 595_375  # records of LLaVA-CC3M-Pretrain-595K
@@ -137,10 +142,10 @@ def workload_of(config: LlavaConfig, model_args: EstimateModel, args: EstimateDa
 
 
 def zero_config(name: str, ranks: int, hidden_size: int) -> ZeroConfig:
-    """One of the repository's DeepSpeed configs; ZeRO-0 spreads nothing."""
+    """One of ZERO_CONFIGS; ZeRO-0 spreads nothing."""
     if ZERO_CONFIGS[name] is None:
         return ZeroConfig(ranks=ranks)
-    return ZeroConfig.read(json.loads((ROOT / ZERO_CONFIGS[name]).read_text()), ranks, hidden_size)
+    return ZeroConfig.read({"zero_optimization": ZERO_CONFIGS[name]}, ranks, hidden_size)
 
 
 def report(

@@ -68,7 +68,7 @@ def score(
     model: Model, processor: LlavaProcessor, dataset: LlavaDataset, indices: Sequence[int], batch_size: int, **options
 ) -> Iterator[dict[str, Any]]:
     """A row per record: index, id, prompt, reference, answer, and loss and tokens of `answer_losses`."""
-    progress = tqdm(total=len(indices), unit="records", disable=not PartialState().is_main_process)
+    progress = tqdm(total=len(indices), unit="records", disable=None if PartialState().is_main_process else True)
     for start in range(0, len(indices), batch_size * SORTED):
         some = indices[start : start + batch_size * SORTED]
         examples = [dataset[i] for i in some]

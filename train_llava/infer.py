@@ -99,7 +99,7 @@ def answer_all(
             given.append(question)
             yield example
 
-    with tqdm(total=len(left), unit="answers") as progress:
+    with tqdm(total=len(left), unit="answers", disable=None) as progress:
         for index, answer in answers(model, processor, examples(), **options):
             line = json_lines([{**given[index], "answer": answer}])
             file.write(line.encode(errors="backslashreplace"))
