@@ -12,7 +12,7 @@ from training import FLAGS, losses
 from transformers import modeling_flash_attention_utils as flash
 from transformers.integrations import liger
 
-from train_llava.data import LlavaCollator
+from train_llava.data import PACKED, LlavaCollator
 from train_llava.model.load import load
 from train_llava.train import main
 from train_llava.training.trainer import LlavaTrainer
@@ -74,6 +74,16 @@ def flash_attention(monkeypatch):
     for name, function in functions.items():
         monkeypatch.setattr(flash, name, function)
     return calls
+
+
+def test_the_tower_is_not_told_where_texts_end(llava, data, tmp_path):
+    """transformers 5.24 would pass it on."""
+    trainer, seen = trainer_of(LlavaTrainer, llava, data, tmp_path, "none"), {}
+    batch = LlavaCollator(load(llava)[1], packing=True)(mixed_examples(data))
+    tower = trainer.model.model.vision_tower
+    tower.encoder.register_forward_pre_hook(lambda _, args, kwargs: seen.update(kwargs), with_kwargs=True)
+    tower(batch["pixel_values"], another="keyword", **{name: batch[name] for name in PACKED})
+    assert seen["another"] == "keyword" and not seen.keys() & {*PACKED}
 
 
 @pytest.mark.parametrize("packing", [True, False])

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -205,7 +206,9 @@ def test_what_libraries_report_goes_to_the_log(tmp_path, level):
     done = run(sys.executable, "-c", SPEAKING, tmp_path / "out", level, "begin")
     log = (tmp_path / "out/launch.log").read_text()
     for words in ("one of transformers", "one of DeepSpeed", "one of accelerate", "one of Python"):
-        assert log.count(words) == 1 and done.stderr.count(words) == (level == "info"), (words, done.stderr, log)
+        words = f'(?<!"){words}'  # Python 3.13 shows the line of the code, too
+        found, shown = (len(re.findall(words, text)) for text in (log, done.stderr))
+        assert (found, shown) == (1, level == "info"), (words, done.stderr, log)
     assert log.count("an error") == done.stderr.count("an error") == 1
     assert "behind it" not in log and done.stdout.count("behind it") == 1
 
@@ -217,6 +220,7 @@ def test_a_run_that_is_refused_leaves_no_log(tmp_path):
 
 def test_a_pipe_that_is_closed_ends_a_command_and_not_a_training(llava, data, tmp_path):
     """As in `... | head -1`. Another closed stream is none at all, as behind `>&-`."""
+    python = shlex.quote(sys.executable)
     train = f"-m train_llava.train --model_name_or_path {llava} --data_path {data} --output_dir {tmp_path}/out"
     train += " --max_steps 2 --use_cpu true --report_to none --save_strategy no"
     env = {"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"]}
@@ -224,10 +228,10 @@ def test_a_pipe_that_is_closed_ends_a_command_and_not_a_training(llava, data, tm
         (train, "0"),
         (f"-m train_llava.check_data --model_name_or_path {llava} --data_path {data}", "141"),
     ):
-        line = f"{sys.executable} -u {flags} | true; echo ${{PIPESTATUS[0]}}"
+        line = f"{python} -u {flags} | true; echo ${{PIPESTATUS[0]}}"
         done = subprocess.run(["bash", "-c", line], env=env, capture_output=True, text=True, cwd=tmp_path)
         assert (done.stdout, done.stderr) == (f"{status}\n", ""), done
     assert (tmp_path / "out" / "adapter_model.safetensors").exists()
     shutil.rmtree(tmp_path / "out")
-    done = subprocess.run(f"{sys.executable} {train} >&- 2>&-", env=env, shell=True, cwd=tmp_path)
+    done = subprocess.run(f"{python} {train} >&- 2>&-", env=env, shell=True, cwd=tmp_path)
     assert done.returncode == 0 and (tmp_path / "out" / "adapter_model.safetensors").exists()

@@ -28,6 +28,7 @@ from train_llava.processing.images import FastImageProcessor, PixelBytes, open_i
 from train_llava.processing.token_lengths import token_lengths, too_long
 
 MOST_TRIED = 1000  # substitutes for one record
+PACKED = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")  # where texts end, for FlashAttention
 DataPath = str | Path | Sequence[str | Path]
 
 
@@ -268,8 +269,7 @@ class LlavaCollator:
         # with a cache, transformers would not look at the positions
         batch = {"input_ids": ids, "labels": labels, "position_ids": positions, "use_cache": False}
         ends = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
-        batch |= dict.fromkeys(("cu_seq_lens_q", "cu_seq_lens_k"), ends)
-        return batch | dict.fromkeys(("max_length_q", "max_length_k"), max(lengths))
+        return batch | dict(zip(PACKED, (ends, ends, max(lengths), max(lengths)), strict=True))
 
     def _pixels(self, images: list[Image.Image]) -> dict[str, torch.Tensor]:
         if not images:

@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import LlavaForConditionalGeneration
 from transformers.models.llava.modeling_llava import LlavaCausalLMOutputWithPast
 
+from train_llava.data import PACKED
 from train_llava.model.structure import unused_vision_layers
 from train_llava.processing.chat import IGNORE_INDEX
 
@@ -87,6 +88,7 @@ def patch_forward(llava: LlavaForConditionalGeneration, smoothing: float = 0.0) 
     Without labels, as in `generate`, the model answers as before. What is saved does not change.
     """
     compute_at_positions(llava.model.language_model.layers[-1], after_last_attention(llava))
+    llava.model.vision_tower.register_forward_pre_hook(without_lengths_of_texts, with_kwargs=True)
     plain: Callable[..., Any] = llava.forward
 
     @wraps(plain)  # transformers reads from the signature what a model takes
@@ -109,6 +111,12 @@ def patch_forward(llava: LlavaForConditionalGeneration, smoothing: float = 0.0) 
         return LlavaCausalLMOutputWithPast(loss=loss / count.clamp(min=1))  # without answers 0, not 0 / 0
 
     llava.forward = forward
+
+
+def without_lengths_of_texts(tower: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    """A hook of the tower: transformers 5.24 passes on to it where packed conversations end, and FlashAttention would
+    cut its images there."""
+    return args, {name: value for name, value in kwargs.items() if name not in PACKED}
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from train_llava.arguments import LlavaTrainingArguments
 from train_llava.cli import InputError
 from train_llava.model.folder import CARD, CONFIGS, is_foreign_card, model_files, recover_model
 from train_llava.training.resume import is_whole, newest_first
+from train_llava.training.run_log import LOG_FILE
 
 OLD_RUN = "_old-run-"  # folders with a run that is being replaced; Trainer uploads no names with this beginning
 RUN_FILES = ("checkpoint-*", "runs", "samples", "trainer_state.json", "bad_images.jsonl", "curves.png", CARD)
@@ -40,6 +41,7 @@ def set_old_run_aside(args: LlavaTrainingArguments) -> None:
     """Moves the run that will be replaced into a folder of its own, where it stays until the new one is whole."""
     folder = Path(args.output_dir)
     if left := run_files(folder):
+        left |= {*folder.glob(LOG_FILE)}  # alone it is no run
         aside = Path(tempfile.mkdtemp(prefix=OLD_RUN, dir=folder))
         for path in sorted(left, key=lambda path: path.name not in CONFIGS):
             path.replace(aside / path.name)
