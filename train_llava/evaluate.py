@@ -20,7 +20,6 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from jinja2 import Environment
-from torch import nn
 from tqdm import tqdm
 from transformers import LlavaProcessor
 
@@ -39,6 +38,7 @@ from train_llava.ingest.data_files import paths_of
 from train_llava.model.generate import SORTED, caption_rows, collator_of
 from train_llava.model.load import Model, accelerator, load
 from train_llava.model.loss import record_losses, shift_labels
+from train_llava.model.structure import llava_in
 from train_llava.pages.caption_metrics import caption_metrics
 from train_llava.pages.thumbnails import thumbnail
 
@@ -56,11 +56,10 @@ def answer_losses(
     batch = {name: value.to(model.device) for name, value in collator_of(processor)(examples).items()}
     labels = batch.pop("labels")
     positions, targets = shift_labels(labels)
-    predicts = torch.zeros_like(labels, dtype=torch.bool)
-    predicts.view(-1)[positions] = True
     batch["pixel_values"] = batch["pixel_values"].to(model.dtype)
-    logits = model(**batch, logits_to_keep=predicts).logits  # (answer tokens, vocabulary)
-    table = record_losses(nn.Identity(), logits, targets, positions // labels.shape[1], len(labels))
+    llava = llava_in(model)
+    hidden = llava.model(**batch, use_cache=False).last_hidden_state.flatten(0, 1)[positions]  # (answer tokens, width)
+    table = record_losses(llava.lm_head, hidden, targets, positions // labels.shape[1], len(labels))
     return [(loss, int(tokens)) for loss, tokens in table.tolist()]
 
 
