@@ -64,7 +64,7 @@ def peak_of_step(
     model = meta_model(config, dtype, train_type).train()
     llava = llava_in(model)
     if checkpointing:
-        llava.activation_checkpointing_enable()
+        llava.gradient_checkpointing_enable()
     samples, length, answers = int(batch.samples), batch.length, int(batch.answers)
     patch_forward(llava)
     size = config.vision_config.image_size
