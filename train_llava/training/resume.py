@@ -14,6 +14,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from torch.serialization import register_package
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from train_llava.arguments import DataArguments, LlavaTrainingArguments, ModelArguments
@@ -21,6 +22,9 @@ from train_llava.cli import InputError
 from train_llava.data import LlavaDataset
 from train_llava.processing.chat import ChatEncoder
 
+# Without DeepSpeed, on a CPU, Trainer loads the optimizer to what accelerate calls a rank's CPU, `cpu:0`, which
+# torch.load does not know before 2.12
+register_package(100, lambda storage: None, lambda storage, place: storage if place.startswith("cpu:") else None)
 RUN = "run.json"
 NEW_RUN = "start a new run from its model (an adapter merged, see train_llava.merge_lora) with another --output_dir"
 # Flags that a resumed run cannot change: it takes them from its checkpoint, or could not continue with others
