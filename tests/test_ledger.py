@@ -143,7 +143,7 @@ def as_promised(steps, sources, batch):
 
 KINDS = {"map": "none", "mixture": "use_lora", "packing": "freeze_vision", "streaming": "projector"}
 # ranks, workers, samples per micro-batch, micro-batches
-ZERO_CONFIGS = [(1, 0, 4, 1), (1, 1, 2, 2), (1, 3, 4, 1), (2, 0, 2, 1), (2, 2, 1, 2), (2, 3, 3, 2)]
+LAYOUTS = [(1, 0, 4, 1), (1, 1, 2, 2), (1, 3, 4, 1), (2, 0, 2, 1), (2, 2, 1, 2), (2, 3, 3, 2)]
 RESUMED = [((2, 1, 2, 1), (2, 0, 2, 1)), ((1, 2, 4, 1), (2, 3, 1, 2))]  # before and after
 
 
@@ -153,7 +153,7 @@ def runs(llava, kinds, tmp_path_factory):
     made, chains = {}, []
     for kind, train_type in KINDS.items():
         folder, data = tmp_path_factory.mktemp(kind), kinds[kind][0]
-        often = [spec(llava, data, folder / str(i), *way, save_steps=100) for i, way in enumerate(ZERO_CONFIGS)]
+        often = [spec(llava, data, folder / str(i), *way, save_steps=100) for i, way in enumerate(LAYOUTS)]
         chains += [[one] for one in often]
         # with captions and evaluations on the way
         data = [*data, "--train_type", train_type, "--sample_steps", 3, "--eval_data_path", kinds["map"][0][1]]
@@ -178,7 +178,7 @@ def test_each_record_as_often_as_promised(runs, kinds, pixels, kind):
     in a step."""
     made, log = runs
     orders = []
-    for one, (ranks, _, size, accumulation) in zip(made[kind][0], ZERO_CONFIGS, strict=True):
+    for one, (ranks, _, size, accumulation) in zip(made[kind][0], LAYOUTS, strict=True):
         codes, lines = read(one)
         assert codes == [0] * ranks, log[-3000:]
         orders.append(samples(lines, pixels))
