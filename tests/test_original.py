@@ -57,7 +57,8 @@ def test_the_adapters_are_those_of_the_original():
     assert scales == [{0.25}, {0.25}]
 
 
-@pytest.mark.parametrize("train_type", ["use_lora", pytest.param("none", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("train_type", ["use_lora", "none"])
 def test_the_recipe_as_it_stands(train_type, llava, data, tmp_path):
     """4e-4 whichever the strategy, falling in a line from the first step on."""
     variables = {"MODEL": str(llava), "DATA": str(data), "OUTPUT_DIR": str(tmp_path / "out"), "TRAIN_TYPE": train_type}

@@ -189,49 +189,57 @@ from transformers import logging as theirs
 from deepspeed.utils import logger
 from train_llava.arguments import LlavaTrainingArguments
 from train_llava.training.run_log import RunLog
-with RunLog(LlavaTrainingArguments(output_dir=sys.argv[1], use_cpu=True, log_level=sys.argv[2])) as log:
-    theirs.set_verbosity_warning()
-    theirs.get_logger("transformers.trainer").warning("one of transformers")
-    if sys.argv[3] == "begin": log.begin()
-    logger.warning("one of DeepSpeed")
-    logging.getLogger("accelerate").warning("one of accelerate")
-    warnings.warn("one of Python")
-    logging.getLogger("peft").error("an error")
+
+warnings.simplefilter("always")
+for level, begin in ("passive", True), ("info", True), ("passive", False):
+    print(f"== {level}", file=sys.stderr)
+    args = LlavaTrainingArguments(output_dir=f"{level}-{begin}", use_cpu=True, log_level=level)
+    with RunLog(args) as log:
+        theirs.set_verbosity_warning()
+        theirs.get_logger("transformers.trainer").warning("one of transformers")
+        if begin: log.begin()
+        logger.warning("one of DeepSpeed")
+        logging.getLogger("accelerate").warning("one of accelerate")
+        warnings.warn("one of Python")
+        logging.getLogger("peft").error("an error")
 logger.warning("behind it")
 """
 
 
-@pytest.mark.parametrize("level", ["passive", "info"])
-def test_what_libraries_report_goes_to_the_log(tmp_path, level):
-    done = run(sys.executable, "-c", SPEAKING, tmp_path / "out", level, "begin")
-    log = (tmp_path / "out/launch.log").read_text()
-    for words in ("one of transformers", "one of DeepSpeed", "one of accelerate", "one of Python"):
-        words = f'(?<!"){words}'  # Python 3.13 shows the line of the code, too
-        found, shown = (len(re.findall(words, text)) for text in (log, done.stderr))
-        assert (found, shown) == (1, level == "info"), (words, done.stderr, log)
-    assert log.count("an error") == done.stderr.count("an error") == 1
-    assert "behind it" not in log and done.stdout.count("behind it") == 1
+def test_what_libraries_report_goes_to_the_log(tmp_path):
+    """With --log_level info to the terminal, too. A run that is refused leaves no log."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", SPEAKING], env=env, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and sorted(os.listdir(tmp_path)) == ["info-True", "passive-True"], done.stderr
+    for printed in done.stderr.split("== ")[1:3]:
+        level = printed.split()[0]
+        log = (tmp_path / f"{level}-True/launch.log").read_text()
+        for words in ("one of transformers", "one of DeepSpeed", "one of accelerate", "one of Python"):
+            words = f'(?<!"){words}'  # Python 3.13 shows the line of the code, too
+            found, shown = (len(re.findall(words, text)) for text in (log, printed))
+            assert (found, shown) == (1, level == "info"), (words, printed, log)
+        assert log.count("an error") == printed.count("an error") == 1 and "behind it" not in log
+    assert done.stdout.count("behind it") == 1
 
 
-def test_a_run_that_is_refused_leaves_no_log(tmp_path):
-    assert run(sys.executable, "-c", SPEAKING, tmp_path / "out", "passive", "refused").returncode == 0
-    assert not (tmp_path / "out").exists()
+def train_line(llava, data, tmp_path):
+    flags = f"--model_name_or_path {llava} --data_path {data} --output_dir {tmp_path}/out --max_steps 2 --use_cpu true"
+    return f"{shlex.quote(sys.executable)} -u -m train_llava.train {flags} --report_to none --save_strategy no"
 
 
-def test_a_pipe_that_is_closed_ends_a_command_and_not_a_training(llava, data, tmp_path):
-    """As in `... | head -1`. Another closed stream is none at all, as behind `>&-`."""
-    python = shlex.quote(sys.executable)
-    train = f"-m train_llava.train --model_name_or_path {llava} --data_path {data} --output_dir {tmp_path}/out"
-    train += " --max_steps 2 --use_cpu true --report_to none --save_strategy no"
-    env = {"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"]}
-    for flags, status in (
-        (train, "0"),
-        (f"-m train_llava.check_data --model_name_or_path {llava} --data_path {data}", "141"),
-    ):
-        line = f"{python} -u {flags} | true; echo ${{PIPESTATUS[0]}}"
-        done = subprocess.run(["bash", "-c", line], env=env, capture_output=True, text=True, cwd=tmp_path)
-        assert (done.stdout, done.stderr) == (f"{status}\n", ""), done
-    assert (tmp_path / "out" / "adapter_model.safetensors").exists()
-    shutil.rmtree(tmp_path / "out")
-    done = subprocess.run(f"{python} {train} >&- 2>&-", env=env, shell=True, cwd=tmp_path)
+def test_a_pipe_that_is_closed_does_not_end_a_training(llava, data, tmp_path):
+    line = f"{train_line(llava, data, tmp_path)} | true; echo ${{PIPESTATUS[0]}}"
+    done = run("bash", "-c", line)
+    assert (done.stdout, done.stderr) == ("0\n", "") and (tmp_path / "out" / "adapter_model.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_a_closed_stream_ends_nothing_and_a_closed_pipe_another_command(llava, data, tmp_path):
+    """`>&-`, and as in `... | head -1`."""
+    done = run("bash", "-c", f"{train_line(llava, data, tmp_path)} >&- 2>&-")
     assert done.returncode == 0 and (tmp_path / "out" / "adapter_model.safetensors").exists()
+    check = (
+        f"{shlex.quote(sys.executable)} -u -m train_llava.check_data --model_name_or_path {llava} --data_path {data}"
+    )
+    done = run("bash", "-c", f"{check} | true; echo ${{PIPESTATUS[0]}}")
+    assert (done.stdout, done.stderr) == ("141\n", "")

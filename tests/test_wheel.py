@@ -77,12 +77,14 @@ def test_its_command_runs(type_it, installed):
     assert type_it(program) == type_it(program, "--help")
 
 
+@pytest.mark.slow
 def test_it_shows_a_batch(type_it, llava, data, tmp_path):
     """The page and the chat templates lie in the package."""
     type_it(sys.executable, "-m", "train_llava.show_batch", "--model_name_or_path", llava, "--data_path", data)
     assert "What the model sees" in next(tmp_path.rglob("*.html")).read_text()
 
 
+@pytest.mark.slow
 def test_it_estimates(type_it, llava):
     """Without the repository's DeepSpeed settings."""
     flags = ("--model_name_or_path", llava, "--train_type", "use_lora", "--num_gpus", 8, "--gpu", "h100-80g")
