@@ -11,8 +11,8 @@ source "$HERE/scripts/environment.sh"
 case ${1:-} in
     --oldest | --newest)
         VENV=.venv-${1#--} CONSTRAINTS=$HERE/.venv-${1#--}.txt
-        grep -v '^#' "$HERE/requirements.txt" | sed -E 's/ *#.*//; s/>=([0-9.]+).*/==\1/' >"$CONSTRAINTS"
-        [ "$1" = --oldest ] || : >"$CONSTRAINTS"
+        [ "$1" = --newest ] || PINS='s/^([a-z0-9-]+)>=([0-9.]+).*/\1==\2/p'
+        sed -nE "${PINS:-}" "$HERE/requirements.txt" >"$CONSTRAINTS"
         shift
         ;;
 esac

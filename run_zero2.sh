@@ -69,7 +69,7 @@ FLAGS=(
 if [ "$ACCELERATOR" = mps ]; then
     FLAGS+=(--dataloader_pin_memory false)
 elif [ "$GPUS" -gt 0 ]; then
-    WORKERS=$(( $(nproc) / ${NUM_PROCESSES:-$GPUS} ))  # of each rank: 10, or fewer where there are not enough cores
+    WORKERS=$(( $(nproc) / RANKS ))  # of each rank: 10, or fewer where there are not enough cores
     WORKERS=$(( WORKERS > 10 ? 10 : WORKERS < 1 ? 1 : WORKERS ))
     FLAGS+=(--bf16 true --dataloader_pin_memory true)
     FLAGS+=(--dataloader_num_workers "$WORKERS" --dataloader_persistent_workers true)

@@ -7,7 +7,7 @@ HELD_OUT=$DEMO_DIR/data/held_out
 
 # One sum over everything that makes the two; when it changes they are made again.
 MAKERS=$(cat "$HERE"/demo/{scenes,make_data}.py "$HERE"/demo/{clip,qwen}/* "$HERE"/train_llava/build_model.py | cksum)
-mkdir -p "$HERE/output" || { echo "error: the demo lives in $HERE/output; use a copy that you may write to" >&2; exit 2; }
+mkdir -p "$HERE/output" || fail "the demo lives in $HERE/output; use a copy that you may write to"
 exec 9>"$HERE/output/.demo.lock"
 "$PYTHON" -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX)'  # another run may be making them
 if [ "$MAKERS" != "$(cat "$DEMO_DIR/makers" 2>/dev/null)" ]; then

@@ -41,15 +41,22 @@ def renamed_flags() -> dict[str, str]:
     raise LookupError("RENAMED")
 
 
+def describe(name: str, known: set[str]) -> str:
+    """What to say of an unknown flag."""
+    renamed = renamed_flags()
+    if name in renamed:
+        return f"--{name} {renamed[name]}"
+    close = difflib.get_close_matches(name, known, 1)
+    return f"not known: --{name} ({f'do you mean --{close[0]}?' if close else '--help lists all flags'})"
+
+
 def main() -> None:
-    known, renamed = known_flags(), renamed_flags()
+    known = known_flags()
     for word in sys.argv[1:]:
         name = word[2:].partition("=")[0].replace("-", "_")
         if not word.startswith("--") or not name or name in known:
             continue
-        close = difflib.get_close_matches(name, known, 1)
-        hint = renamed.get(name) or (f"do you mean --{close[0]}?" if close else "--help lists all flags")
-        print(f"error: --{name} {hint}" if name in renamed else f"error: not known: --{name} ({hint})", file=sys.stderr)
+        print(f"error: {describe(name, known)}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -9,8 +9,7 @@
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 find_python() { # find_python REQUIREMENTS_FILE...
-    local base venv=$ROOT/${VENV:-.venv}
-    base=$(base_python) || exit 2
+    local base venv
     ready_python "$@" && return
     [ -w "$ROOT" ] || fail "$ROOT cannot be written to, and $base lacks: $(lacking "$base" "$@" | head -3 | paste -sd ' ' -)." \
         "Copy the repository to a place of your own, or activate an environment that has requirements.txt"
@@ -28,8 +27,8 @@ find_python() { # find_python REQUIREMENTS_FILE...
     PYTHON=$venv/bin/python
 }
 
-ready_python() { # sets PYTHON where an environment is ready; makes none
-    local base venv=$ROOT/${VENV:-.venv}
+ready_python() { # sets PYTHON where an environment is ready; makes none. Leaves base and venv for what follows
+    venv=$ROOT/${VENV:-.venv}
     base=$(base_python) || exit 2
     if [ -z "${VENV:-}" ] && lacking "$base" "$@" >/dev/null; then
         PYTHON=$base

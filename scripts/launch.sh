@@ -35,8 +35,9 @@ launch_options() { # fills LAUNCH, the launcher's flags, and HOSTS, a file to de
     HOSTS=
     [ "$NNODES" -eq 1 ] || MASTER_PORT=${MASTER_PORT:-29500}
     [ -n "$MASTER_PORT" ] || MASTER_PORT=$("$PYTHON" -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')
-    LAUNCH=(--master_port "$MASTER_PORT" --log_level critical)  # nothing of each start and end of a process
-    case " $*" in *" --log_level "[di]*) LAUNCH[3]=info ;; esac
+    local level=critical  # nothing of each start and end of a process
+    case " $*" in *" --log_level "[di]*) level=info ;; esac
+    LAUNCH=(--master_port "$MASTER_PORT" --log_level "$level")
     if [ "$GPUS" -eq 0 ]; then
         [ "$NNODES" -gt 1 ] || LAUNCH+=(--num_accelerators "$RANKS")
     elif [ -n "$INCLUDE" ]; then

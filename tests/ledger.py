@@ -11,9 +11,10 @@ import hashlib
 import json
 import os
 import signal
-import socket
 import sys
 from pathlib import Path
+
+from page_client import free_port
 
 from train_llava.train import main
 from train_llava.training.trainer import LlavaTrainer
@@ -47,9 +48,7 @@ def rank_of(run, rank, port):
 
 
 def start(run):
-    with socket.socket() as free:
-        free.bind(("", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     children = []
     for rank in range(run["ranks"]):
         child = os.fork()

@@ -26,12 +26,16 @@ QUESTION = "Give a short caption for the picture."
 TOKENS = 64  # of an answer: by then those about different images differ
 
 
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 @contextmanager
 def served(*command: Any) -> Iterator[tuple[str, int]]:
     """Address and process id of a server, which is started with a free --port and ended afterwards."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     with tempfile.TemporaryFile() as log:
         server = subprocess.Popen([*map(str, command), "--port", str(port)], cwd=ROOT, stdout=log, stderr=log)
         try:

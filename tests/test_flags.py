@@ -19,6 +19,7 @@ from train_llava.training.flag_checks import REFUSED, check_flags
 from train_llava.training.trainer import LlavaTrainer
 
 FIELDS = {f.name for kind in (ModelArguments, DataArguments, LlavaTrainingArguments) for f in dataclasses.fields(kind)}
+NEWER = {"activation_checkpointing", "activation_checkpointing_kwargs"}  # transformers 5.17 lacks these
 BASE = {"max_steps": 3, "per_device_train_batch_size": 4, "logging_steps": 1, "learning_rate": 1e-3, "seed": 5}
 BASE |= {"train_sampling_strategy": "sequential"}
 
@@ -27,7 +28,7 @@ def test_every_flag_is_in_one_class():
     """So that a new version of transformers cannot bring one that nobody has looked at."""
     classed = [*EQUAL, *OURS, *NO_EFFECT, *REFUSED]
     assert sorted(classed) == sorted(set(classed))
-    assert set(classed) >= FIELDS  # some are of newer versions of transformers than this one
+    assert set(classed) - FIELDS in (set(), NEWER) and set(classed) >= FIELDS
 
 
 def test_the_table_in_the_docs():

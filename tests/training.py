@@ -1,10 +1,10 @@
 """The run script as the tests start it, and what a run leaves behind."""
 
 import json
-import socket
 from pathlib import Path
 
 from conftest import ROOT, SCRIPT_PATH, run
+from page_client import free_port
 from safetensors.torch import load_file
 
 STEPS = 6
@@ -13,19 +13,13 @@ FLAGS += ["--gradient_accumulation_steps", 1, "--seed", 11, "--lora_dropout", 0,
 FLAGS += ["--save_strategy", "steps", "--save_steps", 3]
 
 
-def free_port():
-    with socket.socket() as one:
-        one.bind(("", 0))
-        return str(one.getsockname()[1])
-
-
 def shared_memory(port):
     """What the run with this port has left in /dev/shm."""
     return list(Path("/dev/shm").glob(f"deepspeed_allreduce_buffer*_{port}_*"))
 
 
 def zero2(llava, data, output, train_type, *flags, **variables):
-    variables = {"MASTER_PORT": free_port(), **variables}
+    variables = {"MASTER_PORT": str(free_port()), **variables}
     done = run(
         *("bash", ROOT / "run_zero2.sh", *FLAGS, "--per_device_train_batch_size", 4, *flags),
         **{"MODEL": str(llava), "DATA": str(data), "TRAIN_TYPE": train_type, "OUTPUT_DIR": str(output), **variables},

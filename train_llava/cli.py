@@ -19,7 +19,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
-import datasets
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from transformers.utils import logging
@@ -43,7 +42,8 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
         # transformers reports, for one, each weight of CLIP's text tower, which a LLaVA leaves behind on purpose
         logging.set_verbosity_error()
         logging.disable_progress_bar()
-        if not is_terminal(sys.stderr):  # a file would hold one bar after the other
+        datasets = sys.modules.get("datasets")  # which a command that reads no data has not imported
+        if datasets and not is_terminal(sys.stderr):  # a file would hold one bar after the other
             datasets.disable_progress_bars()
         try:
             main()
@@ -53,10 +53,16 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
                 print(f"error: {reason}", file=sys.stderr, flush=True)
             sys.exit(2)
         except BrokenPipeError:  # as in `... | head`: nobody reads on
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes what is left at its end
+            lead_nowhere(sys.stdout)
             sys.exit(128 + signal.SIGPIPE)
 
     return wrapper
+
+
+def lead_nowhere(stream: TextIO) -> None:
+    """Drops what is written to a stream from now on, also what Python itself writes at its end."""
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def is_terminal(stream: TextIO | None) -> bool:

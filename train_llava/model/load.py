@@ -45,7 +45,8 @@ def accelerator() -> str | None:
 
 def gpu() -> str | None:
     """The same for one with memory of its own, which a Mac's has not."""
-    return None if accelerator() == "mps" else accelerator()
+    kind = accelerator()
+    return None if kind == "mps" else kind
 
 
 def load(

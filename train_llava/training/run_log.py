@@ -1,7 +1,6 @@
 """What a run logs and prints: launch.log in the output folder has what libraries report, the terminal their errors."""
 
 import logging
-import os
 import platform
 from importlib.metadata import version
 from logging.handlers import MemoryHandler
@@ -13,6 +12,7 @@ from deepspeed.utils import logger as deepspeed_logger
 from transformers.utils import logging as transformers_logging
 
 from train_llava.arguments import LlavaTrainingArguments
+from train_llava.cli import lead_nowhere
 
 LOG_FILE = "launch.log"
 OWN = logging.getLogger(__name__)
@@ -80,18 +80,14 @@ class LastingStream:
         try:
             return self.stream.write(text)
         except OSError:
-            self.give_up()
+            lead_nowhere(self.stream)
             return len(text)
 
     def flush(self) -> None:
         try:
             self.stream.flush()
         except OSError:
-            self.give_up()
-
-    def give_up(self) -> None:
-        """Leads the stream to nowhere, also for what Python itself writes at its end."""
-        os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+            lead_nowhere(self.stream)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
