@@ -1,7 +1,4 @@
-"""train_llava.train with transformers' own loss, which scores every position, to compare with: the same flags.
-
-python -m deepspeed.launcher.runner --num_gpus 1 --module benchmarks.full_size.plain_loss ...
-"""
+"""The training with transformers' own loss, which scores every position, to compare with."""
 
 from typing import Any
 
@@ -9,7 +6,6 @@ import torch
 from torch import nn
 from transformers import Trainer
 
-from train_llava.train import main
 from train_llava.training import trainer
 from train_llava.training.trainer import LlavaTrainer
 
@@ -23,7 +19,7 @@ def plain_loss(self: LlavaTrainer, model: nn.Module, inputs: dict[str, torch.Ten
     return Trainer.compute_loss(self, model, plain, *args, **kwargs)
 
 
-if __name__ == "__main__":
+def use_plain_loss() -> None:
+    """From now on, this process trains so."""
     LlavaTrainer.compute_loss = plain_loss
     trainer.patch_forward = lambda model, smoothing: None
-    main()
