@@ -12,6 +12,7 @@ trainings print goes to a .log beside it. What is refused, not installed, out of
 """
 
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -102,6 +103,7 @@ class Ladder:
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the measurement ends, too
     flags = parser(__doc__, "--json")
     flags.add_argument("--dry_run", action="store_true", help="on a CPU, with the demo's shapes")
     args = flags.parse_args()

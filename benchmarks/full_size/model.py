@@ -24,7 +24,7 @@ from train_llava.processing.chat_template import CONTENT_PARTS
 CONFIGS = Path(__file__).parent / "configs"
 FULL_SIZE = CONFIGS / "clip", CONFIGS / "qwen"
 DEMO = ROOT / "demo" / "clip", ROOT / "demo" / "qwen"
-QUESTION = "Provide a brief description of the given image."
+QUESTION = "Write a brief description of the image."
 
 
 def on_meta(train_type: str) -> nn.Module:

@@ -1,6 +1,7 @@
 """The training with transformers' own loss, which scores every position, to compare with."""
 
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import nn
@@ -21,5 +22,5 @@ def plain_loss(self: LlavaTrainer, model: nn.Module, inputs: dict[str, torch.Ten
 
 def use_plain_loss() -> None:
     """From now on, this process trains so."""
-    LlavaTrainer.compute_loss = plain_loss
-    trainer.patch_forward = lambda model, smoothing: None
+    mock.patch.object(LlavaTrainer, "compute_loss", plain_loss).start()
+    mock.patch.object(trainer, "patch_forward", lambda model, smoothing: None).start()
