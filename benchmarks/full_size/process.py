@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -41,20 +42,26 @@ def figures(
     send.close()
     end = time.monotonic() + seconds
     try:
-        while ready := wait([receive, process.sentinel], max(0.0, end - time.monotonic())):
-            if receive not in ready:
-                yield RESULT, f"failed: ended with exit code {process.exitcode}"
-                return
-            name, value = receive.recv()
+        name = ""
+        while name != RESULT and wait([receive, process.sentinel], max(0.0, end - time.monotonic())):
+            name, value = told_by(process, receive)
             yield name, value
-            if name == RESULT:
-                return
-        yield RESULT, f"no time left: stopped after {seconds:.0f} seconds"
+        if name != RESULT:
+            yield RESULT, f"no time left: stopped after {seconds:.0f} seconds"
     finally:
         for kill in (os.killpg, os.kill):  # the group is there as soon as the process has begun
             with suppress(ProcessLookupError):
                 kill(process.pid, signal.SIGKILL)
         process.join()
+
+
+def told_by(process: BaseProcess, receive: Connection) -> tuple[str, Any]:
+    """The next figure of a process that has told one or has ended."""
+    with suppress(EOFError):
+        if receive.poll():
+            return receive.recv()
+    process.join()
+    return RESULT, f"failed: ended with exit code {process.exitcode}"
 
 
 def run(send: Connection, log: Path, measure: Callable[..., None], args: tuple) -> None:
