@@ -15,9 +15,11 @@ export PYTORCH_NVML_BASED_CUDA_CHECK=1  # to ask whether there is a GPU must not
 case " $* " in *" --dry_run "*) export DS_ACCELERATOR=cpu CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 ;; esac
 source "$HERE/scripts/environment.sh"
 if ! ready_python "$HERE/requirements.txt"; then
-    PYTHON=$base
-    echo "$PYTHON lacks: $(lacking "$base" "$HERE/requirements.txt" | paste -sd, -); trying all the same"
+    for PYTHON in "$base" python3; do  # a container's torch may be with the second
+        "$PYTHON" -c 'import importlib.util, sys; sys.exit(not importlib.util.find_spec("torch"))' && break
+    done
+    echo "$PYTHON lacks: $(lacking "$PYTHON" "$HERE/requirements.txt" | paste -sd, -); trying all the same"
 fi
-export PATH="$(dirname "$PYTHON"):$PATH"  # ninja, with which DeepSpeed compiles
+export PATH="$(dirname "$(command -v "$PYTHON")"):$PATH"  # ninja, with which DeepSpeed compiles
 cd "$HERE"
 exec "$PYTHON" -m benchmarks.full_size.gpu "$@"
