@@ -25,6 +25,7 @@ from train_llava.model.load import load_processor
 from train_llava.processing.chat import IGNORE_INDEX, ChatEncoder
 
 KEPT = json.loads((ROOT / "benchmarks" / "results" / "gpu_dry_run.json").read_text())
+PLAIN = "use_lora by Trainer, transformers' loss"
 STEP = ("step_ms", "samples_per_second", "memory_gib", "kernel_ms", "kernels", "waits", "largest", "verdict", "loss")
 
 
@@ -233,6 +234,8 @@ def filled(result):
         else:
             assert found[RESULT] == MEASURED and {*STEP} <= found.keys()
             assert row.plain_loss or found["memory_gib_by_estimate"] > 0
+    before, now = [*result["rows"].values()][:2]  # which PEFT's adapters and transformers' loss are really in
+    assert now["kernels"] < before["kernels"] < result["rows"][PLAIN]["kernels"]
     return True
 
 
