@@ -24,7 +24,7 @@ from train_llava.ingest.bad_images import BadImages
 from train_llava.ingest.data_files import paths_of
 from train_llava.model.config import load_llava_config, max_positions
 from train_llava.model.freeze import apply_train_type
-from train_llava.model.load import fetch, load, load_processor
+from train_llava.model.load import fetch, gpu, load, load_processor
 from train_llava.model.structure import components_table
 from train_llava.planning.budget import check_memory_budget
 from train_llava.planning.workload import longest_batch
@@ -48,6 +48,8 @@ from train_llava.training.run_log import LastingStream, RunLog
 from train_llava.training.samples import LogGenerationsCallback
 from train_llava.training.step import fill_deepspeed_config
 from train_llava.training.trainer import LlavaTrainer
+
+MULTIPLE = 32  # of lengths on NVIDIA's GPUs, see LlavaCollator
 
 
 @command
@@ -95,7 +97,8 @@ def prepare(
     dtype = torch.bfloat16 if args.deepspeed and args.bf16 else torch.float32
     config = load_llava_config(fetch(model_args.model_name_or_path))
     processor = load_processor(model_args.model_name_or_path)
-    collator = LlavaCollator(processor, data_args.model_max_length, for_trainer=True, packing=data_args.packing)
+    options = {"for_trainer": True, "packing": data_args.packing, "multiple": MULTIPLE if gpu() == "cuda" else 1}
+    collator = LlavaCollator(processor, data_args.model_max_length, **options)
     train_dataset, eval_dataset = open_data(data_args, args, collator.encoder, max_positions(config))
     run = describe_run(model_args, data_args, args, train_dataset, collator.encoder)
     universal = False  # whether DeepSpeed must load a universal checkpoint, as for another number of ranks
