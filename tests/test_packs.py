@@ -40,13 +40,13 @@ def test_packs_are_those_of_a_packer_that_looks_at_all(budget):
         assert Counter(length for pack in packs for length in pack) == Counter(lengths.tolist())
 
 
-def test_a_million_conversations_are_packed_at_once():
+def test_very_many_conversations_are_packed_at_once():
     """By their lengths, not one by one; hardly any room is left."""
-    lengths = np.random.default_rng(0).integers(30, 2049, 1_000_000)
+    lengths = np.random.default_rng(0).integers(30, 2049, 300_000)
     packs = Packs(lengths, 8192).fill(lengths)
     sums = [int(lengths[pack].sum()) for pack in packs]
     assert max(sums) <= 8192 and lengths.sum() / len(packs) > 0.999 * 8192
-    assert sums == sorted(sums, reverse=True) and len(np.unique(np.concatenate(packs))) == 1_000_000
+    assert sums == sorted(sums, reverse=True) and len(np.unique(np.concatenate(packs))) == 300_000
 
 
 LENGTHS = np.random.default_rng(1).choice([20, 30, 31, 47, 90, 100, 250], 200)
@@ -111,9 +111,9 @@ def mixed(data, tmp_path_factory):
 
 def test_an_epoch_has_the_losses_of_the_plain_model(llava, data, mixed, tmp_path):
     """Sum over all supervised tokens at a learning rate of zero: packs of images, of text alone, and the empty
-    micro-batches at the end, beside plain transformers on one record at a time."""
+    micro-batches at the end, beside plain transformers on padded batches."""
     flags = {"tokens_per_batch": 220, "gradient_accumulation_steps": 4, "learning_rate": 0.0, "logging_steps": 1}
-    trainer = trainer_of(LlavaTrainer, llava, data, tmp_path, "none", num_train_epochs=1, **flags)
+    trainer = trainer_of(LlavaTrainer, llava, data, tmp_path, "none", max_steps=8, **flags)
     processor, seen = load_processor(llava), []
     collate = LlavaCollator(processor, for_trainer=True, packing=True)
     trainer.train_dataset = LlavaDataset(mixed).filter_by_length(collate.encoder)
@@ -125,7 +125,9 @@ def test_an_epoch_has_the_losses_of_the_plain_model(llava, data, mixed, tmp_path
 
     trainer.data_collator = look
     trainer.train()
-    assert trainer.num_examples(trainer.get_train_dataloader()) == 104
+    done = trainer.state.log_history[-1]
+    assert done["epoch"] == 1 and trainer.num_examples(trainer.get_train_dataloader()) == 104
+    assert done["train_samples_per_second"] * done["train_runtime"] == pytest.approx(104, rel=0.01)
     counts = [count for count, _ in seen]
     assert all(shape[0] == 1 and count["tokens"] <= 220 for count, shape in seen)
     assert {count["images"] > 0 for count in counts if count["tokens"]} == {True, False} and counts[-1]["tokens"] == 0
@@ -134,12 +136,22 @@ def test_an_epoch_has_the_losses_of_the_plain_model(llava, data, mixed, tmp_path
     ours = [log["loss"] for log in trainer.state.log_history if "loss" in log]
 
     plain, total, tokens = LlavaForConditionalGeneration.from_pretrained(llava), 0.0, 0
-    for i in range(104):
-        batch = LlavaCollator(processor)([trainer.train_dataset[i]])
+    for start in range(0, 104, 26):
+        batch = LlavaCollator(processor)([trainer.train_dataset[i] for i in range(start, start + 26)])
         number = int((batch["labels"] != -100).sum())
         with torch.no_grad():
             total, tokens = total + plain(**batch).loss.item() * number, tokens + number
     assert answers.sum() == tokens and np.dot(ours, answers) == pytest.approx(total, rel=1e-5)
+
+
+def test_weights(llava, data, mixed, tmp_path):
+    """Of sources, whole: each record as often in an epoch of the loader."""
+    trainer = trainer_of(LlavaTrainer, llava, data, tmp_path, "projector", tokens_per_batch=220)
+    encoder = LlavaCollator(load_processor(llava)).encoder
+    trainer.train_dataset = LlavaDataset([data, f"{mixed[1]}:3"]).filter_by_length(encoder)
+    batches = trainer.get_train_dataloader().batch_sampler
+    seen = Counter(record for batch in batches for record in batch)
+    assert [seen[i] for i in range(104)] == [1] * 64 + [3] * 40 and batches.samples == seen.total()
 
 
 def test_the_estimate_knows_the_largest_pack(llava, mixed):

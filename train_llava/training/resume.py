@@ -107,8 +107,7 @@ def check_resumable(checkpoint: Path, args: LlavaTrainingArguments, flags: dict[
         if args.process_index == 0:
             print(f"{checkpoint} has no {RUN}: whether this run sees its records in the same order is not known")
         return
-    wanted = {"tokens_per_batch": None, **run["flags"]}  # which earlier checkouts did not have
-    if other := {name: value for name, value in wanted.items() if flags.get(name) != value}:
+    if other := {name: value for name, value in run["flags"].items() if flags.get(name) != value}:
         needed = ", ".join(f"--{name} {as_flag(value)}" for name, value in other.items() if value is not None)
         dropped = ", ".join(f"no --{name}" for name, value in other.items() if value is None)
         raise InputError(

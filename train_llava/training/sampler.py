@@ -1,4 +1,4 @@
-"""The order of records in training: a function of seed, epoch and samples per step alone.
+"""The order of records in training: a function of seed, epoch and samples (or packs) per step alone.
 
 So a resumed run continues exactly, and a run on other ranks, with other micro-batches or workers, sees the same records
 in each step.
