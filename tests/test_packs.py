@@ -17,7 +17,7 @@ from train_llava.data import LlavaCollator, LlavaDataset
 from train_llava.model.load import load_processor
 from train_llava.planning.workload import fullest_pack
 from train_llava.processing.packs import Packs, best_fit_decreasing
-from train_llava.training.sampler import PackBatches, PackSampler
+from train_llava.training.sampler import PackBatches, PackSampler, SetEpochCallback
 from train_llava.training.trainer import LlavaTrainer
 
 
@@ -144,14 +144,19 @@ def test_an_epoch_has_the_losses_of_the_plain_model(llava, data, mixed, tmp_path
     assert answers.sum() == tokens and np.dot(ours, answers) == pytest.approx(total, rel=1e-5)
 
 
-def test_weights(llava, data, mixed, tmp_path):
-    """Of sources, whole: each record as often in an epoch of the loader."""
+def test_the_loader_knows_weights_and_epochs(llava, data, mixed, tmp_path):
+    """Each record as often as its source's weight says, in other packs when the trainer begins the next epoch."""
     trainer = trainer_of(LlavaTrainer, llava, data, tmp_path, "projector", tokens_per_batch=220)
     encoder = LlavaCollator(load_processor(llava)).encoder
     trainer.train_dataset = LlavaDataset([data, f"{mixed[1]}:3"]).filter_by_length(encoder)
-    batches = trainer.get_train_dataloader().batch_sampler
-    seen = Counter(record for batch in batches for record in batch)
-    assert [seen[i] for i in range(104)] == [1] * 64 + [3] * 40 and batches.samples == seen.total()
+    loader, epochs = trainer.get_train_dataloader(), []
+    for trainer.state.epoch in (0, 1):
+        SetEpochCallback().on_epoch_begin(trainer.args, trainer.state, trainer.control, train_dataloader=loader)
+        epochs.append(list(loader.batch_sampler))
+        seen = Counter(record for batch in epochs[-1] for record in batch)
+        assert [seen[i] for i in range(104)] == [1] * 64 + [3] * 40
+        assert loader.batch_sampler.samples == seen.total()
+    assert epochs[0] != epochs[1]
 
 
 def test_the_estimate_knows_the_largest_pack(llava, mixed):
