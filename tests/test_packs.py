@@ -14,6 +14,7 @@ from transformers import LlavaForConditionalGeneration
 
 from train_llava import train
 from train_llava.data import LlavaCollator, LlavaDataset
+from train_llava.ingest.bad_images import BadImages
 from train_llava.model.load import load_processor
 from train_llava.planning.workload import fullest_pack
 from train_llava.processing.packs import Packs, best_fit_decreasing
@@ -172,6 +173,19 @@ def test_the_estimate_knows_the_largest_pack(llava, mixed):
         assert largest.images == max(len(batch["pixel_values"].data) for batch in batches)
         answers = [batch["counts"]["answer_tokens"] for batch in batches]
         assert 0.9 * max(answers) <= largest.answers <= 220
+
+
+def test_a_substitute_does_not_outgrow_its_pack(llava, data, tmp_path):
+    shutil.copytree(data, tmp_path / "data")
+    encoder = LlavaCollator(load_processor(llava)).encoder
+    dataset = LlavaDataset(tmp_path / "data", bad_images=BadImages(tmp_path / "bad.jsonl", 64))
+    dataset = dataset.filter_by_length(encoder)
+    assert len(set(dataset.lengths[:40])) > 2
+    for record in dataset.records.select(range(40)):
+        (tmp_path / "data" / "images" / f"{record['id']}.jpg").write_bytes(b"no image")
+    seen = [len(encoder.encode(dataset[i]["messages"])[0]) for i in range(40)]
+    shortest = dataset.lengths[40:].min()  # of those that are left
+    assert seen != dataset.lengths[:40].tolist() and (seen <= np.maximum(dataset.lengths[:40], shortest)).all()
 
 
 FLAGS = ("--use_cpu", "true", "--report_to", "none", "--logging_steps", 1, "--train_type", "use_lora", "--seed", 5)
