@@ -84,6 +84,7 @@ OURS = {
     "max_bad_images": "test_broken_images_are_passed_over_and_listed",
     "model_max_length": "test_what_is_too_long_is_cut_or_left_out",
     "packing": "test_packing_and_bytes_give_the_plain_gradients",
+    "tokens_per_batch": "test_an_epoch_has_the_losses_of_the_plain_model",
     "sample_steps": "test_sample_captions_do_not_change_the_run",
     "streaming": "test_the_same_with_a_kill_in_the_middle",
     "projector_learning_rate": "test_parts_have_learning_rates_of_their_own",

@@ -10,7 +10,7 @@ from conftest import ROOT, call
 from pages import blocks, commands, text_of, without_blocks
 
 from benchmarks.learning import original, strategies
-from benchmarks.speed import train_step, tricks
+from benchmarks.speed import packing, train_step, tricks
 from docs import draw_llava
 
 PAIRS = {
@@ -199,6 +199,15 @@ def test_named_benchmarks_exist():
 def test_the_step_is_that_of_the_kept_results():
     result = json.loads((RESULTS / "train_step.json").read_text())
     assert train_step.markdown(result) in text_of("docs/performance.md")
+
+
+def test_packs_are_those_of_the_kept_results():
+    result = json.loads((RESULTS / "packing.json").read_text())
+    assert packing.markdown(result) in text_of("docs/performance.md")
+    useful = {row["way"]: row["useful"] for row in result["data"]["mix665k"]["rows"]}
+    lost = [f"{1 - useful[way]:.0%}" for way in ("16 at random", "packs of 8,192")]
+    for page in ("docs/training.md", "docs/training_zh.md"):
+        assert all(share in text_of(page) for share in lost)
 
 
 @pytest.mark.parametrize("page", ["README.md", "README_zh.md"])

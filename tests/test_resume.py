@@ -129,6 +129,7 @@ def test_other_micro_batches_go_on_exactly(again, stopped):
         (("--train_type", "freeze_vision"), "Give --train_type projector, or"),
         (("--optim", "adafactor", "--weight_decay", 0.1), "Give --weight_decay 0.0, --optim adamw_torch"),
         (("--train_sampling_strategy", "sequential"), "Give --train_sampling_strategy random, or"),
+        (("--packing", "true", "--tokens_per_batch", 400), "Give no --tokens_per_batch, or"),
         (("--projector_learning_rate", 1e-4), "Give no --projector_learning_rate, or"),
         (("--model_max_length", 40), "was trained on 64 records, and here are"),
     ],

@@ -113,6 +113,11 @@ class LlavaTrainingArguments(TrainingArguments):
     remove_unused_columns: bool = flag("the collator needs every column", default=False)
     log_level_replica: str = flag("log level of all ranks but the first", default="error")
     projector_learning_rate: float | None = flag("learning rate of the projector, if another one", default=None)
+    tokens_per_batch: int | None = flag(
+        "with --packing true: whole conversations of at most so many tokens together make a batch of a GPU, in place "
+        "of --per_device_train_batch_size",
+        default=None,
+    )
     vision_learning_rate: float | None = flag(
         "learning rate of the vision tower, if another one; with --train_type none", default=None
     )
@@ -145,17 +150,23 @@ class LlavaTrainingArguments(TrainingArguments):
 
     @property
     def step_factors(self) -> dict[str, int]:
-        """The factors whose product is the number of samples in a step."""
+        """The factors whose product is `step_size`."""
+        packs = self.tokens_per_batch is not None
         return {
-            "per_device_train_batch_size": self.train_batch_size,
+            "per_device_train_batch_size": 1 if packs else self.train_batch_size,
             "gradient_accumulation_steps": self.gradient_accumulation_steps,
             "ranks": self.world_size,
         }
 
     @property
-    def step_samples(self) -> int:
-        """Samples in a step of all ranks."""
+    def step_size(self) -> int:
+        """Samples in a step of all ranks; with --tokens_per_batch packs."""
         return prod(self.step_factors.values())
+
+    @property
+    def step_unit(self) -> str:
+        """What `step_size` counts."""
+        return "samples" if self.tokens_per_batch is None else "packs"
 
 
 class FlagParser(HfArgumentParser):

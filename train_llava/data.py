@@ -97,7 +97,7 @@ class LlavaDataset(torch.utils.data.Dataset):
             return substitute
 
     def _substitute(self, index: int) -> dict[str, Any]:
-        """The example of another record of the same source.
+        """The example of another record of the same source, no longer if there is one: a pack has no room for more.
 
         Raises:
             InputError: none of MOST_TRIED can be read.
@@ -105,7 +105,8 @@ class LlavaDataset(torch.utils.data.Dataset):
         ends = np.cumsum(self.sizes)
         source = np.searchsorted(ends, index, side="right")
         rng = np.random.default_rng([self.seed, index])
-        for other in rng.integers(ends[source] - self.sizes[source], ends[source], MOST_TRIED).tolist():
+        drawn = rng.integers(ends[source] - self.sizes[source], ends[source], MOST_TRIED)
+        for other in drawn[np.argsort((self.lengths[drawn] - self.lengths[index]).clip(0), kind="stable")].tolist():
             with suppress(InputError):
                 return example_of(self.records[other])
         raise InputError(f"{MOST_TRIED} records that were drawn, all of {self.sources[source].path}, cannot be read")

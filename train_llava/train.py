@@ -27,7 +27,7 @@ from train_llava.model.freeze import apply_train_type
 from train_llava.model.load import fetch, gpu, load, load_processor
 from train_llava.model.structure import components_table
 from train_llava.planning.budget import check_memory_budget
-from train_llava.planning.workload import longest_batch
+from train_llava.planning.workload import fullest_pack, longest_batch
 from train_llava.processing.chat import ChatEncoder
 from train_llava.training.callbacks import DiskSpaceCallback, ProgressLine
 from train_llava.training.fault_tolerance import PreemptionCallback, Watchdog
@@ -105,7 +105,10 @@ def prepare(
     if checkpoint:
         check_data(checkpoint, run["data"])
         universal = convert_ranks(checkpoint, args)
-    batch = longest_batch(train_dataset, collator.encoder, args.train_batch_size)
+    if args.tokens_per_batch is None:
+        batch = longest_batch(train_dataset, collator.encoder, args.train_batch_size)
+    else:
+        batch = fullest_pack(train_dataset, collator.encoder, args.tokens_per_batch)
     memory_line = check_memory_budget(config, dtype, batch, model_args, args)
     if args.process_index == 0:
         print(memory_line, flush=True)
@@ -192,8 +195,8 @@ def open_data(
     """The training data and the held-out data, which is None without --eval_data_path.
 
     Raises:
-        InputError: see LlavaDataset; or a source has a weight, and --train_sampling_strategy sequential reads every
-            record once.
+        InputError: see LlavaDataset and `check_tokens_per_batch`; or a source has a weight, and
+            --train_sampling_strategy sequential reads every record once.
     """
     bad_images = BadImages(Path(args.output_dir) / "bad_images.jsonl", data_args.max_bad_images)
     options = {"on_bad_record": data_args.on_bad_record, "caption_fields": data_args.caption_fields}
@@ -207,11 +210,33 @@ def open_data(
         dataset = LlavaDataset(data_args.data_path, **options).filter_by_length(encoder, processes)
         if args.train_sampling_strategy == "sequential" and {source.weight for source in dataset.sources} != {1}:
             raise InputError("--train_sampling_strategy sequential reads every record once: leave out the weights.")
+        check_tokens_per_batch(args.tokens_per_batch, dataset)
         if args.process_index == 0:
             print(dataset.summary(positions), flush=True)
             if held_out is not None:
                 print(f"held out:\n{held_out.summary(positions)}", flush=True)
     return dataset, held_out
+
+
+def check_tokens_per_batch(tokens: int | None, dataset: LlavaDataset) -> None:
+    """Checks that packs of so many tokens can hold each conversation, and are as many in each epoch.
+
+    Raises:
+        InputError: they cannot, or a source has a weight that is not a whole number.
+    """
+    if tokens is None:
+        return
+    if (longest := int(dataset.lengths.max())) > tokens:
+        raise InputError(
+            f"--tokens_per_batch {tokens}: the longest conversation has {longest} tokens. Give at least {longest}, or "
+            f"cut it with --model_max_length {tokens}."
+        )
+    for source in dataset.sources:
+        if source.weight != round(source.weight):
+            raise InputError(
+                f"--tokens_per_batch {tokens}: with {source.path}:{source.weight:g} other records are drawn in each "
+                "epoch, and there would be more or fewer batches. Give whole numbers as weights."
+            )
 
 
 def compile_layers(model: nn.Module, options: dict[str, str | None]) -> None:

@@ -88,7 +88,8 @@ def memory_verdict(memory: MemoryModel, batch: Batch, zero: ZeroConfig, args: Ll
     states["activations"] = memory.activations(batch, checkpointing)
     breakdown = ", ".join(f"{name} {size / 1e9:.2g}" for name, size in states.items())
     largest = memory.largest_batch(each, zero, checkpointing, free)
-    advice = f"the largest batch that fits is {largest}" if largest else "not even a batch of 1 fits"
+    unit = "batch" if args.tokens_per_batch is None else "--tokens_per_batch"
+    advice = f"the largest {unit} that fits is {largest}" if largest else f"not even a {unit} of 1 fits"
     if needed > free and not checkpointing:
         with_it = memory.largest_batch(each, zero, True, free)
         advice += f", with --gradient_checkpointing true {with_it}"

@@ -8,9 +8,11 @@ from datasets import Dataset
 from train_llava.data import LlavaDataset
 from train_llava.planning.activations import Batch
 from train_llava.processing.chat import IGNORE_INDEX, ChatEncoder
+from train_llava.processing.packs import Packs
 
 DEFAULT_TOKENS = 620  # CC3M-595K with 576 image tokens an image, ChatML and its one-sentence captions
 SAMPLE = 500  # records, evenly spaced, by which the average is known well enough
+PACKS = 50  # by which the largest is
 
 
 @dataclass
@@ -53,6 +55,20 @@ def longest_batch(dataset: LlavaDataset, encoder: ChatEncoder, batch_size: int) 
     images, answers = counted(dataset.records, longest, encoder).sum(axis=0).tolist()
     batch = Batch(len(longest), int(dataset.lengths.max()), images, answers)
     return batch.times(batch_size / len(longest))  # where there are fewer records than a batch holds
+
+
+def fullest_pack(dataset: LlavaDataset, encoder: ChatEncoder, budget: int) -> Batch:
+    """The largest pack of --tokens_per_batch, as so many samples of one token: nothing in it is padded.
+
+    Some packs, evenly spaced from the fullest to the emptiest, say how many images and supervised tokens one has.
+    """
+    packs = Packs(dataset.lengths, budget).fill(dataset.lengths)
+    some = [packs[i] for i in np.unique(np.linspace(0, len(packs) - 1, PACKS).astype(int))]
+    counts = counted(dataset.records, np.concatenate(some), encoder)
+    starts = np.cumsum([0, *map(len, some[:-1])])
+    images, answers = np.add.reduceat(counts, starts).T
+    grey = len(encoder.image_ids) * int(images.min() == 0)  # the collator's image in a batch without any
+    return Batch(int(dataset.lengths[packs[0]].sum()) + grey, 1, max(1, images.max()), int(answers.max()))
 
 
 def counted(records: Dataset, rows: np.ndarray, encoder: ChatEncoder) -> np.ndarray:

@@ -101,7 +101,8 @@ class ProgressLine(TrainerCallback):
         if state.is_world_process_zero:
             optimizer = getattr(kwargs["optimizer"], "optimizer", kwargs["optimizer"])  # what accelerate wrapped
             stage = getattr(optimizer, "zero_stage_string", "")  # DeepSpeed's own word: ZeRO-1 or ZeRO-2
-            batch = f"{args.step_samples} samples a step ({' x '.join(map(str, args.step_factors.values()))})"
+            batch = f"{args.step_size} {args.step_unit} a step ({' x '.join(map(str, args.step_factors.values()))})"
+            batch += f", each of at most {args.tokens_per_batch:,} tokens" if args.tokens_per_batch else ""
             name = f"{type(optimizer).__name__} {stage}".strip()
             print(f"{name} on {args.world_size} ranks, {state.max_steps} steps, {batch}", flush=True)
 

@@ -65,6 +65,7 @@ def check_flags(model_args: ModelArguments, data_args: DataArguments, args: Llav
         raise InputError(f"{flags} need --eval_data_path.")
     if args.save_strategy == "best" and not args.metric_for_best_model:
         raise InputError("--save_strategy best: add --metric_for_best_model eval_loss.")
+    check_packs(data_args, args)
     check_services(args)
     check_kernels(model_args, args)
 
@@ -79,6 +80,26 @@ def check_one_gpu(args: LlavaTrainingArguments) -> None:
         raise InputError(
             f"{args.n_gpu} GPUs in one process: start a process for each with bash run_zero2.sh or torchrun."
         )
+
+
+def check_packs(data_args: DataArguments, args: LlavaTrainingArguments) -> None:
+    """Refuses flags that do not go with --tokens_per_batch.
+
+    Raises:
+        InputError: names both.
+    """
+    if args.tokens_per_batch is None:
+        return
+    if args.tokens_per_batch < 1:
+        raise InputError("--tokens_per_batch starts at 1.")
+    if not data_args.packing:
+        raise InputError("--tokens_per_batch: padded batches have no such bound. Add --packing true, or leave it out.")
+    if args.train_sampling_strategy != "random":
+        strategy = f"--train_sampling_strategy {args.train_sampling_strategy}"
+        raise InputError(f"{strategy}: --tokens_per_batch itself chooses what shares a batch. Leave one of them out.")
+    if data_args.streaming:
+        reason = "takes the records of a batch from all over the data, not row group by row group"
+        raise InputError(f"--streaming true: --tokens_per_batch {reason}. Leave one of them out.")
 
 
 def best_by_loss(name: str, args: LlavaTrainingArguments) -> bool:

@@ -82,7 +82,7 @@ def write_card(
         "data": ", ".join(map(data_name, data_args.data_path)),
         "held-out data": ", ".join(map(data_name, data_args.eval_data_path or [])),
         "images": BadImages(folder / "bad_images.jsonl", 0).summary().replace(f"{folder}/", ""),
-        "steps": f"{state.global_step:,} of {args.step_samples} samples each on {args.world_size} ranks",
+        "steps": f"{state.global_step:,} of {args.step_size} {args.step_unit} each on {args.world_size} ranks",
         "epochs": f"{state.epoch or 0:.3g}",
         "learning rate": f"{args.learning_rate:g}, {args.lr_scheduler_type.value}",
         "loss, at the end": last(history, "loss", ".4f"),

@@ -69,7 +69,8 @@ def report_failure(args: LlavaTrainingArguments) -> Iterator[None]:
         raise
     except BaseException as error:
         if isinstance(error, torch.OutOfMemoryError):
-            hint = "Out of memory. Lower --per_device_train_batch_size (and raise --gradient_accumulation_steps)"
+            batch = "per_device_train_batch_size" if args.tokens_per_batch is None else "tokens_per_batch"
+            hint = f"Out of memory. Lower --{batch} (and raise --gradient_accumulation_steps)"
             print(f"{hint}, or give --gradient_checkpointing true.", file=sys.stderr)
         whole = [path for path in newest_first(args) if is_whole(path)]
         left = f"The last whole checkpoint is {whole[0]}" if whole else "There is no whole checkpoint"

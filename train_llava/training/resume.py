@@ -34,7 +34,7 @@ FLAGS = (
     *("train_type", *LORA),
     *("learning_rate", "projector_learning_rate", "vision_learning_rate", "weight_decay", "optim", "optim_args"),
     *("adam_beta1", "adam_beta2", "adam_epsilon", "lr_scheduler_type", "lr_scheduler_kwargs", "bf16", "fp16", "seed"),
-    *("data_seed", "train_sampling_strategy", "dataloader_drop_last"),
+    *("data_seed", "train_sampling_strategy", "dataloader_drop_last", "tokens_per_batch"),
 )
 
 
@@ -115,10 +115,10 @@ def check_resumable(checkpoint: Path, args: LlavaTrainingArguments, flags: dict[
             f"{', '.join(filter(None, [needed, dropped]))}, or {NEW_RUN}."
         )
     before = prod(run["batch"].values())
-    if before != args.step_samples:
+    if before != args.step_size:
         raise InputError(
-            f"{checkpoint} is of a run with {before} samples in a step ({factors(run['batch'])}), this one has "
-            f"{args.step_samples} ({factors(args.step_factors)}), so that records would be left out or seen twice. "
+            f"{checkpoint} is of a run with {before} {args.step_unit} in a step ({factors(run['batch'])}), this one "
+            f"has {args.step_size} ({factors(args.step_factors)}), so that records would be left out or seen twice. "
             f"{same_batch(before, args)}"
         )
 
@@ -203,10 +203,14 @@ def factors(batch: dict[str, int]) -> str:
 
 
 def same_batch(wanted: int, args: LlavaTrainingArguments) -> str:
-    """A sentence with the flags that give this run's steps as many samples."""
+    """A sentence with the flags that make this run's steps as large."""
     if wanted % args.world_size:
-        return f"{wanted} samples cannot be shared out among {args.world_size} ranks; start it on another number."
+        return (
+            f"{wanted} {args.step_unit} cannot be shared out among {args.world_size} ranks; start it on another number."
+        )
     each = wanted // args.world_size
+    if args.tokens_per_batch is not None:
+        return f"Give --gradient_accumulation_steps {each}."
     size = max(n for n in range(1, args.train_batch_size + 1) if each % n == 0)
     return f"Give --per_device_train_batch_size {size} --gradient_accumulation_steps {each // size}."
 

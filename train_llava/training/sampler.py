@@ -1,15 +1,18 @@
-"""The order of records in training: a function of seed, epoch and samples per step alone.
+"""The order of records in training: a function of seed, epoch and samples (or packs) per step alone.
 
 So a resumed run continues exactly, and a run on other ranks, with other micro-batches or workers, sees the same records
 in each step.
 """
 
 from collections.abc import Iterator
+from itertools import chain
 
 import numpy as np
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_pt_utils import get_length_grouped_indices
+
+from train_llava.processing.packs import Packs
 
 
 class LlavaSampler(torch.utils.data.Sampler):
@@ -98,6 +101,39 @@ def spread_over_lanes(indices: np.ndarray, batch: int) -> np.ndarray:
     return indices[lane * each + np.minimum(lane, longer) + step]
 
 
+class PackSampler(torch.utils.data.Sampler[list[int]]):
+    """The packs of --tokens_per_batch: all records in conversations of at most so many tokens together, shuffled.
+
+    Each epoch has as many packs of the same lengths; which of equally long records is in which of them is drawn anew.
+    The fullest packs come first, so that a run which is too large for its memory ends in its first step.
+
+    Args:
+        records: (samples,), indices, each as often as it is seen in an epoch.
+        lengths: (samples,), of each of these, in tokens, image tokens included.
+        budget: the most tokens of a pack; no length is above it.
+        batch: packs per step over all ranks.
+    """
+
+    def __init__(self, records: np.ndarray, lengths: np.ndarray, budget: int, batch: int, seed: int) -> None:
+        self.records, self.lengths, self.packs = records, lengths, Packs(lengths, budget)
+        self.batch, self.seed, self.epoch = batch, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Must be called before each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.packs)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        rng = np.random.default_rng([self.seed, self.epoch])
+        shuffled = rng.permutation(len(self.records))
+        packs = self.packs.fill(self.lengths[shuffled])
+        first = min(self.batch, len(packs)) if self.epoch == 0 else 0
+        for number in chain(range(first), first + rng.permutation(len(packs) - first)):
+            yield self.records[shuffled[packs[number]]].tolist()
+
+
 class RankBatches(torch.utils.data.Sampler[list[int]]):
     """An epoch as the micro-batches of one rank. Every place of the order is in one step of one rank, none is repeated.
 
@@ -129,19 +165,39 @@ class RankBatches(torch.utils.data.Sampler[list[int]]):
         return steps * self.accumulation
 
     def __iter__(self) -> Iterator[list[int]]:
-        indices = np.fromiter(self.order, dtype=np.int64, count=len(self.order))
+        places = [*self.order]
         for start in range(0, len(self) // self.accumulation * self.batch, self.batch):
-            parts = np.array_split(indices[start : start + self.batch], self.accumulation * self.ranks)
-            yield from (part.tolist() for part in parts[self.rank :: self.ranks])
+            numbers = np.arange(start, min(start + self.batch, len(places)))
+            parts = np.array_split(numbers, self.accumulation * self.ranks)
+            yield from ([places[number] for number in part] for part in parts[self.rank :: self.ranks])
+
+    @property
+    def samples(self) -> int:
+        """In an epoch, of all ranks."""
+        return len(self.order)
+
+
+class PackBatches(RankBatches):
+    """The same of a PackSampler: each of its packs is a micro-batch."""
+
+    def __init__(self, order: PackSampler, accumulation: int, ranks: int, rank: int, drop_last: bool = False) -> None:
+        super().__init__(order, 1, accumulation, ranks, rank, drop_last)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        yield from ([*chain.from_iterable(packs)] for packs in super().__iter__())  # of one pack or, at the end, none
+
+    @property
+    def samples(self) -> int:
+        return len(self.order.records)
 
 
 class SetEpochCallback(TrainerCallback):
-    """Sets the epoch of the loader's LlavaSampler, if it has one.
+    """Sets the epoch of the loader's LlavaSampler or PackSampler, if it has one.
 
     Trainer's own call does not reach the sampler behind the batches that a resumed run skips.
     """
 
     def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         order = getattr(kwargs["train_dataloader"].batch_sampler, "order", None)
-        if isinstance(order, LlavaSampler):
+        if isinstance(order, LlavaSampler | PackSampler):
             order.set_epoch(int(state.epoch or 0))

@@ -4,6 +4,7 @@ from copy import copy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.data_loader import prepare_data_loader
 from peft import PeftModel
@@ -13,6 +14,7 @@ from transformers import EvalPrediction, Trainer
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer import TRAINING_ARGS_NAME
 
+from train_llava.arguments import LlavaTrainingArguments
 from train_llava.cli import UNFINISHED, InputError
 from train_llava.data import LlavaDataset
 from train_llava.model.adapters import check_resumable_adapter, record_base
@@ -27,7 +29,7 @@ from train_llava.training.fault_tolerance import delay_forks_for_gloo, ignore_si
 from train_llava.training.finite import FiniteCallback
 from train_llava.training.flag_checks import check_one_gpu
 from train_llava.training.resume import write_run
-from train_llava.training.sampler import LlavaSampler, RankBatches, SetEpochCallback
+from train_llava.training.sampler import LlavaSampler, PackBatches, PackSampler, RankBatches, SetEpochCallback
 from train_llava.training.step import ReduceOnceCallback, walk_once
 
 
@@ -36,7 +38,7 @@ class LlavaTrainer(Trainer):
 
     - loss and gradients equal the plain ones, but logits are computed where a token is to be predicted alone
     - the held-out loss is the mean over all supervised tokens, not a mean of batches' means
-    - records come in the order of LlavaSampler; each is in one step of one rank, none is repeated
+    - records come in the order of sampler.py; each is in one step of one rank, none is repeated
     - components may have learning rates of their own
     - a loss, gradient or weight that is not finite ends the run before anything of it is saved
     - the log has samples and tokens per second, memory, and the share of the time spent waiting for data
@@ -47,6 +49,7 @@ class LlavaTrainer(Trainer):
     """
 
     run: dict[str, Any] | None = None
+    batches: RankBatches | None = None  # those of the training's loader
 
     def __init__(self, *args, **kwargs) -> None:
         self.throughput = ThroughputCallback()
@@ -227,22 +230,14 @@ class LlavaTrainer(Trainer):
         return optimizer
 
     def get_train_dataloader(self) -> DataLoader:
-        """Batches of this rank, in the order of LlavaSampler. Trainer's own loader would repeat the first records of an
-        epoch at its end, so that all ranks get equally many."""
-        dataset, args = self.train_dataset, self.args
-        if not isinstance(dataset, LlavaDataset):
+        """Batches of this rank. Trainer's own loader would repeat the first records of an epoch at its end, so that all
+        ranks get equally many."""
+        if not isinstance(self.train_dataset, LlavaDataset):
             return super().get_train_dataloader()
-        if args.train_sampling_strategy == "sequential":
-            order = SequentialSampler(dataset)
-        else:
-            weights = [source.weight for source in dataset.sources]
-            grouped = args.train_sampling_strategy == "group_by_length"
-            how = (dataset.lengths, args.step_samples, grouped, args.order_seed)
-            order = LlavaSampler(dataset.sizes, weights, *how, dataset.blocks)
-        sizes = (args.train_batch_size, args.gradient_accumulation_steps, args.world_size, args.process_index)
+        args, self.batches = self.args, self._rank_batches(self.train_dataset)
         loader = DataLoader(
-            dataset,
-            batch_sampler=RankBatches(order, *sizes, args.dataloader_drop_last),
+            self.train_dataset,
+            batch_sampler=self.batches,
             collate_fn=self.data_collator,
             pin_memory=args.dataloader_pin_memory,
             persistent_workers=args.dataloader_persistent_workers,
@@ -252,10 +247,33 @@ class LlavaTrainer(Trainer):
         alone = {"num_processes": 1, "process_index": 0, "put_on_device": True}
         return prepare_data_loader(loader, args.device, non_blocking=args.dataloader_pin_memory, **alone)
 
+    def _rank_batches(self, dataset: LlavaDataset) -> RankBatches:
+        """This rank's micro-batches: of so many samples in the order that the flags ask for, or of so many tokens."""
+        args = self.args
+        places = (args.gradient_accumulation_steps, args.world_size, args.process_index, args.dataloader_drop_last)
+        if args.tokens_per_batch is not None:
+            records = np.repeat(np.arange(len(dataset)), dataset.weights.astype(int))
+            packs = (args.tokens_per_batch, args.step_size, args.order_seed)
+            return PackBatches(PackSampler(records, dataset.lengths[records], *packs), *places)
+        if args.train_sampling_strategy == "sequential":
+            order = SequentialSampler(dataset)
+        else:
+            weights = [source.weight for source in dataset.sources]
+            grouped = args.train_sampling_strategy == "group_by_length"
+            how = (dataset.lengths, args.step_size, grouped, args.order_seed)
+            order = LlavaSampler(dataset.sizes, weights, *how, dataset.blocks)
+        return RankBatches(order, args.train_batch_size, *places)
+
     def num_examples(self, dataloader: DataLoader) -> int:
         """Samples in an epoch, weights counted."""
         batches = dataloader.batch_sampler
-        return len(batches.order) if isinstance(batches, RankBatches) else super().num_examples(dataloader)
+        return batches.samples if isinstance(batches, RankBatches) else super().num_examples(dataloader)
+
+    def get_total_train_batch_size(self, args: LlavaTrainingArguments) -> int:
+        """Samples in a step, for those per second of the whole run; packs hold as many on average."""
+        if not isinstance(self.batches, PackBatches):
+            return super().get_total_train_batch_size(args)
+        return round(self.batches.samples * args.gradient_accumulation_steps / len(self.batches))
 
 
 def mean_loss(held_out: EvalPrediction) -> dict[str, float]:
