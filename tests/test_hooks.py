@@ -16,7 +16,7 @@
 | peft check_target_module_exists, get_pattern_key | called: what names in a config mean | model/adapters.py |
 | Trainer.label_smoother, .get_batch_samples, .floating_point_ops | set and overridden | training/trainer.py |
 | TRAINING_ARGS_NAME | the name of a file in checkpoints | training/trainer.py |
-| torch TorchDispatchMode, tree_leaves | every operation of a step is seen, no public hook does that | planning/kernels.py |
+| torch TorchDispatchMode, tree_leaves | sees every operation, as no public hook does | planning/kernels.py |
 | torch flop_registry | read: FLOPs of an operation | planning/kernels.py |
 | apply_rotary_pos_emb of a family | replaced while a step is counted, as Liger does | planning/stand_ins.py |
 """

@@ -172,12 +172,17 @@ def test_the_slower_of_gpu_and_host_decides(moved, slower):
 
 
 def test_more_gpus_share_the_step_and_pay_for_what_they_send():
-    """1,000 weights: 84 bytes each are shared out; 2 bytes are sent three times over, but for the own part."""
+    """10^9 weights: 84 bytes each are shared out; 2 bytes are gathered, but for the own part, and reduced twice that."""
     one, four = (Speed(Counter(), 1, 10**9, 0, ranks, 8) for ranks in (1, 4))
     gpu = GPUS["a100-80g"]
     work = 84e9 / (0.83 * gpu.bandwidth)
     assert one.at_step("a100-80g") == pytest.approx(work)
-    assert four.at_step("a100-80g") == pytest.approx(work / 4 + 6e9 * 3 / 4 / (0.83 * 300e9))
+    assert four.at_step("a100-80g") == pytest.approx(work / 4 + 2e9 * 3 / 4 / (0.83 * 300e9))
+    micro = (4 + 10 / 4) * 1e9 / (0.83 * gpu.bandwidth) + 5e-3
+    sent = 4e9 * 3 / 4 / (0.83 * 300e9)
+    assert sent > micro / 2  # there is no backward pass here to hide all of it
+    four.samples = 1
+    assert 4 / four.samples_per_second("a100-80g") == pytest.approx(micro / 2 + sent + four.at_step("a100-80g") / 8)
 
 
 def test_hours_are_records_over_speed():

@@ -1,7 +1,7 @@
 """How fast a training will be on a kind of GPU, as the code stands and at best.
 
 While a GPU works, the host starts kernel after kernel, and the slower of the two decides. To that come the optimizer's
-step and what ZeRO-2 sends, which nothing hides. At best there are products of matrices and attention, and nothing else.
+step and what of ZeRO-2's sending the backward pass does not hide. At best there are products of matrices and attention, and nothing else.
 
 Assumed: data arrive in time (docs/training.md says how a run shows that), all GPUs are in one machine.
 """
@@ -23,9 +23,9 @@ HOST = 98e-3 / 8080
 FIXED = 5e-3  # seconds of a micro-step in which a GPU waits for Trainer and DeepSpeed: an assumption
 ACCUMULATION = 8  # micro-steps in a step, as in run_zero2.sh
 # What DeepSpeed 0.19.8 does beside (runtime/zero/stage_1_and_2.py): bytes that it moves per trained weight, in a step
-# (the norm in fp64 18, AdamW 28, a look for overflow 4, copies 34) and in a micro-step (adding a gradient up in fp32);
-# kernels per trained tensor, in a step (norm, overflow) and in a micro-step (a copy to the bucket)
-STEP_BYTES, MICRO_BYTES, STEP_KERNELS, MICRO_KERNELS = 84, 18, 5, 1
+# (the norm in fp64 18, AdamW 28, a look for overflow 4, copies 34) and in a micro-step (a copy to the bucket 4, and of a
+# GPU's share, adding it up in fp32, 10); kernels per trained tensor, in a step (norm, overflow) and in a micro-step
+STEP_BYTES, COPY_BYTES, SUM_BYTES, STEP_KERNELS, MICRO_KERNELS = 84, 4, 10, 5, 1
 
 
 @dataclass
@@ -58,27 +58,31 @@ class Speed:
 
     def on_gpu(self, kind: str) -> float:
         """Seconds of a micro-step in which a GPU of a kind works."""
-        moved = MICRO_BYTES * self.trained / (REACHED * GPUS[kind].bandwidth)
-        return gpu_seconds(self.kernels, GPUS[kind]) + moved
+        moved = (COPY_BYTES + SUM_BYTES / self.ranks) * self.trained
+        return gpu_seconds(self.kernels, GPUS[kind]) + moved / (REACHED * GPUS[kind].bandwidth)
 
     def on_host(self) -> float:
         """Seconds that a host takes to start the kernels of a micro-step."""
         return HOST * (self.kernels.total() + MICRO_KERNELS * self.tensors)
 
     def at_step(self, kind: str) -> float:
-        """Seconds of the optimizer's step: its work, shared out over the GPUs, and what these send each other.
+        """Seconds of the optimizer's step: its work, shared out over the GPUs, and the new weights that are gathered."""
+        work = STEP_BYTES * self.trained / self.ranks / (REACHED * GPUS[kind].bandwidth)
+        return max(work, HOST * STEP_KERNELS * self.tensors) + self.gathering(kind)
 
-        Gradients are reduced, weights gathered. In a ring of N, an all-reduce of n bytes makes each GPU send
-        2 n (N - 1) / N, a gathering half of that (ZeRO, arXiv:1910.02054, section 7.1).
+    def gathering(self, kind: str) -> float:
+        """Seconds in which each GPU gets all bf16 weights of the others; reducing their gradients takes twice that.
+
+        In a ring of N, a gathering of n bytes makes each GPU send n (N - 1) / N, an all-reduce 2 n (N - 1) / N (ZeRO,
+        arXiv:1910.02054, section 7.1).
         """
-        gpu = GPUS[kind]
-        work = STEP_BYTES * self.trained / self.ranks / (REACHED * gpu.bandwidth)
-        sent = 3 * 2 * self.trained * (self.ranks - 1) / self.ranks
-        return max(work, HOST * STEP_KERNELS * self.tensors) + sent / (REACHED * gpu.link)
+        return 2 * self.trained * (self.ranks - 1) / self.ranks / (REACHED * GPUS[kind].link)
 
     def samples_per_second(self, kind: str) -> float:
-        """Of all GPUs together, as the code stands."""
-        seconds = max(self.on_gpu(kind), self.on_host()) + FIXED + self.at_step(kind) / self.accumulation
+        """Of all GPUs together, as the code stands. Gradients travel during the backward pass, at least half of a
+        micro-step, and only what is left of that counts."""
+        busy = max(self.on_gpu(kind), self.on_host()) + FIXED
+        seconds = busy + max(0.0, 2 * self.gathering(kind) - busy / 2) + self.at_step(kind) / self.accumulation
         return self.ranks * self.samples / seconds
 
     def limit(self, kind: str) -> float:

@@ -1,11 +1,12 @@
 """The sizes of the conversations of a training: those of the first batch, which is the largest, and the average."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import ceil
 
 import numpy as np
 from datasets import Dataset
 
-from train_llava.data import LlavaDataset
+from train_llava.data import MULTIPLE, LlavaDataset
 from train_llava.planning.activations import Batch
 from train_llava.processing.chat import IGNORE_INDEX, ChatEncoder
 
@@ -18,7 +19,7 @@ class Workload:
     """What decides on memory (the largest batch), on time (an average batch) and on FLOPs (the average sample)."""
 
     batch: Batch  # the largest
-    typical: Batch  # of an average length, in random order
+    typical: Batch  # of an average length, in random order, as it is padded on an NVIDIA GPU
     average: dict[str, float]  # of a sample: images, tokens, token_pairs and answer_tokens, as StepFlops.of takes them
     records: int | None  # in an epoch
 
@@ -28,7 +29,7 @@ class Workload:
         answers = max(1, tokens - image_tokens)
         average = {"images": 1.0, "tokens": float(tokens), "token_pairs": float(tokens**2), "answer_tokens": answers}
         batch = Batch(batch_size, tokens, batch_size, batch_size * answers)
-        return cls(batch, batch, average, None)
+        return cls(batch, replace(batch, length=round_up(tokens)), average, None)
 
     @classmethod
     def of(cls, dataset: LlavaDataset, encoder: ChatEncoder, batch_size: int) -> "Workload":
@@ -47,8 +48,13 @@ class Workload:
         average["token_pairs"] = np.average(lengths**2, weights=dataset.weights)
         records = sum(round(n * source.weight) for n, source in zip(dataset.sizes, dataset.sources, strict=True))
         length = padded_length(dataset.lengths, dataset.weights, batch_size)
-        typical = Batch(batch_size, round(length), batch_size * images, batch_size * answers)
+        typical = Batch(batch_size, round_up(length), batch_size * images, batch_size * answers)
         return cls(longest_batch(dataset, encoder, batch_size), typical, average, records)
+
+
+def round_up(length: float) -> int:
+    """A length of LlavaCollator on an NVIDIA GPU."""
+    return ceil(length / MULTIPLE) * MULTIPLE
 
 
 def padded_length(lengths: np.ndarray, weights: np.ndarray, batch_size: int) -> float:
