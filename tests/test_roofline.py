@@ -172,7 +172,7 @@ def test_the_slower_of_gpu_and_host_decides(moved, slower):
 
 
 def test_more_gpus_share_the_step_and_pay_for_what_they_send():
-    """10^9 weights: 84 bytes each are shared out; 2 bytes are gathered, but for the own part, and reduced twice that."""
+    """10^9 weights: 84 bytes each are shared out; 2 are gathered, but for the own part, and twice that reduced."""
     one, four = (Speed(Counter(), 1, 10**9, 0, ranks, 8) for ranks in (1, 4))
     gpu = GPUS["a100-80g"]
     work = 84e9 / (0.83 * gpu.bandwidth)

@@ -1,7 +1,8 @@
 """How fast a training will be on a kind of GPU, as the code stands and at best.
 
 While a GPU works, the host starts kernel after kernel, and the slower of the two decides. To that come the optimizer's
-step and what of ZeRO-2's sending the backward pass does not hide. At best there are products of matrices and attention, and nothing else.
+step, and what of ZeRO-2's sending the backward pass does not hide. At best there are products of matrices and
+attention, and nothing else.
 
 Assumed: data arrive in time (docs/training.md says how a run shows that), all GPUs are in one machine.
 """
@@ -23,8 +24,8 @@ HOST = 98e-3 / 8080
 FIXED = 5e-3  # seconds of a micro-step in which a GPU waits for Trainer and DeepSpeed: an assumption
 ACCUMULATION = 8  # micro-steps in a step, as in run_zero2.sh
 # What DeepSpeed 0.19.8 does beside (runtime/zero/stage_1_and_2.py): bytes that it moves per trained weight, in a step
-# (the norm in fp64 18, AdamW 28, a look for overflow 4, copies 34) and in a micro-step (a copy to the bucket 4, and of a
-# GPU's share, adding it up in fp32, 10); kernels per trained tensor, in a step (norm, overflow) and in a micro-step
+# (the norm in fp64 18, AdamW 28, a look for overflow 4, copies 34) and in a micro-step (a copy to the bucket 4, adding
+# up a GPU's share in fp32 10); kernels per trained tensor, in a step (norm, overflow) and in a micro-step
 STEP_BYTES, COPY_BYTES, SUM_BYTES, STEP_KERNELS, MICRO_KERNELS = 84, 4, 10, 5, 1
 
 
@@ -66,7 +67,7 @@ class Speed:
         return HOST * (self.kernels.total() + MICRO_KERNELS * self.tensors)
 
     def at_step(self, kind: str) -> float:
-        """Seconds of the optimizer's step: its work, shared out over the GPUs, and the new weights that are gathered."""
+        """Seconds of the optimizer's step: its work, shared out over the GPUs, and gathering the new weights."""
         work = STEP_BYTES * self.trained / self.ranks / (REACHED * GPUS[kind].bandwidth)
         return max(work, HOST * STEP_KERNELS * self.tensors) + self.gathering(kind)
 
