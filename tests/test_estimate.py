@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from unittest import mock
 
 import layouts
@@ -23,8 +24,10 @@ from train_llava.model.config import compose_config
 from train_llava.model.load import load_processor
 from train_llava.model.loss import CHUNK
 from train_llava.planning.activations import Batch
+from train_llava.planning.kernels import Way
 from train_llava.planning.memory import MemoryModel, ZeroConfig
 from train_llava.planning.meta_model import meta_model
+from train_llava.planning.speed import hours
 from train_llava.planning.workload import Workload, longest_batch
 from train_llava.training.sampler import LlavaSampler
 
@@ -188,10 +191,7 @@ def estimate(*flags):
 
 
 def test_two_config_files_are_enough(tmp_path):
-    for name, config in (("vision", CLIP), ("language", QWEN)):
-        (tmp_path / f"{name}.json").write_text(json.dumps(config.to_dict()))
-    flags = ["--vision_model_name_or_path", tmp_path / "vision.json", "--language_model_name_or_path"]
-    done = estimate(*flags, tmp_path / "language.json", "--train_type", "freeze_vision", "--num_gpus", 4)
+    done = estimate(*config_files(tmp_path, "--train_type", "freeze_vision", "--num_gpus", 4))
     assert done.returncode == 0, done.stderr
     for name in (
         "weights",
@@ -212,27 +212,54 @@ def test_two_config_files_are_enough(tmp_path):
 
 
 def test_a_folder_and_its_data(llava, data):
-    done = estimate("--model_name_or_path", llava, "--data_path", data, "--gpu", "h100-80g", "--mfu", 0.5)
+    """Speed, utilisation and hours belong together."""
+    done = estimate("--model_name_or_path", llava, "--data_path", data, "--gpu", "h100-80g")
     assert done.returncode == 0, done.stderr
     assert "epoch of 64" in done.stdout and "as counted" in done.stdout
     each = float(re.search(r"operations: ([\d.e+-]+) TFLOP", done.stdout)[1]) * 1e12
-    row = next(line.split() for line in done.stdout.splitlines() if line.startswith("h100-80g"))
-    assert float(row[-2]) == pytest.approx(989e12 * 0.5 / each, rel=0.05)
+    fits, *_, speed, mfu, hours, limit = row_of(done.stdout, "h100-80g")
+    assert fits == "yes" and float(mfu.rstrip("%")) / 100 == pytest.approx(float(speed) * each / 989e12, abs=0.006)
+    assert float(hours) == pytest.approx(64 / float(speed) / 3600, rel=0.01) and float(limit) < float(hours)
+
+
+def row_of(printed, kind):
+    """The cells behind the first line that begins with this kind of GPU."""
+    return next(line.split() for line in printed.splitlines() if line.startswith(kind))[1:]
 
 
 def test_hours_and_speed_on_several_gpus(tmp_path):
-    """Of one GPU and of four, for the records of CC3M-595K."""
+    """Of one GPU and of four, which are nearly four times as fast."""
+    models = config_files(tmp_path, "--gpu", "a100-80g", "--per_device_train_batch_size", 16)
+    rows = [row_of(estimate(*models, "--num_gpus", gpus).stdout, "a100-80g") for gpus in (1, 4)]
+    (one, hours), (four, fewer) = ((float(row[3]), float(row[5])) for row in rows)
+    assert 3.9 < four / one < 4.001 and one * hours * 3600 == pytest.approx(595_375, rel=0.01)
+    assert four * fewer * 3600 == pytest.approx(595_375, rel=0.01)
+    assert abs(int(rows[0][4][:-1]) - int(rows[1][4][:-1])) <= 1  # MFU, of each GPU
+
+
+def config_files(folder, *flags):
+    """The flags of an estimate for the two small configs."""
     for name, config in (("vision", CLIP), ("language", QWEN)):
-        (tmp_path / f"{name}.json").write_text(json.dumps(config.to_dict()))
-    models = ("--vision_model_name_or_path", tmp_path / "vision.json")
-    models += ("--language_model_name_or_path", tmp_path / "language.json", "--gpu", "a100-80g")
-    rows = []
-    for gpus in (1, 4):
-        lines = estimate(*models, "--num_gpus", gpus).stdout.splitlines()
-        rows.append(next(line.split() for line in lines if line.startswith("a100-80g")))
-    (one, hours), (four, fewer) = (map(float, row[-2:]) for row in rows)
-    assert (four / one, hours / fewer) == pytest.approx((4, 4), rel=0.01)
-    assert one * hours * 3600 == pytest.approx(595_375, rel=0.01)
+        (folder / f"{name}.json").write_text(json.dumps(config.to_dict()))
+    models = ("--vision_model_name_or_path", folder / "vision.json")
+    return *models, "--language_model_name_or_path", folder / "language.json", *flags
+
+
+def test_hours_are_those_with_checkpointing_where_nothing_else_fits(tmp_path, monkeypatch):
+    """On GPUs with room for a step, for one with checkpointing alone, and for none."""
+    config, batch = compose_config(CLIP, QWEN), Batch(4, 620, 4, 4 * (620 - 64))
+    padded = replace(batch, length=640)
+    zero = train_llava.estimate.zero_config("ZeRO-2", 1, 512)
+    without, with_it = (step_of(config, "projector").peak(batch, zero, on) for on in (False, True))
+    rooms = {"a100-80g": without, "a100-40g": (without + with_it) / 2, "rtx4090-24g": with_it * 0.99}
+    monkeypatch.setattr(train_llava.estimate, "memory_budget", rooms.get)
+    printed = estimate(*config_files(tmp_path, "--train_type", "projector", "--gpu", *rooms)).stdout
+    plain, checkpointed, none = (row_of(printed, kind) for kind in rooms)
+    assert (plain[0], checkpointed[0], none[0], *none[-4:]) == ("yes", "c", "no", *"----")
+    for row, kind, on in ((plain, "a100-80g", False), (checkpointed, "a100-40g", True)):
+        wanted = hours(config, "projector", padded, 595_375, 1, kind, way=Way(checkpointing=on))
+        assert float(row[5]) == pytest.approx(wanted, rel=0.01)
+    assert float(checkpointed[5]) > 1.1 * hours(config, "projector", padded, 595_375, 1, "a100-40g")
 
 
 def test_wrong_usage_is_named(llava, data, tmp_path):
@@ -244,7 +271,7 @@ def test_wrong_usage_is_named(llava, data, tmp_path):
     assert "give either --model_name_or_path or both" in refused("--train_type", "none")
     assert "no config.json here" in refused("--model_name_or_path", tmp_path)
     assert "no config to be read there" in refused("--model_name_or_path", tmp_path / "config.json")
-    assert "--mfu 2.0" in refused("--model_name_or_path", llava, "--mfu", 2)
+    assert "--mfu is gone: hours rest on the kernels" in refused("--model_name_or_path", llava, "--mfu", 0.4)
     assert "start at 1" in refused("--model_name_or_path", llava, "--num_gpus", 0)
     assert "no tokenizer" in refused("--model_name_or_path", llava / "config.json", "--data_path", data)
     assert "goes with --train_type use_lora" in refused(

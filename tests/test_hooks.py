@@ -16,6 +16,9 @@
 | peft check_target_module_exists, get_pattern_key | called: what names in a config mean | model/adapters.py |
 | Trainer.label_smoother, .get_batch_samples, .floating_point_ops | set and overridden | training/trainer.py |
 | TRAINING_ARGS_NAME | the name of a file in checkpoints | training/trainer.py |
+| torch TorchDispatchMode, tree_leaves | sees every operation, as no public hook does | planning/kernels.py |
+| torch flop_registry | read: FLOPs of an operation | planning/kernels.py |
+| apply_rotary_pos_emb of a family | replaced while a step is counted, as Liger does | planning/stand_ins.py |
 """
 
 import dataclasses
@@ -42,6 +45,9 @@ NAMES = [
     "deepspeed.ops.__compatible_ops__",
     "peft.tuners.tuners_utils.check_target_module_exists",
     "peft.utils.other.get_pattern_key",
+    "torch.utils._python_dispatch.TorchDispatchMode",
+    "torch.utils._pytree.tree_leaves",
+    "torch.utils.flop_counter.flop_registry",
     "transformers.PreTrainedModel._init_weights",
     "transformers.Trainer.get_batch_samples",
     "transformers.Trainer.floating_point_ops",
@@ -52,6 +58,7 @@ NAMES = [
     "transformers.masking_utils.find_packed_sequence_indices",
     "transformers.modeling_layers.GradientCheckpointingLayer",
     "transformers.models.llava.modeling_llava.LlavaMultiModalProjector",
+    "transformers.models.qwen2.modeling_qwen2.apply_rotary_pos_emb",
 ]
 
 

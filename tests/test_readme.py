@@ -229,6 +229,12 @@ def test_the_notebook_has_the_answers_of_that_run():
         assert re.search(rf"{name}\n  base .*\n  adapter  {answer}\n", told), name
 
 
+@pytest.mark.parametrize(("benchmark", "page"), [("kernels", "performance"), ("published", "estimate")])
+def test_the_tables_of_the_roofline_are_those_of_the_results(benchmark, page):
+    rows = json.loads((RESULTS / f"{benchmark}.json").read_text())["rows"]
+    assert import_module(f"benchmarks.full_size.{benchmark}").markdown(rows).strip() in text_of(f"docs/{page}.md")
+
+
 def test_the_estimate_is_what_the_command_prints():
     configs = ROOT / "benchmarks" / "full_size" / "configs"
     words = next(words for words in commands(text_of("docs/estimate.md")) if "freeze_vision" in words)

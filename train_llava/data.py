@@ -29,6 +29,7 @@ from train_llava.processing.rows import rows_of_answers, rows_of_images
 from train_llava.processing.token_lengths import token_lengths, too_long
 
 MOST_TRIED = 1000  # substitutes for one record
+MULTIPLE = 32  # of lengths on NVIDIA's GPUs, see LlavaCollator
 PACKED = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")  # where texts end, for FlashAttention
 DataPath = str | Path | Sequence[str | Path]
 

@@ -31,15 +31,15 @@ from train_llava.model.load import load_processor
 from train_llava.model.structure import STRATEGIES, components_table
 from train_llava.planning.budget import checkpoint_bytes, model_bytes
 from train_llava.planning.flops import PEAKS, StepFlops
+from train_llava.planning.kernels import Way
 from train_llava.planning.memory import MemoryModel, ZeroConfig
 from train_llava.planning.meta_model import meta_model
+from train_llava.planning.roofline import GPUS
+from train_llava.planning.speed import Speed
 from train_llava.planning.workload import DEFAULT_TOKENS, Workload
 from train_llava.processing.chat import ChatEncoder
 from train_llava.training.flag_checks import check_lora
 
-# Name in PEAKS, and GiB that torch finds on it, a little less than on the box
-GPUS = {"rtx4090-24g": ("RTX 4090", 23.5), "l40s-48g": ("L40S", 44.4), "a100-40g": ("A100", 39.4),
-        "a100-80g": ("A100", 79.1), "h100-80g": ("H100", 79.1), "h200-141g": ("H200", 139.8)}  # fmt: skip
 # Taken beside tensors, as a rule of thumb: GiB of CUDA, its kernels and NCCL, and the share that PyTorch's allocator
 # loses between blocks
 CONTEXT, LOST = 1.0, 0.05
@@ -55,6 +55,7 @@ ZERO_CONFIGS = {
 # What to try in turn where a batch does not fit: ZeRO's config, gradient checkpointing, mark in the table
 FALLBACKS = (("ZeRO-2", False, ""), ("ZeRO-2", True, " c"), ("offload", True, " co"), ("ZeRO-3", True, " c3"))
 CC3M = 595_375  # records of LLaVA-CC3M-Pretrain-595K
+GONE = {"mfu": "is gone: hours rest on the kernels of a step, and the MFU is a result"}
 
 
 @dataclass
@@ -81,21 +82,18 @@ class EstimateArguments:
     per_device_train_batch_size: int = flag("samples per GPU at a time", default=4)
     num_gpus: int = flag("how many", default=1)
     gpu: list[str] = flag(f"kinds to compare; all if not given: {', '.join(GPUS)}", default_factory=lambda: [*GPUS])
-    mfu: float = flag("the share of a GPU's peak that the training reaches, for the hours", default=0.4)
 
 
 @command
 def main() -> None:
     warnings.simplefilter("ignore", FutureWarning)  # of PEFT and transformers about each other's names
     parser = FlagParser((EstimateModel, EstimateData, EstimateArguments), description=__doc__)
-    model_args, data_args, args = parser.parse()
+    model_args, data_args, args = parser.parse(GONE)
     check_lora(model_args)
     if min(args.num_gpus, args.per_device_train_batch_size, data_args.tokens_per_sample or 1) < 1:
         raise InputError("--num_gpus, --per_device_train_batch_size and --tokens_per_sample start at 1.")
     if unknown := set(args.gpu) - set(GPUS):
         raise InputError(f"--gpu {unknown.pop()}: not known; there are {', '.join(GPUS)}.")
-    if not 0 < args.mfu <= 1:
-        raise InputError(f"--mfu {args.mfu}: a share of the peak, above 0 and at most 1.")
     config = config_of(model_args)
     workload = workload_of(config, model_args, data_args, args.per_device_train_batch_size)
     print("\n".join(report(config, model_args, args, workload)))
@@ -166,7 +164,7 @@ def report(
     yield from memory_table(memory, workload, args.num_gpus, config.text_config.hidden_size)
     last, each = model_bytes(model) / 1e9, checkpoint_bytes(model, deepspeed=True) / 1e9
     yield f"\ndisk: {last:.3g} GB for the trained model, {each:.3g} GB for a checkpoint"
-    yield from time_table(StepFlops.count(model), memory, config, args, workload)
+    yield from time_table(StepFlops.count(model), memory, config, model_args, args, workload)
     yield ""
     yield from fit_table(config, model_args, args, workload)
 
@@ -193,25 +191,41 @@ def memory_table(memory: MemoryModel, workload: Workload, ranks: int, hidden_siz
 
 
 def time_table(
-    flops: StepFlops, memory: MemoryModel, config: LlavaConfig, args: EstimateArguments, workload: Workload
+    flops: StepFlops,
+    memory: MemoryModel,
+    config: LlavaConfig,
+    model_args: ModelArguments,
+    args: EstimateArguments,
+    workload: Workload,
 ) -> Iterator[str]:
-    """Operations; and under ZeRO-2, for each kind of GPU, the largest batch and the hours of an epoch."""
+    """Operations; and under ZeRO-2, for each kind of GPU, the largest batch, the speed and the hours of an epoch.
+
+    Where the wanted batch fits with checkpointing alone, speed and hours are those with it.
+    """
     each, records = flops.of(**workload.average), workload.records or CC3M
     whose = "of the data" if workload.records else "as in LLaVA-CC3M-Pretrain-595K"
     yield f"operations: {each / 1e12:.4g} TFLOP per sample, {each * records / 1e18:.3g} EFLOP per epoch of {records:,}"
     yield f"            records ({whose}); recomputation for gradient checkpointing is not counted\n"
-    columns = ["fits", "largest batch", "checkpointing", "samples/s", "hours/epoch"]
-    yield table_row(f"ZeRO-2, MFU {args.mfu:.0%}", columns, 15)
-    batch = workload.batch
+    yield table_row("ZeRO-2", ["fits", "at most", "at most, c", "samples/s", "MFU", "hours/epoch", "limit"])
+    batch, speeds = workload.batch, {}
     zero = zero_config("ZeRO-2", args.num_gpus, config.text_config.hidden_size)
     for kind in args.gpu:
         most = [
             memory.largest_batch(batch.times(1 / batch.samples), zero, checkpointing, memory_budget(kind))
             for checkpointing in (False, True)
         ]
-        speed = args.num_gpus * PEAKS[GPUS[kind][0]] * args.mfu / each
-        cells = ["yes" if most[0] >= batch.samples else "no", *most, f"{speed:.4g}", f"{records / speed / 3600:.3g}"]
-        yield table_row(kind, cells, 15)
+        if max(most) < batch.samples:
+            yield table_row(kind, ["no", *most, "-", "-", "-", "-"])
+            continue
+        checkpointing = most[0] < batch.samples
+        if checkpointing not in speeds:
+            way = Way(checkpointing, in_4bit=model_args.load_in_4bit, lora=model_args.lora)
+            speeds[checkpointing] = Speed.of(config, model_args.train_type, workload.typical, args.num_gpus, way)
+        speed, best = speeds[checkpointing].samples_per_second(kind), speeds[checkpointing].limit(kind)
+        mfu = speed * each / args.num_gpus / PEAKS[GPUS[kind].name]
+        hours = [f"{records / each_second / 3600:.3g}" for each_second in (speed, best)]
+        yield table_row(kind, ["c" if checkpointing else "yes", *most, f"{speed:.4g}", f"{mfu:.0%}", *hours])
+    yield "c: with --gradient_checkpointing true; limit: of a step that were matrices and attention alone"
 
 
 def fit_table(
@@ -244,7 +258,7 @@ def used_on_device(peak: float) -> float:
 
 def memory_budget(kind: str) -> float:
     """Bytes that tensors may take on a kind of GPU."""
-    return (GPUS[kind][1] - CONTEXT) * 2**30 / (1 + LOST)
+    return (GPUS[kind].memory - CONTEXT) * 2**30 / (1 + LOST)
 
 
 def table_row(name: str, cells: Any, width: int = 13) -> str:

@@ -19,7 +19,7 @@ from transformers.trainer_callback import ProgressCallback
 
 from train_llava.arguments import DataArguments, LlavaTrainingArguments, ModelArguments, parse_flags
 from train_llava.cli import InputError, command, shared_output_folder
-from train_llava.data import LlavaCollator, LlavaDataset
+from train_llava.data import MULTIPLE, LlavaCollator, LlavaDataset
 from train_llava.ingest.bad_images import BadImages
 from train_llava.ingest.data_files import paths_of
 from train_llava.model.config import load_llava_config, max_positions
@@ -48,8 +48,6 @@ from train_llava.training.run_log import LastingStream, RunLog
 from train_llava.training.samples import LogGenerationsCallback
 from train_llava.training.step import fill_deepspeed_config
 from train_llava.training.trainer import LlavaTrainer
-
-MULTIPLE = 32  # of lengths on NVIDIA's GPUs, see LlavaCollator
 
 
 @command

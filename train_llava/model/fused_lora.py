@@ -74,7 +74,7 @@ def fused_forward(layer: Linear) -> Any:
         if args or kwargs or layer.disable_adapters or layer.merged or len(names) != 1 or names[0] not in layer.lora_A:
             return plain(x, *args, **kwargs)
         a, b = layer.lora_A[names[0]].weight, layer.lora_B[names[0]].weight
-        mixed = torch.is_autocast_enabled(x.device.type) or len({x.dtype, base.weight.dtype, a.dtype, b.dtype}) > 1
+        mixed = autocast_is_on(x.device.type) or len({x.dtype, base.weight.dtype, a.dtype, b.dtype}) > 1
         if mixed or layer.lora_variant or layer.lora_bias[names[0]]:
             return plain(x)
         rows, dropout = x.flatten(0, -2), layer.lora_dropout[names[0]]
@@ -83,3 +83,8 @@ def fused_forward(layer: Linear) -> Any:
         return product.unflatten(0, x.shape[:-1])
 
     return forward
+
+
+def autocast_is_on(device: str) -> bool:
+    """Whether autocast is on for a type of device; the meta device knows none."""
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)

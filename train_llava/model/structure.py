@@ -108,11 +108,16 @@ def components_table(model: nn.Module) -> str:
 # ---------------------------------------------------------------- the layers of the tower that nobody reads
 
 
-def unused_vision_layers(model: LlavaForConditionalGeneration) -> list[nn.Module]:
-    """The tower's layers behind the one that LLaVA reads (`vision_feature_layer`, -2 in CLIP: the last is unused)."""
-    wanted, layers = model.config.vision_feature_layer, model.model.vision_tower.encoder.layers
+def used_vision_depth(config: LlavaConfig) -> int:
+    """The number of the tower's layers up to the one that LLaVA reads (`vision_feature_layer`)."""
+    wanted, depth = config.vision_feature_layer, config.vision_config.num_hidden_layers
     wanted = [wanted] if isinstance(wanted, int) else wanted
-    return [*layers[max(i if i >= 0 else len(layers) + 1 + i for i in wanted) :]]
+    return max(i if i >= 0 else depth + 1 + i for i in wanted)
+
+
+def unused_vision_layers(model: LlavaForConditionalGeneration) -> list[nn.Module]:
+    """The tower's layers behind the one that LLaVA reads (-2 in CLIP: the last is unused)."""
+    return [*model.model.vision_tower.encoder.layers[used_vision_depth(model.config) :]]
 
 
 def used_vision_layers(model: LlavaForConditionalGeneration) -> list[nn.Module]:

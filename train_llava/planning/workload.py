@@ -1,11 +1,12 @@
 """The sizes of the conversations of a training: those of the first batch, which is the largest, and the average."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import ceil
 
 import numpy as np
 from datasets import Dataset
 
-from train_llava.data import LlavaDataset
+from train_llava.data import MULTIPLE, LlavaDataset
 from train_llava.planning.activations import Batch
 from train_llava.processing.chat import IGNORE_INDEX, ChatEncoder
 from train_llava.processing.packs import Packs
@@ -17,9 +18,10 @@ PACKS = 50  # by which the largest is
 
 @dataclass
 class Workload:
-    """What decides on memory (the largest batch) and on time (the average sample)."""
+    """What decides on memory (the largest batch), on time (an average batch) and on FLOPs (the average sample)."""
 
     batch: Batch  # the largest
+    typical: Batch  # of an average length, in random order, as it is padded on an NVIDIA GPU
     average: dict[str, float]  # of a sample: images, tokens, token_pairs and answer_tokens, as StepFlops.of takes them
     records: int | None  # in an epoch
 
@@ -28,7 +30,8 @@ class Workload:
         """Without data: every sample has one image, and all text might be an answer."""
         answers = max(1, tokens - image_tokens)
         average = {"images": 1.0, "tokens": float(tokens), "token_pairs": float(tokens**2), "answer_tokens": answers}
-        return cls(Batch(batch_size, tokens, batch_size, batch_size * answers), average, None)
+        batch = Batch(batch_size, tokens, batch_size, batch_size * answers)
+        return cls(batch, replace(batch, length=round_up(tokens)), average, None)
 
     @classmethod
     def of(cls, dataset: LlavaDataset, encoder: ChatEncoder, batch_size: int) -> "Workload":
@@ -46,7 +49,22 @@ class Workload:
         average["tokens"] = np.average(lengths, weights=dataset.weights)
         average["token_pairs"] = np.average(lengths**2, weights=dataset.weights)
         records = sum(round(n * source.weight) for n, source in zip(dataset.sizes, dataset.sources, strict=True))
-        return cls(longest_batch(dataset, encoder, batch_size), average, records)
+        length = padded_length(dataset.lengths, dataset.weights, batch_size)
+        typical = Batch(batch_size, round_up(length), batch_size * images, batch_size * answers)
+        return cls(longest_batch(dataset, encoder, batch_size), typical, average, records)
+
+
+def round_up(length: float) -> int:
+    """A length of LlavaCollator on an NVIDIA GPU."""
+    return ceil(length / MULTIPLE) * MULTIPLE
+
+
+def padded_length(lengths: np.ndarray, weights: np.ndarray, batch_size: int) -> float:
+    """The average length (tokens) to which a batch is padded: that of the longest of `batch_size` records, each drawn
+    as often as its weight says. With F(l) of the records no longer than l, F(l)^n of all batches of n are."""
+    order = np.argsort(lengths)
+    below = np.cumsum(weights[order]) / np.sum(weights)
+    return float(np.sum(lengths[order] * np.diff(below**batch_size, prepend=0)))
 
 
 def longest_batch(dataset: LlavaDataset, encoder: ChatEncoder, batch_size: int) -> Batch:
