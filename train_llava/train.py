@@ -96,13 +96,13 @@ def prepare(
     processor = load_processor(model_args.model_name_or_path)
     collator = LlavaCollator(processor, data_args.model_max_length, for_trainer=True, packing=data_args.packing)
     train_dataset, eval_dataset = open_data(data_args, args, collator.encoder, max_positions(config))
-    run = describe_run(model_args, data_args, args, train_dataset, collator.encoder)
+    longest = partial(longest_batch, train_dataset, collator.encoder)
+    memory_line, expected = check_memory_budget(config, dtype, longest, model_args, args)
+    run = describe_run(model_args, data_args, args, train_dataset, collator.encoder)  # with the batch that fits
     universal = False  # whether DeepSpeed must load a universal checkpoint, as for another number of ranks
     if checkpoint:
         check_data(checkpoint, run["data"])
         universal = convert_ranks(checkpoint, args)
-    batch = longest_batch(train_dataset, collator.encoder, args.train_batch_size)
-    memory_line = check_memory_budget(config, dtype, batch, model_args, args)
     if args.process_index == 0:
         print(memory_line, flush=True)
 
@@ -118,7 +118,7 @@ def prepare(
         processing_class=processor,  # saved beside the weights in every checkpoint
         callbacks=[StepFlagsCallback(), ProgressLine(), DiskSpaceCallback(), Watchdog(), preemption],
     )
-    trainer.run = run
+    trainer.run, trainer.first_step.expected = run, expected
     if universal:
         trainer.load_universal_checkpoint()
     if data_args.sample_steps:

@@ -206,6 +206,8 @@ def same_batch(wanted: int, args: LlavaTrainingArguments) -> str:
     """A sentence with the flags that give this run's steps as many samples."""
     if wanted % args.world_size:
         return f"{wanted} samples cannot be shared out among {args.world_size} ranks; start it on another number."
+    if args.global_batch_size:
+        return f"Give --global_batch_size {wanted}."
     each = wanted // args.world_size
     size = max(n for n in range(1, args.train_batch_size + 1) if each % n == 0)
     return f"Give --per_device_train_batch_size {size} --gradient_accumulation_steps {each // size}."
