@@ -12,7 +12,7 @@ MODEL=${MODEL:-}                    # a LLaVA folder from train_llava.build_mode
 DATA=${DATA:-}                      # one or more folders or files, see docs/data.md; empty: the demo's
 TRAIN_TYPE=${TRAIN_TYPE:-use_lora}  # use_lora, freeze_vision, none or projector
 OUTPUT_DIR=${OUTPUT_DIR:-}          # where the trained model goes; empty: output/<demo or llava>-$TRAIN_TYPE
-GLOBAL_BATCH=${GLOBAL_BATCH:-}      # samples in a step of all GPUs together; empty: 32, as in the original tutorial
+GLOBAL_BATCH=${GLOBAL_BATCH:-}      # samples in a step of all GPUs together; empty: 32, the original tutorial's on one
 NUM_PROCESSES=${NUM_PROCESSES:-}    # how many GPUs, or CPU ranks; empty: all GPUs, or 2 ranks
 INCLUDE=${INCLUDE:-}                # which GPUs, as in INCLUDE=localhost:0,1; empty: the first NUM_PROCESSES
 # On several machines, run the same line on each, with a number of its own as NODE_RANK (see docs/machines.md):

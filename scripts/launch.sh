@@ -72,9 +72,10 @@ several_machines() { # each starts its own ranks: no ssh
     LAUNCH+=(--hostfile "$HOSTS" --no_ssh --node_rank "$NODE_RANK" --master_addr "$MASTER_ADDR")
     # Gloo would pick the interface that this machine's name stands for, which is often the loopback.
     if [ -z "${GLOO_SOCKET_IFNAME:-}" ] && command -v ip >/dev/null; then
-        GLOO_SOCKET_IFNAME=$(ip -o addr show to "$MASTER_ADDR" 2>/dev/null | awk 'NR == 1 {print $2}')
+        # of a name instead of an address ip knows nothing: Gloo picks one then
+        GLOO_SOCKET_IFNAME=$(ip -o addr show to "$MASTER_ADDR" 2>/dev/null | awk 'NR == 1 {print $2}') || true
         [ -n "$GLOO_SOCKET_IFNAME" ] ||
-            GLOO_SOCKET_IFNAME=$(ip -o route get "$MASTER_ADDR" 2>/dev/null | sed -n 's/.* dev \([^ ]*\).*/\1/p')
+            GLOO_SOCKET_IFNAME=$(ip -o route get "$MASTER_ADDR" 2>/dev/null | sed -n 's/.* dev \([^ ]*\).*/\1/p') || true
         [ -z "$GLOO_SOCKET_IFNAME" ] || export GLOO_SOCKET_IFNAME
     fi
 }

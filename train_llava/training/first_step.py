@@ -47,7 +47,7 @@ class FirstStepCallback(TrainerCallback):
                 raise
             if not resumed:
                 drop_unborn_run(args)
-            what = f"rank {args.process_index}: out of memory with {args.train_batch_size} samples at a time"
+            what = f"rank {args.process_index}: out of memory with a micro-batch of {args.train_batch_size}"
             hint = f"Start again with --per_device_train_batch_size {size}; a step has as many samples as before"
             print(f"{what}. {'Starting again with half' if write_limit(size) else hint}.", file=sys.stderr, flush=True)
             # Not an exception: at a normal end Python and CUDA may wait for collectives that nobody completes any more

@@ -77,7 +77,7 @@ def report_failure(args: LlavaTrainingArguments) -> Iterator[None]:
         if isinstance(error, torch.OutOfMemoryError):
             lower = "lower --per_device_train_batch_size (a step keeps its samples with --global_batch_size), or "
             hint = f"{lower * (args.train_batch_size > 1)}give --gradient_checkpointing true"
-            print(f"Out of memory with {args.train_batch_size} samples at a time: {hint}.", file=sys.stderr)
+            print(f"Out of memory with a micro-batch of {args.train_batch_size}: {hint}.", file=sys.stderr)
         whole = [path for path in newest_first(args) if is_whole(path)]
         left = f"The last whole checkpoint is {whole[0]}" if whole else "There is no whole checkpoint"
         how = "; continue with --resume_from_checkpoint true" if whole else ""
