@@ -7,6 +7,7 @@
 #    stays, and what is missing is added. Otherwise with everything, in the versions of constraints.txt.
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+LIGER="liger-kernel>=0.8.5,<1"  # fused kernels for GPUs; needs Triton, which comes with PyTorch for them
 
 find_python() { # find_python REQUIREMENTS_FILE...
     local base venv
@@ -57,24 +58,27 @@ fail() {
 }
 
 install() { # install REQUIREMENTS_FILE... ; a file written at the very end marks the install as whole
-    local torch name=${venv#"$ROOT"/} missing=() line
+    local torch name=${venv#"$ROOT"/} missing=() line gpu=()
     local minutes="This happens once and takes some minutes; $name/install.log tells more."
     rm -f "$venv/.complete"
+    ! nvidia_here || gpu=("$LIGER")
     if [ -z "${VENV:-}" ] && torch=$(lacking "$base" --torch "$@"); then
         echo "Making $name on top of $base, which keeps its torch $torch; adding what it lacks. $minutes"
         make_venv --system-site-packages
         while read -r line _; do missing+=("$line"); done < <(lacking "$venv/bin/python" "$@")
         echo "torch==$torch" >"$venv/keep.txt"
-        pip_install -c "$venv/keep.txt" "${missing[@]}"
+        pip_install -c "$venv/keep.txt" "${missing[@]}" ${gpu[@]+"${gpu[@]}"}
     else
         case ${torch:-} in "" | *"is not there"*) ;; *) echo "Not used, of $base: $torch" ;; esac
         echo "Installing the packages into $name. $minutes"
-        set -- "${@/#/-r}" -c "${CONSTRAINTS:-$ROOT/constraints.txt}"
+        set -- "${@/#/-r}" -c "${CONSTRAINTS:-$ROOT/constraints.txt}" ${gpu[@]+"${gpu[@]}"}
         make_venv
         uv_install "$@" || { say_size; pip_install "$@"; }
     fi
     touch "$venv/.complete"
 }
+
+nvidia_here() { compgen -G "/dev/nvidia[0-9]*" >/dev/null || [ -e /dev/dxg ]; } # /dev/dxg: a GPU under Windows
 
 make_venv() { # make_venv [--system-site-packages] ; one that an interrupted install has left is used again
     local said below
@@ -95,7 +99,7 @@ uv_install() { # uv is fast, and takes PyTorch's build for this machine; it does
     command -v uv >/dev/null || return 1
     local backend=()
     [ -n "${UV_TORCH_BACKEND:-}" ] || backend=(--torch-backend auto)
-    uv pip install --quiet --python "$venv/bin/python" "${backend[@]}" "$@" 2>"$venv/uv.log" || {
+    uv pip install --quiet --python "$venv/bin/python" ${backend[@]+"${backend[@]}"} "$@" 2>"$venv/uv.log" || {
         echo "uv could not ($(tail -1 "$venv/uv.log")); trying pip ..."
         return 1
     }
@@ -113,7 +117,7 @@ say_size() { # on Linux, pip takes PyTorch with CUDA
     [ "$(uname -sm)" = "Linux x86_64" ] && [ -z "${PIP_EXTRA_INDEX_URL:-}" ] || return 0
     "$venv/bin/python" -c 'import importlib.util as i, sys; sys.exit(i.find_spec("torch") is None)' && return
     echo "pip takes PyTorch with CUDA: a download of about 3 GB."
-    compgen -G "/dev/nvidia[0-9]*" >/dev/null || [ -e /dev/dxg ] || {  # /dev/dxg: a GPU under Windows
+    nvidia_here || {
         echo "No NVIDIA GPU is seen here. PyTorch for the CPU is 0.2 GB: to take that, press Ctrl-C and put this in front of"
         echo "the command: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu"
     }

@@ -32,6 +32,7 @@ case "$*" in
 esac
 """
 SCRIPT = 'source "$0/scripts/environment.sh"; find_python requirements.txt; echo "PYTHON=$PYTHON"'
+ON_GPU = SCRIPT.replace("; find", "; nvidia_here() { true; }; find")
 
 
 @pytest.fixture
@@ -48,8 +49,8 @@ def environment(home, **variables):
     return {"PATH": f"{home}:/usr/bin:/bin", "HOME": str(home), "LOGS": str(home), **variables}
 
 
-def found(home, user=None, **variables):
-    command = ["bash", "-euo", "pipefail", "-c", SCRIPT, str(home / "repo")]
+def found(home, user=None, script=SCRIPT, **variables):
+    command = ["bash", "-euo", "pipefail", "-c", script, str(home / "repo")]
     done = subprocess.run(command, env=environment(home, **variables), capture_output=True, text=True, user=user)
     calls = (home / "calls").read_text() if (home / "calls").exists() else ""
     (home / "calls").unlink(missing_ok=True)
@@ -85,6 +86,16 @@ def test_a_torch_in_range_stays(home):
     assert "peft<1,>=0.19" in install and "constraints.txt" not in install
     assert (home / "repo/.venv/keep.txt").read_text() == "torch==2.11.0\n"
     assert (home / "below.pth").read_text() == "/opt/packages\n"
+
+
+@pytest.mark.parametrize("torch", ["", "2.11.0"])
+def test_fused_kernels_are_installed_where_a_gpu_is_seen(home, torch):
+    _, calls = found(home, script=ON_GPU, TORCH=torch)
+    [install] = [line for line in calls if "pip install" in line]
+    assert "liger-kernel>=" in install
+    shutil.rmtree(home / "repo/.venv")
+    _, calls = found(home, TORCH=torch)
+    assert not any("liger" in line for line in calls)
 
 
 @pytest.mark.parametrize("torch", ["torch>=2.11 (2.4.0 is there)", "torch>=2.11 (cannot be used (libcudart.so.12))"])

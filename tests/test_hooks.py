@@ -5,7 +5,8 @@
 | LlavaForConditionalGeneration.forward | replaced: the loss at answers alone | model/loss.py |
 | CLIPVisionModel.forward, SiglipVisionModel.forward | wrapped in no_grad, where frozen | model/freeze.py |
 | CLIPEncoderLayer.forward, SiglipEncoderLayer.forward | replaced within a pass: unused layers | model/loss.py |
-| keywords reach a layer's attention | which positions are answers | model/loss.py |
+| keywords reach a layer's attention | which rows are answers | model/loss.py |
+| masking_utils.find_packed_sequence_indices | replaced within a pass: what is packed is known | model/loss.py |
 | Accelerator.clip_grad_norm_ | wrapped on one object: the gradient's norm | training/finite.py |
 | Accelerator.optimizer_step_was_skipped | read: steps that DeepSpeed skipped | training/finite.py |
 | PreTrainedModel._weight_conversions | emptied under ZeRO-3 | model/load.py |
@@ -48,6 +49,7 @@ NAMES = [
     "transformers.Trainer.prediction_step",
     "transformers.trainer.TRAINING_ARGS_NAME",
     "transformers.integrations.deepspeed.unset_hf_deepspeed_config",
+    "transformers.masking_utils.find_packed_sequence_indices",
     "transformers.modeling_layers.GradientCheckpointingLayer",
     "transformers.models.llava.modeling_llava.LlavaMultiModalProjector",
 ]

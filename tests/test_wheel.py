@@ -63,7 +63,14 @@ def test_its_requirements_are_those_of_the_files(installed):
     own, tests = lines_of("requirements.txt"), lines_of("tests/requirements.txt")
     assert {str(need) for need in needs if need.marker is None} == set(map(str, own.values()))
     extras = [need for need in needs if need.marker is not None]
-    assert {need.name for need in extras} == {"pycocoevalcap", "bitsandbytes", "aiohttp", "wandb", "trackio"}
+    assert {need.name for need in extras} == {
+        "pycocoevalcap",
+        "liger-kernel",
+        "bitsandbytes",
+        "aiohttp",
+        "wandb",
+        "trackio",
+    }
     for need in extras:
         tested = (own | tests).get(need.name)
         assert tested is None or need.specifier == tested.specifier, need

@@ -25,6 +25,7 @@ from train_llava.ingest.records import bad_records, column, drop_invalid
 from train_llava.ingest.sources import Source, blocks_of, packed_below
 from train_llava.processing.chat import IGNORE_INDEX, ChatEncoder
 from train_llava.processing.images import FastImageProcessor, PixelBytes, open_image, tokens_per_image
+from train_llava.processing.rows import rows_of_answers, rows_of_images
 from train_llava.processing.token_lengths import token_lengths, too_long
 
 MOST_TRIED = 1000  # substitutes for one record
@@ -197,13 +198,17 @@ class LlavaCollator:
     Args:
         max_length: longer conversations are cut behind an answer; the images of the rest are left out.
         for_trainer: what LlavaTrainer wants: pixel_values as PixelBytes, which it normalises on the device, the `ids`
-            of the records and `counts` of what is in them. Padded on the right and without attention_mask: no token
-            sees what comes after it, so padding there changes nothing, and without a mask attention takes its fast,
-            causal kernel.
+            of the records and `counts` of what is in them, and what the model would otherwise have to look for, with
+            the GPU waiting: `answer_rows`, `targets`, `image_rows` (see rows.py) and, packed, `sequence_ids`
+            (1, length), of each token the number of its conversation. Padded on the right and without attention_mask:
+            no token sees what comes after it, so padding there changes nothing, and without a mask attention takes
+            its fast, causal kernel.
         packing: no padding; the conversations follow each other in one row (1, sum of lengths), and position_ids,
             which start anew with each, take the place of attention_mask: transformers reads from them who sees whom
             (masking_utils.find_packed_sequence_indices). Flash attention is told where they end, or it would work
             this out in every layer, and the GPU wait for it (modeling_flash_attention_utils._is_packed_sequence).
+        multiple: for the trainer, lengths are rounded up to a multiple of this. cuDNN's attention, which torch prefers
+            on some GPUs, makes a plan for each new shape, and that takes longer than many steps.
     """
 
     def __init__(
@@ -212,8 +217,10 @@ class LlavaCollator:
         max_length: int | None = None,
         for_trainer: bool = False,
         packing: bool = False,
+        multiple: int = 1,
     ) -> None:
         self.tokenizer, self.for_trainer, self.packing = processor.tokenizer, for_trainer, packing
+        self.multiple = multiple if for_trainer else 1
         self.side = "right" if for_trainer else processor.tokenizer.padding_side
         self.pixels = FastImageProcessor(processor.image_processor)
         template = processor.chat_template
@@ -235,7 +242,9 @@ class LlavaCollator:
         batch = self._packed(rows) if self.packing else self._padded(rows, self.side)
         if self.for_trainer:
             batch.pop("attention_mask", None)
-            counts["answer_tokens"] = int((batch["labels"] != IGNORE_INDEX).sum())
+            batch["answer_rows"], batch["targets"] = rows_of_answers(batch["labels"])
+            batch["image_rows"] = rows_of_images(batch["input_ids"], self.encoder.image_ids[0])
+            counts["answer_tokens"] = len(batch["targets"])
             batch |= {"ids": [str(example.get("id")) for example in examples], "counts": counts}
         return batch | self._pixels(images)
 
@@ -256,7 +265,8 @@ class LlavaCollator:
         return [*rows[:shortest], np.concatenate(sides, axis=1), *rows[shortest + 1 :]]
 
     def _padded(self, rows: list[np.ndarray], side: str) -> dict[str, torch.Tensor]:
-        batch = np.empty((3, len(rows), max(row.shape[1] for row in rows)), dtype=np.int64)
+        length = max(row.shape[1] for row in rows)
+        batch = np.empty((3, len(rows), length + -length % self.multiple), dtype=np.int64)
         batch[:] = np.array([self.tokenizer.pad_token_id, IGNORE_INDEX, 0])[:, None, None]
         for i, row in enumerate(rows):
             batch[:, i, slice(-row.shape[1], None) if side == "left" else slice(row.shape[1])] = row
@@ -268,6 +278,8 @@ class LlavaCollator:
         positions = torch.cat([torch.arange(length) for length in lengths])[None]
         # with a cache, transformers would not look at the positions
         batch = {"input_ids": ids, "labels": labels, "position_ids": positions, "use_cache": False}
+        if self.for_trainer:
+            batch["sequence_ids"] = torch.arange(len(rows)).repeat_interleave(torch.tensor(lengths))[None]
         ends = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
         return batch | dict(zip(PACKED, (ends, ends, max(lengths), max(lengths)), strict=True))
 

@@ -37,10 +37,11 @@ from train_llava.data import LlavaDataset
 from train_llava.ingest.data_files import paths_of
 from train_llava.model.generate import SORTED, caption_rows, collator_of
 from train_llava.model.load import Model, accelerator, load
-from train_llava.model.loss import record_losses, shift_labels
+from train_llava.model.loss import record_losses
 from train_llava.model.structure import llava_in
 from train_llava.pages.caption_metrics import caption_metrics
 from train_llava.pages.thumbnails import thumbnail
+from train_llava.processing.rows import rows_of_answers
 
 TEMPLATE = Path(__file__).parent / "pages" / "evaluate.html.jinja"
 WRITTEN = ("metrics.json", "samples.jsonl", "report.html")
@@ -55,11 +56,11 @@ def answer_losses(
     number of these tokens. Logits are computed only where a token is to be predicted."""
     batch = {name: value.to(model.device) for name, value in collator_of(processor)(examples).items()}
     labels = batch.pop("labels")
-    positions, targets = shift_labels(labels)
+    rows, targets = rows_of_answers(labels)
     batch["pixel_values"] = batch["pixel_values"].to(model.dtype)
     llava = llava_in(model)
-    hidden = llava.model(**batch, use_cache=False).last_hidden_state.flatten(0, 1)[positions]  # (answer tokens, width)
-    table = record_losses(llava.lm_head, hidden, targets, positions // labels.shape[1], len(labels))
+    hidden = llava.model(**batch, use_cache=False).last_hidden_state.flatten(0, 1)[rows]  # (answer tokens, width)
+    table = record_losses(llava.lm_head, hidden, targets, rows // labels.shape[1], len(labels))
     return [(loss, int(tokens)) for loss, tokens in table.tolist()]
 
 

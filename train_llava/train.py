@@ -24,7 +24,7 @@ from train_llava.ingest.bad_images import BadImages
 from train_llava.ingest.data_files import paths_of
 from train_llava.model.config import load_llava_config, max_positions
 from train_llava.model.freeze import apply_train_type
-from train_llava.model.load import fetch, load, load_processor
+from train_llava.model.load import fetch, gpu, load, load_processor
 from train_llava.model.structure import components_table
 from train_llava.planning.budget import check_memory_budget
 from train_llava.planning.workload import longest_batch
@@ -46,7 +46,10 @@ from train_llava.training.resume import (
 )
 from train_llava.training.run_log import LastingStream, RunLog
 from train_llava.training.samples import LogGenerationsCallback
+from train_llava.training.step import fill_deepspeed_config
 from train_llava.training.trainer import LlavaTrainer
+
+MULTIPLE = 32  # of lengths on NVIDIA's GPUs, see LlavaCollator
 
 
 @command
@@ -89,12 +92,13 @@ def prepare(
     Raises:
         InputError: the flags, the data or this machine do not allow it; before weights are loaded wherever possible.
     """
-    set_up_deepspeed(args)
+    set_up_deepspeed(args, model_args.train_type)
     # DeepSpeed with bf16 keeps fp32 master weights of its own; otherwise the weights themselves are kept in fp32
     dtype = torch.bfloat16 if args.deepspeed and args.bf16 else torch.float32
     config = load_llava_config(fetch(model_args.model_name_or_path))
     processor = load_processor(model_args.model_name_or_path)
-    collator = LlavaCollator(processor, data_args.model_max_length, for_trainer=True, packing=data_args.packing)
+    options = {"for_trainer": True, "packing": data_args.packing, "multiple": MULTIPLE if gpu() == "cuda" else 1}
+    collator = LlavaCollator(processor, data_args.model_max_length, **options)
     train_dataset, eval_dataset = open_data(data_args, args, collator.encoder, max_positions(config))
     longest = partial(longest_batch, train_dataset, collator.encoder)
     memory_line, expected = check_memory_budget(config, dtype, longest, model_args, args)
@@ -157,8 +161,11 @@ def shut_down(args: LlavaTrainingArguments, preemption: PreemptionCallback) -> N
         sys.exit(128 + preemption.received)  # as shells report it
 
 
-def set_up_deepspeed(args: LlavaTrainingArguments) -> None:
+def set_up_deepspeed(args: LlavaTrainingArguments, train_type: str) -> None:
     """What DeepSpeed must know before a model is built."""
+    if args.deepspeed:
+        sums_in_bf16 = args.bf16 and args.gradient_accumulation_steps > 1
+        fill_deepspeed_config(args.hf_deepspeed_config.config, train_type, sums_in_bf16)
     # At its first start on a CPU, DeepSpeed would compile an op for inference (40 s), which no training calls. An empty
     # table of ops prevents that. It is a private name, which deepspeed/comm/torch.py reads (0.19; tests/test_hooks.py).
     deepspeed.ops.__compatible_ops__ = {}

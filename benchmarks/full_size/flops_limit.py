@@ -22,32 +22,29 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.full_size.model import on_meta
+from benchmarks.memory.simulate import token_inputs
 from benchmarks.result import head, parser, write
 from train_llava.model.loss import patch_forward
 from train_llava.model.structure import STRATEGIES, llava_in
+from train_llava.planning.activations import Batch
 from train_llava.planning.flops import StepFlops
-from train_llava.processing.chat import IGNORE_INDEX
 
 BATCH, LENGTH, ANSWER = 4, 636, 20
 
 
 @contextmanager
 def without_values() -> Iterator[None]:
-    """Where transformers looks at values, which nothing on the meta device has: that as many image tokens as features
-    are there, and that nothing is packed. Where answers stand is told, too."""
-    rows = torch.zeros(BATCH * ANSWER, dtype=torch.long)
+    """Where plain transformers looks at values, which nothing on the meta device has: that as many image tokens as
+    features are there, and that nothing is packed."""
     with (
         mock.patch.dict(os.environ, {"TRANSFORMERS_DISABLE_TORCH_CHECK": "1"}),
         mock.patch("transformers.masking_utils.find_packed_sequence_indices", return_value=None),
-        mock.patch("train_llava.model.loss.shift_labels", return_value=(rows, rows)),
     ):
         yield
 
 
-def counted(model: nn.Module, side: int) -> int:
+def counted(model: nn.Module, inputs: dict[str, torch.Tensor], side: int) -> int:
     """FLOPs of one step's forward and backward pass, as torch counts them."""
-    ids = torch.zeros(BATCH, LENGTH, dtype=torch.long)
-    inputs = {"input_ids": ids, "labels": torch.full_like(ids, IGNORE_INDEX)}
     pixels = torch.zeros(BATCH, 3, side, side, dtype=torch.bfloat16)
     with FlopCounterMode(display=False) as counter:
         model(**inputs, pixel_values=pixels).loss.backward()
@@ -62,9 +59,10 @@ def compare(train_type: str) -> dict[str, float]:
         llava = llava_in(model)
         limit = StepFlops.count(model).of(BATCH, BATCH * LENGTH, BATCH * LENGTH**2, BATCH * ANSWER)
         side = llava.config.vision_config.image_size
-        plain = counted(model, side)
+        inputs = token_inputs(Batch(BATCH, LENGTH, BATCH, BATCH * ANSWER), llava.config.image_seq_length)
+        plain = counted(model, {name: inputs[name] for name in ("input_ids", "labels")}, side)
         patch_forward(llava)
-        ours = counted(model, side)
+        ours = counted(model, inputs, side)
     row = {"plain": plain, "ours": ours, "limit": limit}
     row = {name: round(flops / BATCH / 1e12, 3) for name, flops in row.items()}
     return row | {"plain_over_limit": round(plain / limit, 4), "ours_over_limit": round(ours / limit, 4)}

@@ -1,8 +1,6 @@
 """A whole training step on fake tensors: every allocation that autograd makes at full size, and none of the memory."""
 
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
@@ -11,9 +9,8 @@ from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import LlavaConfig, LlavaModel
+from transformers import LlavaConfig
 
-from train_llava.model import loss as loss_module
 from train_llava.model.loss import patch_forward
 from train_llava.model.structure import llava_in
 from train_llava.planning.activations import Batch
@@ -57,51 +54,41 @@ def peak_of_step(
 ) -> dict[str, int]:
     """Bytes of `weights`, of what is `kept` between forward and backward pass, and at the `peak`, without optimizer.
 
-    The step is that of training (train_llava/model/loss.py). It is told where the answers stand, which fake tensors do
-    not know. Attention is torch's fused one for the CPU, which saves what the GPU's does; dropout keeps a mask of bytes
-    as on a GPU.
+    The step is that of training (train_llava/model/loss.py), told as there where images and answers stand. Attention is
+    torch's fused one for the CPU, which saves what the GPU's does; dropout keeps a mask of bytes as on a GPU.
     """
     model = meta_model(config, dtype, train_type).train()
     llava = llava_in(model)
     if checkpointing:
         llava.gradient_checkpointing_enable()
-    samples, length, answers = int(batch.samples), batch.length, int(batch.answers)
     patch_forward(llava)
     size = config.vision_config.image_size
     memory = LiveStorages()
-    with FakeTensorMode(), on_fakes(answers):
+    with FakeTensorMode(), mock.patch.object(nn.functional, "dropout", dropout_on_gpu):
         fill(model)
         for parameter in model.parameters():
             memory.add(parameter)
         weights = memory.live
-        ids = torch.zeros(samples, length, dtype=torch.long)
+        inputs = token_inputs(batch, config.image_seq_length)
         pixels = torch.zeros(int(batch.images), 3, size, size, dtype=dtype)
         with memory:
-            loss = model(input_ids=ids, pixel_values=pixels, labels=ids).loss
+            loss = model(**inputs, pixel_values=pixels).loss
             kept = memory.live - weights
             loss.backward()
     return {"weights": weights, "kept": kept, "peak": memory.peak}
 
 
-@contextmanager
-def on_fakes(answers: int) -> Iterator[None]:
-    """What looks at values, for as long as tensors are fake and have none: where images and answers stand, whether
-    positions are packed. And dropout keeps a mask of bytes, as it does on a GPU."""
+def token_inputs(batch: Batch, image_tokens: int) -> dict[str, torch.Tensor]:
+    """What the collator gives of ids and labels, with any values."""
+    ids = torch.zeros(int(batch.samples), batch.length, dtype=torch.long)
+    answers = torch.zeros(int(batch.answers), dtype=torch.long)
+    images = torch.zeros(int(batch.images) * image_tokens, dtype=torch.long)
+    return {"input_ids": ids, "labels": ids, "answer_rows": answers, "targets": answers, "image_rows": images}
 
-    def somewhere(self: LlavaModel, input_ids: torch.Tensor, **kwargs) -> torch.Tensor:
-        return (input_ids == 0).unsqueeze(-1)
 
-    def dropout(x: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
-        return torch.native_dropout(x, p, training)[0]
-
-    rows = torch.zeros(answers, dtype=torch.long)
-    with (
-        mock.patch.object(LlavaModel, "get_placeholder_mask", somewhere),
-        mock.patch.object(loss_module, "shift_labels", lambda labels: (rows, rows)),
-        mock.patch("transformers.masking_utils.find_packed_sequence_indices", return_value=None),
-        mock.patch.object(nn.functional, "dropout", dropout),
-    ):
-        yield
+def dropout_on_gpu(x: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
+    """It keeps a mask of bytes there."""
+    return torch.native_dropout(x, p, training)[0]
 
 
 def fill(model: nn.Module) -> None:

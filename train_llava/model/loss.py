@@ -5,36 +5,28 @@ layer of the language model of which only the answers' positions are read, and a
 come. docs/performance.md explains what is left, and why.
 
 What is changed in transformers' model, without a public hook: `forward` of the LLaVA (read by Trainer and generate), of
-the unused layers of the vision tower, within one pass (read by CLIPEncoder and SiglipEncoder), and the keyword
-`POSITIONS`, which the language model's layers pass on to their attention (seen in transformers 5.23). Where a version
-lacks one of them, tests/test_hooks.py fails by its name.
+the unused layers of the vision tower, within one pass (read by CLIPEncoder and SiglipEncoder), the search for packed
+conversations, within one pass (masking_utils.find_packed_sequence_indices), and the keyword `ROWS`, which the language
+model's layers pass on to their attention (seen in transformers 5.23). Where a version lacks one of them,
+tests/test_hooks.py fails by its name.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import wraps
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from transformers import LlavaForConditionalGeneration
+from transformers import LlavaForConditionalGeneration, masking_utils
 from transformers.models.llava.modeling_llava import LlavaCausalLMOutputWithPast
 
-from train_llava.data import PACKED
 from train_llava.model.structure import unused_vision_layers
-from train_llava.processing.chat import IGNORE_INDEX
+from train_llava.processing.rows import rows_of_answers, rows_of_images
 
-POSITIONS = "answer_positions"  # the keyword under which layers receive them
+ROWS = "answer_rows"  # the keyword under which layers receive them
 CHUNK = 512  # rows of logits at a time: 0.3 GB of them in fp32 with Qwen's vocabulary
-
-
-def shift_labels(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Labels (batch, length) -> positions in the flattened batch at which a token is to be predicted, and these tokens:
-    both (answers,)."""
-    following = nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX).flatten()
-    positions = (following != IGNORE_INDEX).nonzero().squeeze(1)
-    return positions, following[positions]
 
 
 def chunked_cross_entropy(
@@ -56,7 +48,8 @@ def chunked_cross_entropy(
     if len(targets) <= CHUNK:
         return loss_of(hidden, targets)
     chunks = zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True)
-    return torch.stack([checkpoint(loss_of, *chunk, use_reentrant=False) for chunk in chunks]).sum()
+    options = {"use_reentrant": False, "preserve_rng_state": False}  # nothing in it is random
+    return torch.stack([checkpoint(loss_of, *chunk, **options) for chunk in chunks]).sum()
 
 
 def record_losses(
@@ -87,8 +80,7 @@ def patch_forward(llava: LlavaForConditionalGeneration, smoothing: float = 0.0) 
     batch's tokens, and `logits` holds what a mean over many batches is made of: (batch, 2), see `record_losses`.
     Without labels, as in `generate`, the model answers as before. What is saved does not change.
     """
-    compute_at_positions(llava.model.language_model.layers[-1], after_last_attention(llava))
-    llava.model.vision_tower.register_forward_pre_hook(without_lengths_of_texts, with_kwargs=True)
+    compute_at_rows(llava.model.language_model.layers[-1], after_last_attention(llava))
     plain: Callable[..., Any] = llava.forward
 
     @wraps(plain)  # transformers reads from the signature what a model takes
@@ -97,26 +89,59 @@ def patch_forward(llava: LlavaForConditionalGeneration, smoothing: float = 0.0) 
     ) -> Any:
         if labels is None:
             return plain(*args, **inputs)
-        # before the layers: this waits for the GPU, which has nothing to do yet
-        positions, targets = shift_labels(labels)
-        with skip_layers(unused_vision_layers(llava)):
-            outputs = llava.model(*args, **inputs | {"use_cache": False, POSITIONS: positions})
-        hidden = outputs.last_hidden_state.flatten(0, 1)[positions]  # (answers, width)
+        if "answer_rows" in inputs:  # LlavaCollator has looked, and knows what is packed, too
+            rows, targets = inputs.pop("answer_rows"), inputs.pop("targets")
+            known = sequences_told(inputs.pop("sequence_ids", None))
+        else:
+            (rows, targets), known = rows_of_answers(labels), nullcontext()
+        with known:
+            hidden = hidden_states(llava, rows, *args, **inputs).flatten(0, 1).index_select(0, rows)  # (answers, width)
         if not llava.training:
-            records = positions // labels.shape[1]
+            records = rows // labels.shape[1]
             table = record_losses(llava.lm_head, hidden, targets, records, len(labels))
             return LlavaCausalLMOutputWithPast(loss=table[:, 0].sum() / table[:, 1].sum(), logits=table)
         loss = chunked_cross_entropy(llava.lm_head, hidden, targets, smoothing)
-        count = torch.as_tensor(len(positions) if num_items_in_batch is None else num_items_in_batch)
+        count = torch.as_tensor(len(rows) if num_items_in_batch is None else num_items_in_batch)
         return LlavaCausalLMOutputWithPast(loss=loss / count.clamp(min=1))  # without answers 0, not 0 / 0
 
     llava.forward = forward
 
 
-def without_lengths_of_texts(tower: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-    """A hook of the tower: transformers 5.24 passes on to it where packed conversations end, and FlashAttention would
-    cut its images there."""
-    return args, {name: value for name, value in kwargs.items() if name not in PACKED}
+def hidden_states(
+    llava: LlavaForConditionalGeneration,
+    rows: torch.Tensor,
+    input_ids: torch.Tensor,
+    pixel_values: torch.Tensor | None = None,
+    image_rows: torch.Tensor | None = None,
+    **inputs,
+) -> torch.Tensor:
+    """Ids (batch, length) and images -> the language model's last states (batch, length, width), which are whole at
+    the rows of answers alone.
+
+    As LlavaModel.forward, but the images' features are copied to rows that are known, where that one looks for them.
+    """
+    inner = llava.model
+    embeds = inner.get_input_embeddings()(input_ids)
+    if pixel_values is not None:
+        with skip_layers(unused_vision_layers(llava)):
+            features = torch.cat(inner.get_image_features(pixel_values, return_dict=True).pooler_output)
+        if image_rows is None:
+            image_rows = rows_of_images(input_ids, llava.config.image_token_id)
+        embeds = embeds.flatten(0, 1).index_copy(0, image_rows, features.to(embeds.dtype)).view_as(embeds)
+    inputs |= {"inputs_embeds": embeds, "use_cache": False, "return_dict": True, ROWS: rows}
+    return inner.language_model(**inputs).last_hidden_state
+
+
+@contextmanager
+def sequences_told(ids: torch.Tensor | None) -> Iterator[None]:
+    """Within this block transformers takes `ids` (1, length) for what it would look for in positions: of each token the
+    number of its conversation; None where nothing is packed."""
+    plain = masking_utils.find_packed_sequence_indices
+    masking_utils.find_packed_sequence_indices = lambda positions: ids
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices = plain
 
 
 @contextmanager
@@ -132,32 +157,32 @@ def skip_layers(layers: Iterable[nn.Module]) -> Iterator[None]:
             layer.forward = forward
 
 
-def compute_at_positions(layer: nn.Module, modules: list[nn.Module]) -> None:
-    """Lets modules of a layer, which work on each position alone and after its attention, compute some positions of the
+def compute_at_rows(layer: nn.Module, modules: list[nn.Module]) -> None:
+    """Lets modules of a layer, which work on each position alone and after its attention, compute some rows of the
     flattened batch; the others get zeros.
 
-    The attention receives the positions with its other inputs. So checkpointing, which runs the layer once more, passes
-    the same positions, whatever passes there were meanwhile; and a layer without them computes every position. (The
-    layer's own hooks would not do: transformers runs them outside of the checkpoint.)
+    The attention receives the rows with its other inputs. So checkpointing, which runs the layer once more, passes the
+    same rows, whatever passes there were meanwhile; and a layer without them computes every row. (The layer's own hooks
+    would not do: transformers runs them outside of the checkpoint.)
     """
-    now: dict[str, Any] = {"positions": None}
+    now: dict[str, Any] = {"rows": None}
 
     def begin(attention: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         hidden = args[0] if args else kwargs["hidden_states"]
-        now["positions"], now["shape"] = kwargs.pop(POSITIONS, None), hidden.shape[:2]
+        now["rows"], now["shape"] = kwargs.pop(ROWS, None), hidden.shape[:2]
         return args, kwargs
 
     def end(*args) -> None:
-        now["positions"] = None
+        now["rows"] = None
 
     def choose(module: nn.Module, args: tuple) -> tuple | None:
-        return None if now["positions"] is None else (args[0].flatten(0, 1)[now["positions"]],)
+        return None if now["rows"] is None else (args[0].flatten(0, 1).index_select(0, now["rows"]),)
 
     def spread(module: nn.Module, args: tuple, chosen: torch.Tensor) -> torch.Tensor:
-        if now["positions"] is None:
+        if now["rows"] is None:
             return chosen
         every = chosen.new_zeros(now["shape"].numel(), chosen.shape[-1])
-        return every.index_copy(0, now["positions"], chosen).unflatten(0, now["shape"])
+        return every.index_copy(0, now["rows"], chosen).unflatten(0, now["shape"])
 
     layer.self_attn.register_forward_pre_hook(begin, with_kwargs=True)
     for module in modules:

@@ -31,6 +31,7 @@ class ZeroConfig:
     ranks: int = 1
     offload: bool = False  # gradients and optimizer in the host's memory
     deepspeed: bool = True
+    fp32_sums: bool = False  # of the gradients of several micro-batches
     bucket: float = 0.0
     gathered: float = 0.0
 
@@ -52,6 +53,7 @@ class ZeroConfig:
             stage=stage,
             ranks=ranks,
             offload=settings.get("offload_optimizer", {}).get("device", "none") != "none",
+            fp32_sums=config.get("data_types", {}).get("grad_accum_dtype") == "fp32",
             bucket=bucket * (2 if settings.get("overlap_comm") else 1) * (stage > 0),
             gathered=(1e9 if live == "auto" else live) * (stage == 3),
         )
@@ -107,7 +109,11 @@ class MemoryModel:
 
     def gradients(self, zero: ZeroConfig) -> float:
         """Bytes of a GPU's gradients at the end of the backward pass."""
-        return zero.of_gradients(self.trained * self.element)
+        return zero.of_gradients(self.trained * self.gradient_size(zero))
+
+    def gradient_size(self, zero: ZeroConfig) -> int:
+        """Bytes of an element of the gradients that wait for the optimizer's step."""
+        return 4 if zero.fp32_sums else self.element
 
     def optimizer(self, zero: ZeroConfig) -> float:
         """Bytes of a GPU's part of the optimizer's states."""
@@ -145,7 +151,7 @@ class MemoryModel:
         most, gradients = 0.0, 0.0
         held = self.activations(batch, checkpointing, until=len(self.stages))
         for stage in reversed(self.stages):
-            gradients += zero.of_gradients(stage.trained * self.element)
+            gradients += zero.of_gradients(stage.trained * self.gradient_size(zero))
             units, saved = batch.units(stage.unit), saved_activations(stage, batch, checkpointing)
             recomputed = units * stage.saved if saved < units * stage.saved else 0  # what was not saved
             most = max(most, held + recomputed + units * stage.workspace + gradients)

@@ -17,6 +17,7 @@ from train_llava.cli import UNFINISHED, InputError
 from train_llava.data import LlavaDataset
 from train_llava.model.adapters import check_resumable_adapter, record_base
 from train_llava.model.folder import CARD, make_readable, put_in_place
+from train_llava.model.fused_lora import fuse_lora
 from train_llava.model.loss import patch_forward
 from train_llava.model.structure import PROJECTOR, VISION, component_or_adapter, llava_in
 from train_llava.model.weights import take_stored_names
@@ -28,6 +29,7 @@ from train_llava.training.first_step import FirstStepCallback
 from train_llava.training.flag_checks import check_one_gpu
 from train_llava.training.resume import write_run
 from train_llava.training.sampler import LlavaSampler, RankBatches, SetEpochCallback
+from train_llava.training.step import ReduceOnceCallback, walk_once
 
 
 class LlavaTrainer(Trainer):
@@ -53,12 +55,16 @@ class LlavaTrainer(Trainer):
         super().__init__(*args, compute_metrics=mean_loss, **kwargs)
         self.finite = FiniteCallback(self.accelerator)
         self.first_step = FirstStepCallback()
-        for callback in (self.throughput, self.finite, self.first_step, SetEpochCallback()):
+        reduce_once = ReduceOnceCallback(self.accelerator)
+        for callback in (self.throughput, self.finite, self.first_step, SetEpochCallback(), reduce_once):
             self.add_callback(callback)
         self.label_smoother = None  # transformers' own would compare each position with its own token, not the next
         patch_forward(llava_in(self.model), self.args.label_smoothing_factor)
+        walk_once(self.model)
         if not isinstance(self.model, PeftModel):
             take_stored_names(self.model)
+        elif not is_deepspeed_zero3_enabled():  # which has a layer's weights whole only while that layer runs
+            fuse_lora(self.model)
 
     def create_accelerator_and_postprocess(self) -> None:
         """Tells accelerate how often DeepSpeed accumulates; it would take over the same number, with a warning."""
@@ -246,8 +252,9 @@ class LlavaTrainer(Trainer):
             persistent_workers=args.dataloader_persistent_workers,
             **self._worker_options(),
         )
-        # for one process, as the batches are this rank's already
-        return prepare_data_loader(loader, args.device, num_processes=1, process_index=0, put_on_device=True)
+        # for one process, as the batches are this rank's already; a pinned batch is copied while the GPU works
+        alone = {"num_processes": 1, "process_index": 0, "put_on_device": True}
+        return prepare_data_loader(loader, args.device, non_blocking=args.dataloader_pin_memory, **alone)
 
     def num_examples(self, dataloader: DataLoader) -> int:
         """Samples in an epoch, weights counted."""
