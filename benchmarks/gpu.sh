@@ -1,14 +1,25 @@
 #!/usr/bin/env bash
-# Measures the trainings of the full-size model on all GPUs of this machine, with random weights and made-up images:
+# Measures training on one GPU in 9 minutes, without a network: what slows the machine down, then row by row what each
+# change brings. Writes benchmarks/results/gpu.json after every figure; docs/gpu.md says how to read it.
 #
-#   bash benchmarks/gpu.sh [--name h100-x8] [--work_dir DIR]     half an hour, 25 GB of disk; nothing but packages is downloaded
+#   bash benchmarks/gpu.sh [--json FILE]
+#   bash benchmarks/gpu.sh --dry_run          the same on a CPU in two minutes, with the demo's model
 #
-# Writes benchmarks/results/gpu_<name>.json after every row. See benchmarks/full_size/gpu.py for what the rows are.
+# Nothing is installed. A folder `carried` in the repository may hold packages that this machine lacks; docs/gpu.md says
+# how it is made.
 set -euo pipefail
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+export PYTHONPATH="$HERE:$HERE/carried${PYTHONPATH:+:$PYTHONPATH}"
+export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false PYTHONWARNINGS=ignore::FutureWarning
+export PYTORCH_NVML_BASED_CUDA_CHECK=1  # to ask whether there is a GPU must not spoil a process for forking
+case " $* " in *" --dry_run "*) export DS_ACCELERATOR=cpu CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 ;; esac
 source "$HERE/scripts/environment.sh"
-find_python "$HERE/requirements.txt"
-"$PYTHON" -c 'import dashscope' 2>/dev/null || "$PYTHON" -m pip install --quiet dashscope  # Qwen's vocabulary
-export PATH="$(dirname "$PYTHON"):$PATH"
+if ! ready_python "$HERE/requirements.txt"; then
+    for PYTHON in "$base" python3; do  # a container's torch may be with the second
+        "$PYTHON" -c 'import importlib.util, sys; sys.exit(not importlib.util.find_spec("torch"))' && break
+    done
+    echo "$PYTHON lacks: $(lacking "$PYTHON" "$HERE/requirements.txt" | paste -sd, -); trying all the same"
+fi
+export PATH="$(dirname "$(command -v "$PYTHON")"):$PATH"  # ninja, with which DeepSpeed compiles
 cd "$HERE"
 exec "$PYTHON" -m benchmarks.full_size.gpu "$@"

@@ -88,6 +88,11 @@ def test_the_global_batch_on_two_ranks(alone, llava, data, tmp_path, size):
     assert "mismatch" not in (tmp_path / "out" / "launch.log").read_text()
     batch = json.loads((tmp_path / "out" / "checkpoint-6" / "run.json").read_text())["batch"]
     assert " x ".join(map(str, batch.values())) == ON_TWO_RANKS[size]
+    args = torch.load(tmp_path / "out" / "checkpoint-6" / "training_args.bin", weights_only=False)
+    config = args.hf_deepspeed_config.config
+    names = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+    assert [config[name] for name in names] == [*batch.values()][:2] and config["train_batch_size"] == 8
+    assert config["zero_optimization"]["reduce_bucket_size"] == 5e7  # what training/step.py adds
 
 
 SLOW_TYPES = [pytest.param(t, marks=pytest.mark.slow) for t in TRAIN_TYPES]

@@ -10,6 +10,7 @@ cores for some minutes.
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,9 +19,10 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.full_size.model import build_command, write_images
+from benchmarks.full_size.model import FULL_SIZE, write_images
 from benchmarks.result import RESULTS, ROOT, head, parser, write
 from benchmarks.script import read_log
+from tests.qwen_tokenizer import qwen_tokenizer
 
 LIMIT_GB = 20
 EVERY = 0.5  # seconds between two looks at the memory
@@ -69,6 +71,16 @@ def memory_of(process: psutil.Process) -> int:
     except psutil.Error:  # one has just ended
         pass
     return total
+
+
+def build_command(folder: Path) -> list[str]:
+    """The words of the command that builds the model in `folder`/llava; lays Qwen's half ready."""
+    vision, language = FULL_SIZE[0], folder / "qwen"
+    shutil.copytree(FULL_SIZE[1], language)
+    qwen_tokenizer().save_pretrained(language)
+    flags = ["--vision_model_name_or_path", str(vision), "--random_weights"]
+    flags += ["--language_model_name_or_path", str(language), "--dtype", "bfloat16"]
+    return [sys.executable, "-m", "train_llava.build_model", *flags, "--output_dir", str(folder / "llava")]
 
 
 def train_one_step(work: Path) -> tuple[dict[str, float], str]:

@@ -1,15 +1,12 @@
-"""train_llava.train with transformers' own loss, which scores every position, to compare with: the same flags.
-
-python -m deepspeed.launcher.runner --num_gpus 1 --module benchmarks.full_size.plain_loss ...
-"""
+"""The training with transformers' own loss, which scores every position, to compare with."""
 
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import nn
 from transformers import Trainer
 
-from train_llava.train import main
 from train_llava.training import trainer
 from train_llava.training.trainer import LlavaTrainer
 
@@ -23,7 +20,7 @@ def plain_loss(self: LlavaTrainer, model: nn.Module, inputs: dict[str, torch.Ten
     return Trainer.compute_loss(self, model, plain, *args, **kwargs)
 
 
-if __name__ == "__main__":
-    LlavaTrainer.compute_loss = plain_loss
-    trainer.patch_forward = lambda model, smoothing: None
-    main()
+def use_plain_loss() -> None:
+    """From now on, this process trains so."""
+    mock.patch.object(LlavaTrainer, "compute_loss", plain_loss).start()
+    mock.patch.object(trainer, "patch_forward", lambda model, smoothing: None).start()

@@ -27,7 +27,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, LlavaProcessor, Qwen2Config, Trainer, TrainerCallback
@@ -36,6 +35,7 @@ from transformers.utils import logging
 from benchmarks.inputs import write_photos
 from benchmarks.result import head, parser, table, write
 from benchmarks.script import last_line
+from benchmarks.speed.messages import messages_of, prompts_and_completions
 from benchmarks.speed.original_way import Original
 from tests.qwen_tokenizer import qwen_tokenizer
 from train_llava.arguments import LlavaTrainingArguments
@@ -108,13 +108,6 @@ class Plain:
         return {**batch, "labels": batch["input_ids"].masked_fill(~answers, IGNORE_INDEX)}
 
 
-def messages_of(record: dict[str, Any]) -> list[dict[str, Any]]:
-    """Question and answer as chat messages whose content is a list of parts."""
-    question, answer = (turn["value"] for turn in record["conversations"])
-    parts = [{"type": "text", "text": question.removesuffix("\n<image>")}, {"type": "image"}]
-    return [{"role": "user", "content": parts}, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
-
-
 def trainer_of(way: str, train_type: str, folder: Path, callback: TrainerCallback) -> Trainer:
     """A contender, ready to train."""
     torch.manual_seed(0)
@@ -137,16 +130,6 @@ def trainer_of(way: str, train_type: str, folder: Path, callback: TrainerCallbac
         collator = dataset = (Original if way == "original" else Plain)(data, processor)
         kind = Trainer
     return kind(model, args, train_dataset=dataset, data_collator=collator, **common)
-
-
-def prompts_and_completions(folder: Path) -> datasets.Dataset:
-    """The form of data for which SFTTrainer supervises answers alone."""
-    rows = []
-    for record in json.loads((folder / "chat.json").read_text()):
-        prompt, completion = messages_of(record)
-        images = [str(folder / "images" / record["image"])]
-        rows.append({"prompt": [prompt], "completion": [completion], "images": images})
-    return datasets.Dataset.from_list(rows).cast_column("images", datasets.List(datasets.Image()))
 
 
 class Clock(TrainerCallback):
