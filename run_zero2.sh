@@ -12,6 +12,7 @@ MODEL=${MODEL:-}                    # a LLaVA folder from train_llava.build_mode
 DATA=${DATA:-}                      # one or more folders or files, see docs/data.md; empty: the demo's
 TRAIN_TYPE=${TRAIN_TYPE:-use_lora}  # use_lora, freeze_vision, none or projector
 OUTPUT_DIR=${OUTPUT_DIR:-}          # where the trained model goes; empty: output/<demo or llava>-$TRAIN_TYPE
+GLOBAL_BATCH=${GLOBAL_BATCH:-}      # samples in a step of all GPUs together; empty: 32, the original tutorial's on one
 NUM_PROCESSES=${NUM_PROCESSES:-}    # how many GPUs, or CPU ranks; empty: all GPUs, or 2 ranks
 INCLUDE=${INCLUDE:-}                # which GPUs, as in INCLUDE=localhost:0,1; empty: the first NUM_PROCESSES
 # On several machines, run the same line on each, with a number of its own as NODE_RANK (see docs/machines.md):
@@ -40,13 +41,15 @@ check_machines
 find_python "$HERE/requirements.txt"
 "$PYTHON" "$HERE/scripts/check_flags.py" "$@" || exit
 find_accelerator
-DEMO=false NAME=llava
+DEMO=false NAME=llava SAMPLES=32 EACH=4  # in a step, and at a time on each rank
+[ "$GPUS" -eq 0 ] || [ "$ACCELERATOR" = mps ] || EACH=auto
 if [ -z "$MODEL" ]; then
     DEMO=true NAME=demo
     source "$HERE/demo/prepare.sh"
 fi
 OUTPUT_DIR=${OUTPUT_DIR:-$HERE/output/$NAME-$TRAIN_TYPE}
 if [ -e "$DATA" ]; then SOURCES=("$DATA"); else read -ra SOURCES <<<"$DATA"; fi  # one may have spaces in its name
+batch_flags "$@"
 
 FLAGS=(
     --model_name_or_path "$MODEL"
@@ -54,8 +57,7 @@ FLAGS=(
     --train_type "$TRAIN_TYPE"
     --output_dir "$OUTPUT_DIR"
     --num_train_epochs 10
-    --per_device_train_batch_size 4
-    --gradient_accumulation_steps 8
+    "${BATCH[@]}"
     --learning_rate "$LEARNING_RATE"
     --lr_scheduler_type cosine
     --warmup_steps 0.03
@@ -73,6 +75,10 @@ elif [ "$GPUS" -gt 0 ]; then
     WORKERS=$(( WORKERS > 10 ? 10 : WORKERS < 1 ? 1 : WORKERS ))
     FLAGS+=(--bf16 true --dataloader_pin_memory true)
     FLAGS+=(--dataloader_num_workers "$WORKERS" --dataloader_persistent_workers true)
+    fused_kernels "$@"
+    # batches differ in length: blocks of fixed sizes would leave gaps that the next batch does not fit into
+    [ "$ACCELERATOR" != cuda ] || [ -n "${PYTORCH_CUDA_ALLOC_CONF:-}" ] ||  # its older name
+        export PYTORCH_ALLOC_CONF=${PYTORCH_ALLOC_CONF:-expandable_segments:True}
 else
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(( $(nproc) > RANKS ? $(nproc) / RANKS : 1 ))}
     FLAGS+=(--use_cpu true --dataloader_pin_memory false)
@@ -80,7 +86,7 @@ fi
 [ "$DEMO" = true ] && FLAGS+=("${DEMO_FLAGS[@]}")
 
 launch_options "$@"
-launch "${FLAGS[@]}" "$@"
+launch_until_it_fits "${FLAGS[@]}" "$@"
 if [ "$STATUS" -ne 0 ]; then
     [ "$STATUS" -eq 2 ] || say_how_to_resume "$@"  # 2 is a refusal, which has said what to do
     exit "$STATUS"

@@ -30,11 +30,10 @@ case $TRAIN_TYPE in
     none) DEMO_RATE=2e-4 ;;      # at 1e-3 CLIP forgets how to see before Qwen has learned to look
     *) DEMO_RATE=1e-3 ;;
 esac
+EACH=$(( (16 + RANKS - 1) / RANKS )) SAMPLES=$(( EACH * RANKS ))  # 16 in a step; on three ranks 18
 DEMO_FLAGS=(
     --overwrite_output_dir true
     --max_steps 1200
-    --per_device_train_batch_size 8
-    --gradient_accumulation_steps 1
     --learning_rate "$DEMO_RATE"
     --adam_beta2 0.95
     --save_strategy no

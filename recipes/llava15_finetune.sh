@@ -4,11 +4,10 @@
 #   MODEL=output/llava-projector DATA=data/llava_v1_5_mix665k bash recipes/llava15_finetune.sh
 #
 # Rate 2e-5, batch 128, one epoch, cosine, warm-up 0.03, no weight decay, at most 2,048 tokens: the hyperparameters in
-# the README of github.com/haotian-liu/LLaVA. The batch is 16 x 1 x 8 GPUs; on fewer raise --gradient_accumulation_steps.
+# the README of github.com/haotian-liu/LLaVA.
 TRAIN_TYPE=freeze_vision bash "$(dirname "$0")/../run_zero2.sh" \
     --learning_rate 2e-5 \
-    --per_device_train_batch_size 16 \
-    --gradient_accumulation_steps 1 \
+    --global_batch_size 128 \
     --num_train_epochs 1 \
     --lr_scheduler_type cosine \
     --warmup_steps 0.03 \

@@ -4,15 +4,14 @@
 #   MODEL=output/llava-projector DATA=data/llava_v1_5_mix665k bash recipes/llava15_lora.sh
 #
 # Rank 128, alpha 256, rate 2e-4, of the projector 2e-5, batch 128, one epoch: scripts/v1_5/finetune_lora.sh of
-# github.com/haotian-liu/LLaVA. The batch is 16 x 1 x 8 GPUs; on fewer raise --gradient_accumulation_steps.
+# github.com/haotian-liu/LLaVA.
 TRAIN_TYPE=use_lora bash "$(dirname "$0")/../run_zero2.sh" \
     --lora_r 128 \
     --lora_alpha 256 \
     --lora_target_modules q_proj k_proj v_proj o_proj gate_proj up_proj down_proj \
     --learning_rate 2e-4 \
     --projector_learning_rate 2e-5 \
-    --per_device_train_batch_size 16 \
-    --gradient_accumulation_steps 1 \
+    --global_batch_size 128 \
     --num_train_epochs 1 \
     --lr_scheduler_type cosine \
     --warmup_steps 0.03 \

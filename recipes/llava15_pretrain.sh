@@ -4,11 +4,10 @@
 #   MODEL=models/llava DATA=data/LLaVA-CC3M-Pretrain-595K bash recipes/llava15_pretrain.sh
 #
 # Rate 1e-3, batch 256, one epoch, cosine, warm-up 0.03, no weight decay, at most 2,048 tokens: the hyperparameters in
-# the README of github.com/haotian-liu/LLaVA. The batch is 32 x 1 x 8 GPUs; on fewer raise --gradient_accumulation_steps.
+# the README of github.com/haotian-liu/LLaVA.
 TRAIN_TYPE=projector bash "$(dirname "$0")/../run_zero2.sh" \
     --learning_rate 1e-3 \
-    --per_device_train_batch_size 32 \
-    --gradient_accumulation_steps 1 \
+    --global_batch_size 256 \
     --num_train_epochs 1 \
     --lr_scheduler_type cosine \
     --warmup_steps 0.03 \

@@ -31,6 +31,28 @@ find_accelerator() { # sets ACCELERATOR, GPUS, RANKS and INCLUDE, and says in a 
     [ "$GPUS" -gt 0 ] && echo "$found" || echo "$found: $RANKS ranks on the CPU"
 }
 
+# The learning rate is right for so many samples in a step, however many GPUs share them. Who gives an accumulation has
+# decided on that number already.
+batch_flags() { # batch_flags FLAGS... ; fills BATCH
+    case " $* " in
+        *" --gradient"[_-]"accumulation"[_-]"steps"[" ="]* | *" --tokens"[_-]"per"[_-]"batch"[" ="]*)
+            [ "$EACH" != auto ] || EACH=4
+            SAMPLES=
+            ;;
+    esac
+    SAMPLES=${GLOBAL_BATCH:-$SAMPLES}
+    BATCH=(--per_device_train_batch_size "$EACH" ${SAMPLES:+--global_batch_size "$SAMPLES"})
+}
+
+fused_kernels() { # fused_kernels FLAGS... ; adds to FLAGS the kernels that a GPU trains with unless others are asked for
+    case " $* " in *" --use"[_-]"liger"* | *" --torch"[_-]"compile"*) return ;; esac
+    if "$PYTHON" -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("liger_kernel") is None)'; then
+        FLAGS+=(--use_liger_kernel true)
+    else
+        echo "no fused kernels: \"$PYTHON -m pip install liger-kernel\" or --torch_compile true makes steps shorter"
+    fi
+}
+
 launch_options() { # fills LAUNCH, the launcher's flags, and HOSTS, a file to delete at the end
     HOSTS=
     [ "$NNODES" -eq 1 ] || MASTER_PORT=${MASTER_PORT:-29500}
@@ -59,11 +81,29 @@ several_machines() { # each starts its own ranks: no ssh
     LAUNCH+=(--hostfile "$HOSTS" --no_ssh --node_rank "$NODE_RANK" --master_addr "$MASTER_ADDR")
     # Gloo would pick the interface that this machine's name stands for, which is often the loopback.
     if [ -z "${GLOO_SOCKET_IFNAME:-}" ] && command -v ip >/dev/null; then
-        GLOO_SOCKET_IFNAME=$(ip -o addr show to "$MASTER_ADDR" 2>/dev/null | awk 'NR == 1 {print $2}')
+        # of a name instead of an address ip knows nothing: Gloo picks one then
+        GLOO_SOCKET_IFNAME=$(ip -o addr show to "$MASTER_ADDR" 2>/dev/null | awk 'NR == 1 {print $2}') || true
         [ -n "$GLOO_SOCKET_IFNAME" ] ||
-            GLOO_SOCKET_IFNAME=$(ip -o route get "$MASTER_ADDR" 2>/dev/null | sed -n 's/.* dev \([^ ]*\).*/\1/p')
+            GLOO_SOCKET_IFNAME=$(ip -o route get "$MASTER_ADDR" 2>/dev/null | sed -n 's/.* dev \([^ ]*\).*/\1/p') || true
         [ -z "$GLOO_SOCKET_IFNAME" ] || export GLOO_SOCKET_IFNAME
     fi
+}
+
+# A rank whose memory runs out in the first step leaves the number of samples to try next in a file. Its exit code would
+# not do: others fail when it is gone, and the launcher passes on the code that it sees first.
+launch_until_it_fits() { # launch_until_it_fits FLAGS...
+    local limit=
+    if [ "$NNODES" -gt 1 ] || [ -n "$HOSTFILE" ] || [ "$ACCELERATOR" = mps ]; then  # a machine cannot start alone
+        launch "$@"
+        return
+    fi
+    MICRO_BATCH_FILE=$(mktemp)
+    export MICRO_BATCH_FILE
+    launch "$@"
+    while [ "$STATUS" -ne 0 ] && [ "$(cat "$MICRO_BATCH_FILE")" != "$limit" ]; do
+        limit=$(cat "$MICRO_BATCH_FILE")
+        launch "$@"
+    done
 }
 
 launch() { # launch FLAGS... ; waits for the training and leaves its exit code in STATUS
@@ -107,7 +147,7 @@ end_ranks() {
         while [ -n "$(ranks)" ] && [ $((waited++)) -lt 120 ]; do sleep 0.5; done
         kill -KILL -- "-$LAUNCHER" 2>/dev/null || true
     fi
-    rm -f ${HOSTS:+"$HOSTS"}
+    rm -f ${HOSTS:+"$HOSTS"} ${MICRO_BATCH_FILE:+"$MICRO_BATCH_FILE"}
 }
 
 say_how_to_resume() { # say_how_to_resume FLAGS... ; where a whole checkpoint is left
@@ -117,6 +157,7 @@ say_how_to_resume() { # say_how_to_resume FLAGS... ; where a whole checkpoint is
     [ "$DEMO" = true ] || again+=("MODEL=$MODEL" "DATA=$DATA")
     [ "$NNODES" -eq 1 ] || again+=("NNODES=$NNODES" "NODE_RANK=$NODE_RANK" "MASTER_ADDR=$MASTER_ADDR")
     [ -z "$NUM_PROCESSES" ] || again+=("NUM_PROCESSES=$NUM_PROCESSES")
+    [ -z "$GLOBAL_BATCH" ] || again+=("GLOBAL_BATCH=$GLOBAL_BATCH")
     echo "To go on from the last whole checkpoint:"
     printf ' cd %q &&' "$PWD"
     printf ' %q' env "${again[@]}" bash "$HERE/run_zero2.sh" "$@" --resume_from_checkpoint true

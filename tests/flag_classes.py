@@ -51,6 +51,7 @@ OURS = {
     "label_smoothing_factor": "test_smoothed_labels",
     "seed": "test_an_epoch_has_every_record_once_in_an_order_fixed_by_seed_and_epoch",
     "data_seed": "test_the_data_seed_alone_decides_where_it_is_given",
+    "global_batch_size": "test_the_global_batch_on_two_ranks",
     "train_sampling_strategy": "test_groups_need_less_padding",
     "deepspeed": "test_two_ranks_with_zero2",
     "torch_compile": "test_compiled_layers_give_the_same_losses",

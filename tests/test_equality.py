@@ -1,4 +1,4 @@
-"""However a step is shared out, its losses and weights are those of one process: accumulation, DDP, ZeRO-2 and ZeRO-3.
+"""However a step is shared out, its losses and weights are those of one process: micro-batch, DDP, ZeRO-2 and ZeRO-3.
 
 Captions of one and two digits make batches with uneven numbers of labels.
 """
@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import ROOT, call, run
 from trainers import TRAIN_TYPES
-from training import FLAGS, losses, weights, zero2
+from training import ANY_BATCH, FLAGS, losses, weights, zero2
 
 from train_llava.model.load import load
 from train_llava.train import main
@@ -61,13 +61,38 @@ def test_two_ranks_with_zero2(runs, alone, train_type):
     assert_equal_runs(output, alone(train_type))
 
 
-def test_zero2_accumulates_as_it_is_told(alone, llava, data, tmp_path):
+@pytest.mark.parametrize("size, share", [(4, "4 x 2 x 1"), ("auto", "8 x 1 x 1")])
+def test_the_global_batch_in_one_process(alone, llava, data, tmp_path, size, share):
+    """A batch of one is above."""
+    flags = ["--model_name_or_path", llava, "--data_path", data, "--use_cpu", "true", "--warmup_steps", 0.03]
+    flags += ["--global_batch_size", 8, "--per_device_train_batch_size", size, "--output_dir", tmp_path / "out"]
+    done = call(main, *ANY_BATCH, *flags)
+    assert done.returncode == 0, done.stderr
+    assert f"8 samples a step ({share})\n" in done.stdout
+    assert_equal_runs(tmp_path / "out", alone("use_lora"))
+
+
+ON_TWO_RANKS = {1: "1 x 4 x 2", 2: "2 x 2 x 2", 4: "4 x 1 x 2", "auto": "4 x 1 x 2"}
+
+
+@pytest.mark.parametrize(
+    "size", [size if size == 2 else pytest.param(size, marks=pytest.mark.slow) for size in ON_TWO_RANKS]
+)
+def test_the_global_batch_on_two_ranks(alone, llava, data, tmp_path, size):
     """And accelerate, which counts for itself, has nothing to warn of."""
-    sizes = ("--per_device_train_batch_size", 2, "--gradient_accumulation_steps", 2)
-    done = zero2(llava, data, tmp_path / "out", "use_lora", *sizes)
+    sizes = ("--global_batch_size", 8, "--per_device_train_batch_size", size)
+    done = zero2(llava, data, tmp_path / "out", "use_lora", *sizes, base=ANY_BATCH)
     assert done.returncode == 0, done.stderr[-3000:]
+    assert f"8 samples a step ({ON_TWO_RANKS[size]})\n" in done.stdout
     assert_equal_runs(tmp_path / "out", alone("use_lora"))
     assert "mismatch" not in (tmp_path / "out" / "launch.log").read_text()
+    batch = json.loads((tmp_path / "out" / "checkpoint-6" / "run.json").read_text())["batch"]
+    assert " x ".join(map(str, batch.values())) == ON_TWO_RANKS[size]
+    args = torch.load(tmp_path / "out" / "checkpoint-6" / "training_args.bin", weights_only=False)
+    config = args.hf_deepspeed_config.config
+    names = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+    assert [config[name] for name in names] == [*batch.values()][:2] and config["train_batch_size"] == 8
+    assert config["zero_optimization"]["reduce_bucket_size"] == 5e7  # what training/step.py adds
 
 
 SLOW_TYPES = [pytest.param(t, marks=pytest.mark.slow) for t in TRAIN_TYPES]

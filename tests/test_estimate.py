@@ -30,6 +30,7 @@ from train_llava.planning.meta_model import meta_model
 from train_llava.planning.speed import hours
 from train_llava.planning.workload import Workload, longest_batch
 from train_llava.training.sampler import LlavaSampler
+from train_llava.training.step import fill_deepspeed_config
 
 SHAPE = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4, "num_attention_heads": 4}
 CLIP = CLIPVisionConfig(**SHAPE, image_size=112, patch_size=14)
@@ -80,15 +81,19 @@ def test_states_are_those_of_deepspeeds_estimator(gpus):
     assert (step.on_host(offload), step.states_at_step(offload)) == (host, gpu)
 
 
-def test_the_repositorys_configs_are_read():
-    plain = {way: train_llava.estimate.zero_config(way, 8, 1000) for way in train_llava.estimate.ZERO_CONFIGS}
+@pytest.mark.parametrize(("train_type", "bucket"), [("freeze_vision", 2 * 2e8), ("use_lora", 5e7)])
+def test_the_repositorys_configs_are_read(train_type, bucket):
+    ways = train_llava.estimate.ZERO_CONFIGS
+    plain = {way: train_llava.estimate.zero_config(way, 8, 1000, train_type) for way in ways}
     assert [(zero.stage, zero.offload) for zero in plain.values()] == [(0, False), (2, False), (2, True), (3, False)]
-    assert plain["ZeRO-2"].bucket == 2 * 2e8  # two take turns
+    assert plain["ZeRO-2"].bucket == bucket  # two take turns where the whole model is trained
     assert plain["ZeRO-3"].bucket == 2 * 1000**2  # "auto"
     assert [zero.gathered for zero in plain.values()] == [0, 0, 0, 1e9]
     files = {"ZeRO-2": "ds_zero2.json", "offload": "ds_configs/zero2_offload.json", "ZeRO-3": "ds_configs/zero3.json"}
     for way, name in files.items():  # they are not in an installed package
-        assert ZeroConfig.read(json.loads((ROOT / name).read_text()), 8, 1000) == plain[way]
+        settings = json.loads((ROOT / name).read_text())
+        fill_deepspeed_config(settings, train_type, sums_in_bf16=False)
+        assert ZeroConfig.read(settings, 8, 1000) == plain[way]
     own = {"zero_optimization": {"stage": 3, "stage3_max_live_parameters": 5e7}}
     assert ZeroConfig.read(own, 8).gathered == 5e7
 
@@ -249,7 +254,7 @@ def test_hours_are_those_with_checkpointing_where_nothing_else_fits(tmp_path, mo
     """On GPUs with room for a step, for one with checkpointing alone, and for none."""
     config, batch = compose_config(CLIP, QWEN), Batch(4, 620, 4, 4 * (620 - 64))
     padded = replace(batch, length=640)
-    zero = train_llava.estimate.zero_config("ZeRO-2", 1, 512)
+    zero = train_llava.estimate.zero_config("ZeRO-2", 1, 512, "projector")
     without, with_it = (step_of(config, "projector").peak(batch, zero, on) for on in (False, True))
     rooms = {"a100-80g": without, "a100-40g": (without + with_it) / 2, "rtx4090-24g": with_it * 0.99}
     monkeypatch.setattr(train_llava.estimate, "memory_budget", rooms.get)

@@ -68,20 +68,12 @@ def test_one_process_goes_on_exactly(llava, data, tmp_path, train_type):
         assert torch.equal(value, weights(tmp_path / "again")[name]), name
 
 
-@pytest.mark.parametrize("train_type, rate", [("none", 1.0), ("use_lora", 0.3)])
+@pytest.mark.parametrize("train_type, rate", [("none", 1.0), ("use_lora", 1.0)])
 def test_the_best_model_is_the_one_that_is_saved(llava, data, tmp_path, train_type, rate):
-    """At such a rate the last checkpoint is not the best."""
+    """With a rate that grows so far the last checkpoint is not the best."""
     flags = ("--train_type", train_type, "--learning_rate", rate, "--eval_data_path", data, "--eval_strategy", "steps")
-    flags += (
-        "--lr_scheduler_type",
-        "constant",
-        "--eval_steps",
-        4,
-        "--load_best_model_at_end",
-        "true",
-        "--per_device_train_batch_size",
-        8,
-    )
+    flags += ("--lr_scheduler_type", "constant_with_warmup", "--warmup_steps", 16, "--eval_steps", 4)
+    flags += ("--load_best_model_at_end", "true", "--per_device_train_batch_size", 8)
     done = start(llava, data, tmp_path / "run", *flags)
     assert done.returncode == 0, done.stderr[-2000:]
     best = Path(json.loads((tmp_path / "run" / "trainer_state.json").read_text())["best_model_checkpoint"])

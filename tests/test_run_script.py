@@ -1,7 +1,7 @@
 """What run_zero2.sh hands to DeepSpeed's launcher on machines that the tests do not run on.
 
 Stand-ins come first in PATH: an nproc with so many cores, and a python that has the requirements, sees so many GPUs and
-prints its arguments.
+prints its arguments, and does what SAY says.
 """
 
 import shlex
@@ -12,11 +12,11 @@ import pytest
 from conftest import ROOT, run
 
 PYTHON = """case "$1" in
-    -c) echo "$0" ;;
+    -c) case "$2" in *find_spec*) [ -z "$NO_LIGER" ] || exit 1 ;; *) echo "$0" ;; esac ;;
     *requirements.py) ;;
     *accelerator.py) printf '%s\\n' "$FOUND" ;;
     *check_flags.py) exec REAL "$@" ;;
-    *) printf '%s\\n' "$@" ;;
+    *) printf '%s\\n' "$@"; eval "$SAY" ;;
 esac
 """.replace("REAL", shlex.quote(sys.executable))
 
@@ -28,6 +28,7 @@ def start(tmp_path, *more, gpus=0, kind="cuda", cores=8, **variables):
         (tmp_path / name).write_text(f"#!/bin/sh\n{text}")
         (tmp_path / name).chmod(0o755)
     names = {"MODEL": "llava", "DATA": "data", "OUTPUT_DIR": str(tmp_path / "out"), "MASTER_PORT": "29500"}
+    names |= {"SAY": "", "MICRO_BATCH_FILE": "", "NO_LIGER": ""}
     names["FOUND"] = f"{kind} {gpus}\n{gpus} GPUs: H100" if gpus else "cpu 0\nno GPU"
     variables = {"PATH": f"{tmp_path}:/usr/bin:/bin", "PYTHON": "", **names, **variables}
     return run("bash", ROOT / "run_zero2.sh", *more, **variables)
@@ -62,6 +63,18 @@ def test_all_gpus_are_used_in_bf16(tmp_path):
     assert not {"--use_cpu", "--include", "--num_gpus", "--num_accelerators"} & given.keys()
 
 
+def test_fused_kernels_are_the_default_on_gpus(tmp_path):
+    """Liger's, unless somebody says something else; where it is not installed, the script says so and goes on."""
+    assert flags(tmp_path, gpus=1)["--use_liger_kernel"] == "true"
+    assert "--use_liger_kernel" not in flags(tmp_path)
+    for word in (["--torch_compile", "true"], ["--use_liger_kernel=false"]):
+        words = start(tmp_path, *word, gpus=1).stdout.splitlines()
+        assert "--use_liger_kernel" not in words and word[0] in words
+    done = start(tmp_path, gpus=1, NO_LIGER="1")
+    assert done.returncode == 0 and "--use_liger_kernel" not in done.stdout
+    assert "no fused kernels: " in done.stdout and "-m pip install liger-kernel" in done.stdout
+
+
 @pytest.mark.parametrize("ranks", ["", "3"])
 def test_without_gpus_two_ranks_share_the_cpu(tmp_path, ranks):
     given = flags(tmp_path, NUM_PROCESSES=ranks)
@@ -83,6 +96,67 @@ def test_the_cores_are_shared_out_among_the_loaders(tmp_path, cores, ranks, work
     """Ten workers for each of eight ranks at most, and one at least."""
     given = flags(tmp_path, gpus=8, cores=cores, NUM_PROCESSES=ranks)
     assert (given["--dataloader_num_workers"], given["--dataloader_persistent_workers"]) == (workers, "true")
+
+
+@pytest.mark.parametrize(
+    "gpus, kind, size", [(0, "cpu", "4"), (1, "cuda", "auto"), (8, "cuda", "auto"), (1, "mps", "4")]
+)
+def test_a_step_has_as_many_samples_on_any_machine(tmp_path, gpus, kind, size):
+    """32, or GLOBAL_BATCH; on a GPU as many at a time as fit. The flag behind the script wins, as it comes last."""
+    for variables, samples in (({}, "32"), ({"GLOBAL_BATCH": "128"}, "128")):
+        words = start(tmp_path, gpus=gpus, kind=kind, **variables).stdout.splitlines()
+        given = dict(pairwise(words))
+        assert (given["--global_batch_size"], given["--per_device_train_batch_size"]) == (samples, size)
+        assert "--gradient_accumulation_steps" not in given
+    assert flags(tmp_path, "--global_batch_size", "8", gpus=gpus)["--global_batch_size"] == "8"
+
+
+@pytest.mark.parametrize("gpus", [0, 2])
+@pytest.mark.parametrize("word", [("--gradient_accumulation_steps", "4"), ("--gradient-accumulation-steps=4",)])
+def test_who_gives_the_accumulation_has_decided_on_the_batch(tmp_path, word, gpus):
+    """As lines from before --global_batch_size do. Where both are asked for, the training compares them."""
+    given = flags(tmp_path, *word, gpus=gpus)
+    assert "--global_batch_size" not in given and given["--per_device_train_batch_size"] == "4"
+    given = flags(tmp_path, *word, gpus=gpus, GLOBAL_BATCH="64")
+    assert given["--global_batch_size"] == "64" and given["--per_device_train_batch_size"] == "4"
+
+
+@pytest.mark.parametrize("ranks, each, samples", [(1, 16, 16), (2, 8, 16), (3, 6, 18), (4, 4, 16)])
+def test_the_demo_has_16_samples_in_a_step(tmp_path, ranks, each, samples):
+    """Its rates are chosen for these."""
+    for name in ("demo", "train_llava"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    variables = f"HERE={shlex.quote(str(tmp_path))} RANKS={ranks} TRAIN_TYPE=use_lora PYTHON=true"
+    done = run("bash", "-c", f'{variables}; source "$HERE/demo/prepare.sh"; echo $EACH $SAMPLES "${{DEMO_FLAGS[@]}}"')
+    words = done.stdout.splitlines()[-1].split()
+    assert words[:2] == [str(each), str(samples)] and "--max_steps" in words
+    assert not [word for word in words if "batch" in word or "accumulation" in word]
+
+
+def test_cuda_gets_memory_in_blocks_that_grow(tmp_path):
+    """PYTORCH_ALLOC_CONF as torch 2.9 and later read it; whoever has set it, or its older name, keeps that."""
+    said = {"SAY": 'echo "alloc: ${PYTORCH_ALLOC_CONF:-}"'}
+    own, other = {"PYTORCH_ALLOC_CONF": "x"}, {"PYTORCH_CUDA_ALLOC_CONF": "y"}
+    for variables, seen in (({}, "expandable_segments:True"), (own, "x"), (other, ""), ({"kind": "xpu"}, "")):
+        assert f"\nalloc: {seen}\n" in start(tmp_path, **{"gpus": 1, **variables}, **said).stdout
+    assert "\nalloc: \n" in start(tmp_path, **said).stdout
+
+
+TRIES = """for n in 8 4; do
+    [ "$(cat "$MICRO_BATCH_FILE")" -le $n ] 2>/dev/null || { echo $n >"$MICRO_BATCH_FILE"; exit 1; }
+done"""
+
+
+def test_a_run_out_of_memory_starts_again_until_it_fits(tmp_path):
+    """The launcher's code may be that of another rank; what counts is the number that was left."""
+    done = start(tmp_path, gpus=2, SAY=TRIES)
+    assert done.returncode == 0 and done.stdout.count("deepspeed.launcher.runner") == 3, done.stderr
+    done = start(tmp_path, gpus=2, SAY="exit 1")  # any other failure
+    assert done.returncode == 1 and done.stdout.count("deepspeed.launcher.runner") == 1
+    done = start(
+        tmp_path, gpus=2, SAY='exit "${#MICRO_BATCH_FILE}"', NNODES="2", NODE_RANK="0", MASTER_ADDR="localhost"
+    )
+    assert done.returncode == 0  # a machine of several cannot start alone: no file
 
 
 def test_what_was_found_is_said_first(tmp_path):

@@ -8,9 +8,9 @@ from page_client import free_port
 from safetensors.torch import load_file
 
 STEPS = 6
-FLAGS = ["--max_steps", STEPS, "--learning_rate", "1e-3", "--logging_steps", 1, "--lr_scheduler_type", "linear"]
-FLAGS += ["--gradient_accumulation_steps", 1, "--seed", 11, "--lora_dropout", 0, "--report_to", "none"]
-FLAGS += ["--save_strategy", "steps", "--save_steps", 3]
+ANY_BATCH = ["--max_steps", STEPS, "--learning_rate", "1e-3", "--logging_steps", 1, "--lr_scheduler_type", "linear"]
+ANY_BATCH += ["--seed", 11, "--lora_dropout", 0, "--report_to", "none", "--save_strategy", "steps", "--save_steps", 3]
+FLAGS = [*ANY_BATCH, "--gradient_accumulation_steps", 1]
 
 
 def shared_memory(port):
@@ -18,10 +18,10 @@ def shared_memory(port):
     return list(Path("/dev/shm").glob(f"deepspeed_allreduce_buffer*_{port}_*"))
 
 
-def zero2(llava, data, output, train_type, *flags, **variables):
+def zero2(llava, data, output, train_type, *flags, base=(*FLAGS, "--per_device_train_batch_size", 4), **variables):
     variables = {"MASTER_PORT": str(free_port()), **variables}
     done = run(
-        *("bash", ROOT / "run_zero2.sh", *FLAGS, "--per_device_train_batch_size", 4, *flags),
+        *("bash", ROOT / "run_zero2.sh", *base, *flags),
         **{"MODEL": str(llava), "DATA": str(data), "TRAIN_TYPE": train_type, "OUTPUT_DIR": str(output), **variables},
         PATH=SCRIPT_PATH,
     )

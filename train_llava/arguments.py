@@ -4,16 +4,20 @@ To add a flag, add a field here. If it changes what is learned, add it to FLAGS 
 with another flag, say so in training/flag_checks.py. Then name its test in tests/flag_classes.py.
 """
 
+import argparse
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
+from accelerate.utils import DeepSpeedPlugin
 from transformers import HfArgumentParser, TrainingArguments
+from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
 
-from train_llava.cli import InputError
+from train_llava.cli import InputError, positive
 from train_llava.model.freeze import LoraSettings
 from train_llava.model.structure import Strategy
 
@@ -46,9 +50,17 @@ RENAMED = {
 }
 
 
-def flag(help: str, **kwargs) -> object:
-    """A field with the text that --help shows."""
-    return field(metadata={"help": help}, **kwargs)
+def flag(help: str, read: Callable[[str], Any] | None = None, **kwargs) -> object:
+    """A field with the text that --help shows; `read` makes its value of a word, where the type alone does not."""
+    return field(metadata={"help": help} | ({"read": read} if read else {}), **kwargs)
+
+
+AUTO = "auto"  # a value of --per_device_train_batch_size
+
+
+def number_or_auto(word: str) -> int | str:
+    """Reads --per_device_train_batch_size."""
+    return word if word == AUTO else positive(word)
 
 
 @dataclass
@@ -112,6 +124,15 @@ class LlavaTrainingArguments(TrainingArguments):
 
     remove_unused_columns: bool = flag("the collator needs every column", default=False)
     log_level_replica: str = flag("log level of all ranks but the first", default="error")
+    global_batch_size: int | None = flag("samples in a step of all ranks together", default=None, read=positive)
+    per_device_train_batch_size: int | str = flag(
+        "samples that a rank takes at a time, or auto: the most that fit into its memory, with --global_batch_size",
+        default=8,
+        read=number_or_auto,
+    )
+    gradient_accumulation_steps: int | None = flag(
+        "how often a rank does so in a step; by default as --global_batch_size asks, or 1", default=None, read=positive
+    )
     projector_learning_rate: float | None = flag("learning rate of the projector, if another one", default=None)
     tokens_per_batch: int | None = flag(
         "with --packing true: whole conversations of at most so many tokens together make a batch of a GPU, in place "
@@ -135,13 +156,75 @@ class LlavaTrainingArguments(TrainingArguments):
     overwrite_output_dir: bool = flag("replace the run that --output_dir holds instead of refusing", default=False)
 
     def __post_init__(self) -> None:
-        """Moves --torch_compile into `compile_options` (None without the flag) for train.compile_layers: Trainer would
-        compile the whole model."""
+        """Works out the accumulation, and sets `auto_batch`: whether the micro-batch is still to be chosen; it is 1
+        until then. Moves --torch_compile into `compile_options` (None without the flag) for train.compile_layers:
+        Trainer would compile the whole model.
+
+        Raises:
+            InputError: see `_share_out`.
+        """
+        accumulation, self.auto_batch = self.gradient_accumulation_steps, self.per_device_train_batch_size == AUTO
+        self.per_device_train_batch_size = 1 if self.auto_batch else self.per_device_train_batch_size
+        self.gradient_accumulation_steps = accumulation or 1
         super().__post_init__()
+        self._share_out(accumulation)
         self.compile_options: dict[str, str | None] | None = None
         if self.torch_compile:
             self.compile_options = {"backend": self.torch_compile_backend, "mode": self.torch_compile_mode}
             self.torch_compile, self.torch_compile_backend, self.torch_compile_mode = False, None, None
+
+    def _share_out(self, accumulation: int | None) -> None:
+        """Shares --global_batch_size out among the ranks, which are known now; `accumulation` is the flag's.
+
+        Raises:
+            InputError: it cannot be shared out, or the three flags do not fit.
+        """
+        samples, ranks, size = self.global_batch_size, self.world_size, self.per_device_train_batch_size
+        if self.auto_batch and (samples is None or accumulation):
+            raise InputError(
+                "--per_device_train_batch_size auto: give --global_batch_size with it, from which the accumulation "
+                "follows, and no --gradient_accumulation_steps."
+            )
+        if samples is None:
+            return
+        if self.tokens_per_batch is not None:
+            raise InputError(f"--global_batch_size {samples}: --tokens_per_batch makes packs. Leave one of them out.")
+        if samples % ranks:
+            near = [str(n) for n in (samples // ranks * ranks, -(-samples // ranks) * ranks) if n]
+            raise InputError(
+                f"--global_batch_size {samples} cannot be shared out among {ranks} ranks: give {' or '.join(near)}."
+            )
+        if accumulation and self.step_size != samples:
+            raise InputError(
+                f"--gradient_accumulation_steps {accumulation}: {size} x {accumulation} x {ranks} ranks are "
+                f"{self.step_size} samples in a step, and --global_batch_size says {samples}. Leave one of them out."
+            )
+        if size not in self.micro_batches:
+            fitting = ", ".join(map(str, self.micro_batches))
+            raise InputError(
+                f"--per_device_train_batch_size {size} does not divide the {samples // ranks} samples of each of "
+                f"{ranks} ranks in a step. Give one of {fitting}, or auto, or another --global_batch_size."
+            )
+        self.set_micro_batch(size)
+
+    @property
+    def micro_batches(self) -> list[int]:
+        """The micro-batches that --global_batch_size allows: the divisors of a rank's samples in a step."""
+        samples = self.global_batch_size // self.world_size
+        return [size for size in range(1, samples + 1) if samples % size == 0]
+
+    def set_micro_batch(self, size: int) -> None:
+        """Takes one of `micro_batches`, and accumulates as often as --global_batch_size asks.
+
+        DeepSpeed's settings have read the former numbers. They are made anew as transformers does it when it tries out
+        flags (`Trainer._hp_search_setup`).
+        """
+        self.per_device_train_batch_size = size
+        self.gradient_accumulation_steps = self.global_batch_size // (size * self.world_size)
+        if self.deepspeed:
+            self.hf_deepspeed_config = HfTrainerDeepSpeedConfig(self.deepspeed)
+            self.hf_deepspeed_config.trainer_config_process(self)
+            self.deepspeed_plugin = DeepSpeedPlugin(hf_ds_config=self.hf_deepspeed_config)
 
     @property
     def order_seed(self) -> int:
@@ -174,6 +257,12 @@ class FlagParser(HfArgumentParser):
 
     def __init__(self, *args, **kwargs) -> None:
         super().__init__(*args, allow_abbrev=False, **kwargs)
+
+    def add_argument(self, *names, **options) -> argparse.Action:
+        """HfArgumentParser takes the type of a field for what reads its value; here `flag` may name something else."""
+        if read := options.pop("read", None):
+            options["type"] = read
+        return super().add_argument(*names, **options)
 
     def error(self, message: str) -> None:
         """argparse's own would print every flag first."""

@@ -294,8 +294,7 @@ class LlavaCollator:
 
 
 def as_row(ids: list[int], labels: list[int], seen: int) -> np.ndarray:
-    """Ids, labels and attention mask of a conversation as (3, length). The pad token may be a real one, so there is a
-    mask."""
+    """Ids, labels and attention mask of a conversation as (3, length); the pad token may be a real one."""
     row = np.empty((3, len(ids)), dtype=np.int64)
     row[0], row[1], row[2] = ids, labels, seen
     return row

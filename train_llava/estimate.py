@@ -39,13 +39,14 @@ from train_llava.planning.speed import Speed
 from train_llava.planning.workload import DEFAULT_TOKENS, Workload
 from train_llava.processing.chat import ChatEncoder
 from train_llava.training.flag_checks import check_lora
+from train_llava.training.step import fill_deepspeed_config
 
 # Taken beside tensors, as a rule of thumb: GiB of CUDA, its kernels and NCCL, and the share that PyTorch's allocator
 # loses between blocks
 CONTEXT, LOST = 1.0, 0.05
-# What takes memory of ds_zero2.json, ds_configs/zero2_offload.json and ds_configs/zero3.json; an installed package has
-# none of these files
-ZERO2 = {"stage": 2, "overlap_comm": True, "reduce_bucket_size": 2e8}
+# What takes memory of ds_zero2.json, ds_configs/zero2_offload.json and ds_configs/zero3.json, before training/step.py
+# fills in the rest; an installed package has none of these files
+ZERO2 = {"stage": 2}
 ZERO_CONFIGS = {
     "ZeRO-0": None,
     "ZeRO-2": ZERO2,
@@ -139,11 +140,13 @@ def workload_of(config: LlavaConfig, model_args: EstimateModel, args: EstimateDa
     return Workload.of(dataset.filter_by_length(encoder), encoder, batch_size)
 
 
-def zero_config(name: str, ranks: int, hidden_size: int) -> ZeroConfig:
-    """One of ZERO_CONFIGS; ZeRO-0 spreads nothing."""
+def zero_config(name: str, ranks: int, hidden_size: int, train_type: str) -> ZeroConfig:
+    """One of ZERO_CONFIGS as a training fills it in, without accumulation; ZeRO-0 spreads nothing."""
     if ZERO_CONFIGS[name] is None:
         return ZeroConfig(ranks=ranks)
-    return ZeroConfig.read({"zero_optimization": ZERO_CONFIGS[name]}, ranks, hidden_size)
+    settings = {"zero_optimization": {**ZERO_CONFIGS[name]}}
+    fill_deepspeed_config(settings, train_type, sums_in_bf16=False)
+    return ZeroConfig.read(settings, ranks, hidden_size)
 
 
 def report(
@@ -161,7 +164,9 @@ def report(
     if positions and batch.length > positions:
         yield f"more than the model's {positions:,} positions: cut such records with --model_max_length {positions}"
     yield f"{args.num_gpus} GPUs x {batch.samples:g} samples in bf16 under DeepSpeed\n"
-    yield from memory_table(memory, workload, args.num_gpus, config.text_config.hidden_size)
+    hidden_size = config.text_config.hidden_size
+    zeros = {name: zero_config(name, args.num_gpus, hidden_size, model_args.train_type) for name in ZERO_CONFIGS}
+    yield from memory_table(memory, workload, zeros)
     last, each = model_bytes(model) / 1e9, checkpoint_bytes(model, deepspeed=True) / 1e9
     yield f"\ndisk: {last:.3g} GB for the trained model, {each:.3g} GB for a checkpoint"
     yield from time_table(StepFlops.count(model), memory, config, model_args, args, workload)
@@ -169,9 +174,9 @@ def report(
     yield from fit_table(config, model_args, args, workload)
 
 
-def memory_table(memory: MemoryModel, workload: Workload, ranks: int, hidden_size: int) -> Iterator[str]:
+def memory_table(memory: MemoryModel, workload: Workload, zeros: dict[str, ZeroConfig]) -> Iterator[str]:
     """GiB per GPU, each at its own maximum; the peak is less than their sum."""
-    batch, zeros = workload.batch, {name: zero_config(name, ranks, hidden_size) for name in ZERO_CONFIGS}
+    batch, ranks = workload.batch, zeros["ZeRO-0"].ranks
     checkpointing = "  with gradient checkpointing"
     rows = [
         ("weights", lambda zero: zero.of_weights(memory.weights)),
@@ -208,7 +213,7 @@ def time_table(
     yield f"            records ({whose}); recomputation for gradient checkpointing is not counted\n"
     yield table_row("ZeRO-2", ["fits", "at most", "at most, c", "samples/s", "MFU", "hours/epoch", "limit"])
     batch, speeds = workload.batch, {}
-    zero = zero_config("ZeRO-2", args.num_gpus, config.text_config.hidden_size)
+    zero = zero_config("ZeRO-2", args.num_gpus, config.text_config.hidden_size, model_args.train_type)
     for kind in args.gpu:
         most = [
             memory.largest_batch(batch.times(1 / batch.samples), zero, checkpointing, memory_budget(kind))
@@ -236,17 +241,19 @@ def fit_table(
     for strategy in STRATEGIES:
         in_4bit = model_args.load_in_4bit and strategy == "use_lora"
         memory = MemoryModel.of(meta_model(config, torch.bfloat16, strategy, model_args.lora), in_4bit)
-        yield table_row(strategy, [largest_fit(memory, config, workload, args.num_gpus, kind) for kind in args.gpu])
+        hidden_size = config.text_config.hidden_size
+        zeros = {name: zero_config(name, args.num_gpus, hidden_size, strategy) for name, *_ in FALLBACKS}
+        yield table_row(strategy, [largest_fit(memory, workload, zeros, kind) for kind in args.gpu])
     yield "c: with --gradient_checkpointing true; co: and --deepspeed ds_configs/zero2_offload.json; c3: and zero3.json"
 
 
-def largest_fit(memory: MemoryModel, config: LlavaConfig, workload: Workload, ranks: int, kind: str) -> str:
+def largest_fit(memory: MemoryModel, workload: Workload, zeros: dict[str, ZeroConfig], kind: str) -> str:
     """The largest batch with the first of FALLBACKS under which the wanted one fits, and its mark."""
     batch = workload.batch
     for name, checkpointing, mark in FALLBACKS:
-        zero = zero_config(name, ranks, config.text_config.hidden_size)
-        if memory.peak(batch, zero, checkpointing) <= memory_budget(kind):
-            largest = memory.largest_batch(batch.times(1 / batch.samples), zero, checkpointing, memory_budget(kind))
+        if memory.peak(batch, zeros[name], checkpointing) <= memory_budget(kind):
+            each = batch.times(1 / batch.samples)
+            largest = memory.largest_batch(each, zeros[name], checkpointing, memory_budget(kind))
             return f"{largest}{mark}"
     return "no"
 

@@ -98,16 +98,18 @@ def prepare(
     options = {"for_trainer": True, "packing": data_args.packing, "multiple": MULTIPLE if gpu() == "cuda" else 1}
     collator = LlavaCollator(processor, data_args.model_max_length, **options)
     train_dataset, eval_dataset = open_data(data_args, args, collator.encoder, max_positions(config))
-    run = describe_run(model_args, data_args, args, train_dataset, collator.encoder)
+    if args.tokens_per_batch is None:
+        longest = partial(longest_batch, train_dataset, collator.encoder)
+    else:
+        longest = partial(fullest_pack, train_dataset, collator.encoder, args.tokens_per_batch)
+    memory_line, expected = check_memory_budget(config, dtype, longest, model_args, args)
+    if args.auto_batch:  # a micro-batch is chosen now, for which the settings were made anew
+        fill_settings(args, model_args.train_type)
+    run = describe_run(model_args, data_args, args, train_dataset, collator.encoder)  # with the batch that fits
     universal = False  # whether DeepSpeed must load a universal checkpoint, as for another number of ranks
     if checkpoint:
         check_data(checkpoint, run["data"])
         universal = convert_ranks(checkpoint, args)
-    if args.tokens_per_batch is None:
-        batch = longest_batch(train_dataset, collator.encoder, args.train_batch_size)
-    else:
-        batch = fullest_pack(train_dataset, collator.encoder, args.tokens_per_batch)
-    memory_line = check_memory_budget(config, dtype, batch, model_args, args)
     if args.process_index == 0:
         print(memory_line, flush=True)
 
@@ -123,7 +125,7 @@ def prepare(
         processing_class=processor,  # saved beside the weights in every checkpoint
         callbacks=[StepFlagsCallback(), ProgressLine(), DiskSpaceCallback(), Watchdog(), preemption],
     )
-    trainer.run = run
+    trainer.run, trainer.first_step.expected = run, expected
     if universal:
         trainer.load_universal_checkpoint()
     if data_args.sample_steps:
@@ -162,11 +164,16 @@ def shut_down(args: LlavaTrainingArguments, preemption: PreemptionCallback) -> N
         sys.exit(128 + preemption.received)  # as shells report it
 
 
-def set_up_deepspeed(args: LlavaTrainingArguments, train_type: str) -> None:
-    """What DeepSpeed must know before a model is built."""
+def fill_settings(args: LlavaTrainingArguments, train_type: str) -> None:
+    """Completes DeepSpeed's settings for this run."""
     if args.deepspeed:
         sums_in_bf16 = args.bf16 and args.gradient_accumulation_steps > 1
         fill_deepspeed_config(args.hf_deepspeed_config.config, train_type, sums_in_bf16)
+
+
+def set_up_deepspeed(args: LlavaTrainingArguments, train_type: str) -> None:
+    """What DeepSpeed must know before a model is built."""
+    fill_settings(args, train_type)
     # At its first start on a CPU, DeepSpeed would compile an op for inference (40 s), which no training calls. An empty
     # table of ops prevents that. It is a private name, which deepspeed/comm/torch.py reads (0.19; tests/test_hooks.py).
     deepspeed.ops.__compatible_ops__ = {}

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import psutil
@@ -19,29 +19,44 @@ from train_llava.model.structure import count_trained, count_weights, llava_in
 from train_llava.planning.activations import Batch
 from train_llava.planning.memory import MemoryModel, ZeroConfig, optimizer_bytes
 from train_llava.planning.meta_model import meta_model
+from train_llava.planning.micro_batch import SPARE, choose_micro_batch
 
 
 def check_memory_budget(
-    config: LlavaConfig, dtype: torch.dtype, batch: Batch, model_args: ModelArguments, args: LlavaTrainingArguments
-) -> str:
-    """Compares what a training step will need with the memory of this rank; returns the verdict in one line. The disk
-    must hold at least one checkpoint.
+    config: LlavaConfig,
+    dtype: torch.dtype,
+    longest: Callable[[int], Batch],
+    model_args: ModelArguments,
+    args: LlavaTrainingArguments,
+) -> tuple[str, float]:
+    """Compares what a training step will need with the memory of this rank; returns the verdict in one line, and the
+    bytes needed. The disk must hold at least one checkpoint. `--per_device_train_batch_size auto` becomes a number.
 
     Args:
         config: of the whole LLaVA.
         dtype: in which its weights will be held.
-        batch: the largest one.
+        longest: the largest batch of so many samples.
 
     Raises:
         InputError: see `memory_verdict` and `check_disk_space`.
     """
     with no_deepspeed_config(args):
         model = meta_model(config, dtype, model_args.train_type, model_args.lora)
-    check_disk_space(model, args, int(args.save_strategy != "no"))
     on_gpu = gpu() is not None and not args.use_cpu
     memory = MemoryModel.of(model, model_args.load_in_4bit, on_gpu)
     zero = ZeroConfig.read(deepspeed_json(args), args.world_size, config.text_config.hidden_size)
-    return memory_verdict(memory, batch, zero, args)
+
+    def needed(size: int) -> float:
+        return memory.peak(longest(size), zero, args.gradient_checkpointing)
+
+    chosen = ""
+    if args.auto_batch:  # all ranks together, and so before one of them refuses anything
+        most = (1 - SPARE) * free_memory(args)
+        args.set_micro_batch(choose_micro_batch(lambda size: needed(size) <= most, args))
+        chosen = f"; --per_device_train_batch_size auto is {args.train_batch_size}"
+    check_disk_space(model, args, int(args.save_strategy != "no"))
+    line = memory_verdict(memory, longest(args.train_batch_size), zero, args)
+    return line + chosen, needed(args.train_batch_size)
 
 
 def deepspeed_json(args: LlavaTrainingArguments) -> dict | None:

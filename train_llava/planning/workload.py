@@ -75,8 +75,9 @@ def longest_batch(dataset: LlavaDataset, encoder: ChatEncoder, batch_size: int) 
     return batch.times(batch_size / len(longest))  # where there are fewer records than a batch holds
 
 
-def fullest_pack(dataset: LlavaDataset, encoder: ChatEncoder, budget: int) -> Batch:
-    """The largest pack of --tokens_per_batch, as so many samples of one token: nothing in it is padded.
+def fullest_pack(dataset: LlavaDataset, encoder: ChatEncoder, budget: int, batch_size: int = 1) -> Batch:
+    """The largest pack of --tokens_per_batch, as so many samples of one token: nothing in it is padded. Each is a
+    micro-batch, so `batch_size` plays no part.
 
     Some packs, evenly spaced from the fullest to the emptiest, say how many images and supervised tokens one has.
     """

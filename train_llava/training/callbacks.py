@@ -93,8 +93,13 @@ def synchronize() -> None:
         torch.accelerator.synchronize()
 
 
+MEASURED = 5  # steps after the first, which has the longest batch; from these the hours are foretold
+LONG = 10  # hours, from which on one epoch is recommended
+
+
 class ProgressLine(TrainerCallback):
-    """Prints one line per logging step, the same on a terminal and in a file."""
+    """Prints one line per logging step, the same on a terminal and in a file; and of a run of more than an hour, after
+    its first steps, how long it will take."""
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         self.first_step, self.first_time = state.global_step, time.perf_counter()
@@ -105,6 +110,19 @@ class ProgressLine(TrainerCallback):
             batch += f", each of at most {args.tokens_per_batch:,} tokens" if args.tokens_per_batch else ""
             name = f"{type(optimizer).__name__} {stage}".strip()
             print(f"{name} on {args.world_size} ranks, {state.max_steps} steps, {batch}", flush=True)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        done = state.global_step - self.first_step
+        if done == 1:
+            self.first_done = time.perf_counter()
+        if done != 1 + MEASURED or not state.is_world_process_zero:
+            return
+        seconds = (time.perf_counter() - self.first_done) / MEASURED * state.max_steps
+        advice = ""
+        if seconds > LONG * 3600 and args.max_steps <= 0 and args.num_train_epochs > 1:
+            advice = f"; --num_train_epochs 1, LLaVA's, takes {hours(seconds / args.num_train_epochs)}"
+        if seconds > 3600:
+            print(f"about {hours(seconds)} hours in all at this speed{advice}", flush=True)
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         logs: dict[str, Any] = kwargs["logs"]
@@ -121,9 +139,14 @@ class ProgressLine(TrainerCallback):
             f"{skipped}grad {logs.get('grad_norm', float('nan')):.2f}  lr {logs['learning_rate']:.2e}  "
             f"{logs['samples_per_second']:.1f} samples/s  {logs['tokens_per_second']:,.0f} tokens/s  {mfu}"
             f"data {logs['data_wait']:.0%}  {logs['memory_gb']:.1f} GB  "
-            f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02} left",
+            f"{hours(left)}:{left % 60:02} left",
             flush=True,
         )
+
+
+def hours(seconds: float) -> str:
+    """A time as hours and minutes, such as 50:10."""
+    return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02}"
 
 
 def peak_memory_gb() -> float:

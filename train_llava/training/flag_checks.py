@@ -15,7 +15,7 @@ SAMPLING = ("random", "sequential", "group_by_length")  # of --train_sampling_st
 # Flags of TrainingArguments that are refused, the value that is not, and why; tests/flag_classes.py has all flags
 REFUSED: dict[str, tuple[Any, str]] = {
     "accelerator_config": (None, "the order of records is worked out for the defaults. Leave it out"),
-    "auto_find_batch_size": (False, "it would lower the batch in silence. The memory line says which batch fits"),
+    "auto_find_batch_size": (False, "it would lower the batch in silence. Use --per_device_train_batch_size auto"),
     "batch_eval_metrics": (False, "the held-out loss is a mean over all records. Leave it out"),
     "bf16_full_eval": (False, "it would round the weights that are saved. Use --bf16 true"),
     "dataloader_in_order": (True, "a resumed run could not go on exactly. Leave it out"),

@@ -54,6 +54,12 @@ def run_files(folder: Path) -> set[Path]:
     return left - {folder / CARD} if is_foreign_card(folder / CARD) else left
 
 
+def drop_unborn_run(args: LlavaTrainingArguments) -> None:
+    """Deletes what a new run leaves before its first step is done, so that it may start again in the same folder."""
+    shutil.rmtree(Path(args.output_dir) / "runs", ignore_errors=True)  # by another rank, too
+    (Path(args.output_dir) / "bad_images.jsonl").unlink(missing_ok=True)
+
+
 def drop_old_runs(args: LlavaTrainingArguments) -> None:
     """Deletes the runs that were set aside."""
     for aside in Path(args.output_dir).glob(f"{OLD_RUN}*"):
@@ -69,9 +75,13 @@ def report_failure(args: LlavaTrainingArguments) -> Iterator[None]:
         raise
     except BaseException as error:
         if isinstance(error, torch.OutOfMemoryError):
-            batch = "per_device_train_batch_size" if args.tokens_per_batch is None else "tokens_per_batch"
-            hint = f"Out of memory. Lower --{batch} (and raise --gradient_accumulation_steps)"
-            print(f"{hint}, or give --gradient_checkpointing true.", file=sys.stderr)
+            tokens, lower, size = args.tokens_per_batch, "", f"{args.train_batch_size}"
+            if tokens:
+                lower, size = "lower --tokens_per_batch, or ", f"{tokens} tokens"
+            elif args.train_batch_size > 1:
+                lower = "lower --per_device_train_batch_size (a step keeps its samples with --global_batch_size), or "
+            hint = f"{lower}give --gradient_checkpointing true"
+            print(f"Out of memory with a micro-batch of {size}: {hint}.", file=sys.stderr)
         whole = [path for path in newest_first(args) if is_whole(path)]
         left = f"The last whole checkpoint is {whole[0]}" if whole else "There is no whole checkpoint"
         how = "; continue with --resume_from_checkpoint true" if whole else ""

@@ -208,6 +208,8 @@ def same_batch(wanted: int, args: LlavaTrainingArguments) -> str:
         return (
             f"{wanted} {args.step_unit} cannot be shared out among {args.world_size} ranks; start it on another number."
         )
+    if args.global_batch_size:
+        return f"Give --global_batch_size {wanted}."
     each = wanted // args.world_size
     if args.tokens_per_batch is not None:
         return f"Give --gradient_accumulation_steps {each}."

@@ -27,6 +27,7 @@ from train_llava.processing.images import PixelBytes
 from train_llava.training.callbacks import ThroughputCallback
 from train_llava.training.fault_tolerance import delay_forks_for_gloo, ignore_signals_in_worker
 from train_llava.training.finite import FiniteCallback
+from train_llava.training.first_step import FirstStepCallback
 from train_llava.training.flag_checks import check_one_gpu
 from train_llava.training.resume import write_run
 from train_llava.training.sampler import LlavaSampler, PackBatches, PackSampler, RankBatches, SetEpochCallback
@@ -56,7 +57,9 @@ class LlavaTrainer(Trainer):
         check_one_gpu(kwargs["args"] if "args" in kwargs else args[1])
         super().__init__(*args, compute_metrics=mean_loss, **kwargs)
         self.finite = FiniteCallback(self.accelerator)
-        for callback in (self.throughput, self.finite, SetEpochCallback(), ReduceOnceCallback(self.accelerator)):
+        self.first_step = FirstStepCallback()
+        reduce_once = ReduceOnceCallback(self.accelerator)
+        for callback in (self.throughput, self.finite, self.first_step, SetEpochCallback(), reduce_once):
             self.add_callback(callback)
         self.label_smoother = None  # transformers' own would compare each position with its own token, not the next
         patch_forward(llava_in(self.model), self.args.label_smoothing_factor)
@@ -95,7 +98,8 @@ class LlavaTrainer(Trainer):
         """
         if resume_from_checkpoint and isinstance(self.model, PeftModel):
             check_resumable_adapter(Path(resume_from_checkpoint), self.model)
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        with self.first_step.halving(self.args, resumed=bool(resume_from_checkpoint)):
+            return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, torch.Tensor], *args, **kwargs) -> Any:
         """The loss over the supervised tokens of the whole global batch; remembers what the log reports."""
