@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -14,17 +15,19 @@ from transformers import CLIPVisionConfig, Gemma3TextConfig, Qwen2Config, Siglip
 from benchmarks.full_size import kernels as full_size_kernels
 from benchmarks.full_size import published
 from benchmarks.result import RESULTS
+from train_llava.arguments import LlavaTrainingArguments, ModelArguments
 from train_llava.model.config import compose_config
 from train_llava.model.freeze import LoraSettings
 from train_llava.model.loss import patch_forward
 from train_llava.model.structure import llava_in
 from train_llava.planning import kernels as kernels_module
 from train_llava.planning.activations import Batch
+from train_llava.planning.foretell import foretell
 from train_llava.planning.kernels import Kernel, KernelCounter, Way, count_kernels, inputs_of, micro_step
 from train_llava.planning.meta_model import meta_model
 from train_llava.planning.roofline import GPUS, gpu_seconds, kernel_seconds, kind_of_gpu, limit_seconds, product_seconds
 from train_llava.planning.speed import Speed, hours
-from train_llava.planning.workload import padded_length
+from train_llava.planning.workload import Workload, padded_length
 
 SHAPE = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
 CLIP = CLIPVisionConfig(**SHAPE, num_hidden_layers=5, image_size=56, patch_size=14)
@@ -242,3 +245,19 @@ def test_kernels_of_the_real_model_are_few():
     assert new in kept and new["kernels"] <= 2300
     lora = [row for row in kept if (row["strategy"], row["batch"]) == ("use_lora", 4)]
     assert all(more["kernels"] > fewer["kernels"] for more, fewer in pairwise(lora)) and lora[-1]["kernels"] <= 2700
+
+
+def test_a_run_on_a_known_gpu_begins_with_its_hours():
+    """Of CC3M-595K in the original's ten epochs, and of some steps; one epoch is recommended where ten take long."""
+    config, model_args = compose_config(CLIP, QWEN), ModelArguments(model_name_or_path="", train_type="projector")
+    workload = replace(Workload.assumed(4, 620, 64), records=595_375)
+    args = LlavaTrainingArguments(output_dir="", use_cpu=True, num_train_epochs=10, per_device_train_batch_size=4)
+    printed = foretell("rtx4090-24g", config, workload, model_args, args)
+    each = hours(config, "projector", workload.typical, 595_375, 1, "rtx4090-24g", 1, Way(liger=False), 1)
+    assert printed.startswith(f"595,375 records x 10 epochs: about {10 * each:.1f} hours")
+    assert (f"--num_train_epochs 1 is LLaVA's, and takes {each:.1f}" in printed) == (10 * each > 10)
+    more = replace(workload, records=100 * 595_375)
+    assert "--num_train_epochs 1 is LLaVA's" in foretell("rtx4090-24g", config, more, model_args, args)
+    args.max_steps = 100
+    printed = foretell("rtx4090-24g", config, workload, model_args, args)
+    assert f"x {400 / 595_375:g} epochs" in printed and "LLaVA's" not in printed
