@@ -15,6 +15,7 @@ from benchmarks.full_size.model import on_meta
 from benchmarks.result import RESULTS, head, parser, table, write
 from train_llava.model.structure import STRATEGIES
 from train_llava.planning.flops import PEAKS, StepFlops
+from train_llava.training.step import SMALL
 
 GPUS = {8: 8, 64: 1, 512: 1}  # and batches accumulated: 256 samples a step as LLaVA-1.5's, 2,048 on 512
 BATCH, TOKENS, ANSWER = 4, 620, 25  # per GPU and batch; tokens of a sample, and how many of them are learned
@@ -34,6 +35,10 @@ class Share:
 
     flops: float
     trained: int
+
+    def reductions(self, gpus: int) -> int:
+        """Of gradients, in a step: once where they are few (train_llava/training/step.py)."""
+        return 1 if self.trained <= SMALL else GPUS[gpus]
 
 
 @dataclass
@@ -91,7 +96,7 @@ def bandwidth(gpus: int, cards: int) -> float:
 def step(share: Share, gpus: int, cards: int, mfu: float = MFU) -> Step:
     """One optimizer step. AdamW reads and writes fp32 weight and two moments, reads a gradient, writes a bf16 weight:
     28 bytes for each parameter, of which a GPU has its share."""
-    reduced, gathered = sent(share.trained, gpus, GPUS[gpus])
+    reduced, gathered = sent(share.trained, gpus, share.reductions(gpus))
     speed = bandwidth(gpus, cards)
     compute = GPUS[gpus] * BATCH * share.flops / (mfu * PEAKS["H100"])
     return Step(compute, reduced / speed, gathered / speed, 28 * share.trained / gpus / HBM)
@@ -107,7 +112,7 @@ def row(name: str, share: Share, gpus: int, cards: int, mfu: float = MFU) -> dic
         "gpus": gpus,
         "cards_per_machine": cards if gpus > PER_MACHINE else 0,
         "samples_per_step": samples,
-        "sent_gb": round(sum(sent(share.trained, gpus, GPUS[gpus])) / 1e9, 2),
+        "sent_gb": round(sum(sent(share.trained, gpus, share.reductions(gpus))) / 1e9, 2),
         "sent_gb_with_reduce_scatter": round(sum(sent(share.trained, gpus, GPUS[gpus], all_reduce=False)) / 1e9, 2),
         "compute_ms": round(one.compute * 1e3),
         "communication_ms": round((one.reduce + one.gather) * 1e3, 1),
