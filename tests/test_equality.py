@@ -119,6 +119,18 @@ def test_zero3(alone, llava, data, tmp_path, train_type):
     assert_equal_runs(tmp_path / "out", alone(train_type))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("train_type", ["use_lora", "freeze_vision"])
+def test_zero3_in_bf16(llava, data, tmp_path, train_type):
+    """As ZeRO-2, but for rounding; two micro-batches, whose gradients are summed in fp32."""
+    sizes = ("--bf16", "true", "--per_device_train_batch_size", 2, "--gradient_accumulation_steps", 2)
+    for name in ("ds_zero2.json", "ds_configs/zero3.json"):
+        done = zero2(llava, data, tmp_path / name, train_type, *sizes, "--deepspeed", ROOT / name)
+        assert done.returncode == 0, done.stderr[-3000:]
+    found = [losses(tmp_path / name) for name in ("ds_zero2.json", "ds_configs/zero3.json")]
+    assert found[0] == pytest.approx(found[1], rel=5e-3)
+
+
 @pytest.mark.slow  # DeepSpeed compiles its Adam for the CPU, minutes the first time
 @pytest.mark.parametrize("train_type", ["use_lora", "none"])
 def test_zero2_with_the_optimizer_offloaded(alone, llava, data, tmp_path, train_type):

@@ -94,7 +94,8 @@ def add_lora(model: LlavaForConditionalGeneration, settings: LoraSettings) -> nn
         target_modules=lora_targets(model, settings),
         modules_to_save=["multi_modal_projector"] if settings.train_projector else None,
     )
-    return get_peft_model(model, config)
+    # in the dtype of the model: PEFT would hold them in fp32, which ZeRO-2 casts and ZeRO-3 refuses
+    return get_peft_model(model, config, autocast_adapter_dtype=False)
 
 
 def lora_targets(model: LlavaForConditionalGeneration, settings: LoraSettings) -> str:
