@@ -8,7 +8,7 @@ import torch
 from conftest import ROOT, run
 from page_client import free_port
 from trainers import trainer_of
-from training import FLAGS, losses
+from training import FLAGS
 
 from train_llava.data import LlavaCollator
 from train_llava.model.load import load_processor
@@ -29,11 +29,9 @@ def counted(llava, data, output, train_type, batch, accumulation, *flags):
 
 
 def test_gradients_are_reduced_once_a_step(llava, data, tmp_path):
-    """Of adapters; and the losses are those of one micro-batch."""
+    """Of adapters. test_zero2_accumulates_as_it_is_told compares losses and weights with those of one micro-batch."""
     found = counted(llava, data, tmp_path / "four", "use_lora", 1, 4, "--bf16", "true")
     assert found == [("1", "float32"), ("2", "float32")]
-    counted(llava, data, tmp_path / "one", "use_lora", 4, 1, "--bf16", "true")
-    assert losses(tmp_path / "four") == pytest.approx(losses(tmp_path / "one"), rel=1e-2)
 
 
 @pytest.mark.slow
