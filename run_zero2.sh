@@ -42,6 +42,7 @@ find_python "$HERE/requirements.txt"
 "$PYTHON" "$HERE/scripts/check_flags.py" "$@" || exit
 find_accelerator
 DEMO=false NAME=llava SAMPLES=32 EACH=4  # in a step, and at a time on each rank
+[ $((RANKS * NNODES)) -le 8 ] || EACH=1  # of 32 samples for more than 8 CPU ranks
 [ "$GPUS" -eq 0 ] || [ "$ACCELERATOR" = mps ] || EACH=auto
 if [ -z "$MODEL" ]; then
     DEMO=true NAME=demo

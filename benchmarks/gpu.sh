@@ -11,6 +11,7 @@ set -euo pipefail
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 export PYTHONPATH="$HERE:$HERE/carried${PYTHONPATH:+:$PYTHONPATH}"
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false PYTHONWARNINGS=ignore::FutureWarning
+export PYTORCH_ALLOC_CONF=${PYTORCH_ALLOC_CONF:-expandable_segments:True}  # as run_zero2.sh does
 export PYTORCH_NVML_BASED_CUDA_CHECK=1  # to ask whether there is a GPU must not spoil a process for forking
 case " $* " in *" --dry_run "*) export DS_ACCELERATOR=cpu CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 ;; esac
 source "$HERE/scripts/environment.sh"

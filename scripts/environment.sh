@@ -58,22 +58,26 @@ fail() {
 }
 
 install() { # install REQUIREMENTS_FILE... ; a file written at the very end marks the install as whole
-    local torch name=${venv#"$ROOT"/} missing=() line gpu=()
+    local torch name=${venv#"$ROOT"/} missing=() fused=() line
     local minutes="This happens once and takes some minutes; $name/install.log tells more."
     rm -f "$venv/.complete"
-    ! nvidia_here || gpu=("$LIGER")
     if [ -z "${VENV:-}" ] && torch=$(lacking "$base" --torch "$@"); then
         echo "Making $name on top of $base, which keeps its torch $torch; adding what it lacks. $minutes"
         make_venv --system-site-packages
         while read -r line _; do missing+=("$line"); done < <(lacking "$venv/bin/python" "$@")
         echo "torch==$torch" >"$venv/keep.txt"
-        pip_install -c "$venv/keep.txt" "${missing[@]}" ${gpu[@]+"${gpu[@]}"}
+        pip_install -c "$venv/keep.txt" "${missing[@]}"
+        fused=(-c "$venv/keep.txt")
     else
         case ${torch:-} in "" | *"is not there"*) ;; *) echo "Not used, of $base: $torch" ;; esac
         echo "Installing the packages into $name. $minutes"
-        set -- "${@/#/-r}" -c "${CONSTRAINTS:-$ROOT/constraints.txt}" ${gpu[@]+"${gpu[@]}"}
+        set -- "${@/#/-r}" -c "${CONSTRAINTS:-$ROOT/constraints.txt}"
         make_venv
         uv_install "$@" || { say_size; pip_install "$@"; }
+    fi
+    if nvidia_here; then  # without them a training is slower, and says so
+        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check ${fused[@]+"${fused[@]}"} "$LIGER" 2>/dev/null ||
+            echo "liger-kernel could not be installed"
     fi
     touch "$venv/.complete"
 }

@@ -1,10 +1,13 @@
 """train_llava.train, whose first rank prints at the end of each step how often DeepSpeed has reduced gradients, and in
 which dtype they were summed: `step 1: 2 reductions, sums in torch.float32`."""
 
+import os
+
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from transformers import TrainerCallback
 
 from train_llava import train
+from train_llava.planning import memory
 from train_llava.training.trainer import LlavaTrainer
 
 plain_reduce, plain_train = DeepSpeedZeroOptimizer.reduce_ipg_grads, LlavaTrainer.train
@@ -25,6 +28,8 @@ class Count(TrainerCallback):
     def on_substep_end(self, args, state, control, model, optimizer, **kwargs):
         parameter = next(p for p in model.parameters() if p.requires_grad)
         averaged = optimizer.optimizer.averaged_gradients.get(0) or optimizer.optimizer.all_grad_tensors.get(0)
+        if os.environ.get("FAIL") and args.process_index == 0:
+            raise RuntimeError("as asked for")
         self.sums = parameter.grad.dtype if parameter.grad is not None else averaged[0].dtype
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -38,5 +43,6 @@ def counted_train(self, *args, **kwargs):
 
 
 if __name__ == "__main__":
+    memory.SMALL = int(os.environ.get("SMALL", memory.SMALL))
     DeepSpeedZeroOptimizer.reduce_ipg_grads, LlavaTrainer.train = reduce_ipg_grads, counted_train
     train.main()

@@ -13,6 +13,7 @@
 | PreTrainedModel._init_weights | called: the new projector | build_model.py |
 | bitsandbytes Linear4bit.support_avx512bf16_for_cpu | switched off | model/load.py |
 | deepspeed.ops.__compatible_ops__ | emptied: no op is compiled that no training calls | train.py |
+| DeepSpeedEngine._flush_coalesced_reduction_zero12 | taken away when a step has failed | training/step.py |
 | peft check_target_module_exists, get_pattern_key | called: what names in a config mean | model/adapters.py |
 | Trainer.label_smoother, .get_batch_samples, .floating_point_ops | set and overridden | training/trainer.py |
 | TRAINING_ARGS_NAME | the name of a file in checkpoints | training/trainer.py |
@@ -43,6 +44,7 @@ NAMES = [
     "accelerate.Accelerator.clip_grad_norm_",
     "accelerate.Accelerator.optimizer_step_was_skipped",
     "deepspeed.ops.__compatible_ops__",
+    "deepspeed.runtime.engine.DeepSpeedEngine._flush_coalesced_reduction_zero12",
     "peft.tuners.tuners_utils.check_target_module_exists",
     "peft.utils.other.get_pattern_key",
     "torch.utils._python_dispatch.TorchDispatchMode",

@@ -16,14 +16,19 @@ from train_llava.training.step import fill_deepspeed_config, walk_once
 from train_llava.training.trainer import LlavaTrainer
 
 
-def counted(llava, data, output, train_type, batch, accumulation, *flags):
-    """Two ranks under ZeRO-2: what tests/counted_reductions.py prints of each step."""
+def start(llava, data, output, train_type, batch, accumulation, *flags, **variables):
+    """Two ranks under ZeRO-2, by tests/counted_reductions.py."""
     where = ["--model_name_or_path", llava, "--data_path", data, "--output_dir", output, "--train_type", train_type]
     sizes = ["--per_device_train_batch_size", batch, "--gradient_accumulation_steps", accumulation, "--max_steps", 2]
-    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", 2]
+    launcher = ["timeout", 200, sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", 2]
     launcher += ["--master_port", free_port(), ROOT / "tests" / "counted_reductions.py"]
     where += ["--use_cpu", "true", "--deepspeed", ROOT / "ds_zero2.json", *FLAGS, "--save_strategy", "no"]
-    done = run(*launcher, *where, *sizes, *flags, OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu")
+    return run(*launcher, *where, *sizes, *flags, OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu", **variables)
+
+
+def counted(*args, **variables):
+    """What it prints of each step."""
+    done = start(*args, **variables)
     assert done.returncode == 0, done.stderr[-3000:]
     return re.findall(r"(\d+) reductions, sums in torch.(\w+)", done.stdout)
 
@@ -34,13 +39,16 @@ def test_gradients_are_reduced_once_a_step(llava, data, tmp_path):
     assert found == [("1", "float32"), ("2", "float32")]
 
 
+def test_a_rank_that_fails_within_a_step_ends(llava, data, tmp_path):
+    """It does not begin the reduction, for which it would wait for the others for ever."""
+    done = start(llava, data, tmp_path / "out", "use_lora", 1, 4, "--bf16", "true", FAIL="1")
+    assert "as asked for" in done.stderr and done.returncode not in (0, 124)
+
+
 @pytest.mark.slow
-def test_gradients_of_a_whole_model_are_shared_out_after_each_micro_batch(llava, data, tmp_path, monkeypatch):
+def test_gradients_of_a_whole_model_are_shared_out_after_each_micro_batch(llava, data, tmp_path):
     """As ZeRO-2 promises, so that no rank holds all of them; summed in fp32."""
-    sitecustomize = "import train_llava.training.step as step; step.SMALL = 0\n"
-    (tmp_path / "sitecustomize.py").write_text(sitecustomize)
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
-    found = counted(llava, data, tmp_path / "out", "freeze_vision", 1, 4, "--bf16", "true")
+    found = counted(llava, data, tmp_path / "out", "freeze_vision", 1, 4, "--bf16", "true", SMALL="0")
     assert found == [("4", "float32"), ("8", "float32")]
 
 

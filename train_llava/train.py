@@ -26,7 +26,7 @@ from train_llava.model.config import load_llava_config, max_positions
 from train_llava.model.freeze import apply_train_type
 from train_llava.model.load import fetch, gpu, load, load_processor
 from train_llava.model.structure import components_table
-from train_llava.planning.budget import check_memory_budget
+from train_llava.planning.budget import check_memory_budget, no_deepspeed_config
 from train_llava.planning.foretell import foretell, this_gpu
 from train_llava.planning.workload import Workload, fullest_pack, longest_batch
 from train_llava.processing.chat import ChatEncoder
@@ -115,7 +115,8 @@ def prepare(
         print(memory_line, flush=True)
         if not args.use_cpu and args.tokens_per_batch is None and (kind := this_gpu()):
             workload = Workload.of(train_dataset, collator.encoder, args.train_batch_size)
-            print(foretell(kind, config, workload, model_args, args), flush=True)
+            with no_deepspeed_config(args):
+                print(foretell(kind, config, workload, model_args, args), flush=True)
 
     model = load_model(model_args, args, dtype)
     if args.process_index == 0 and not checkpoint:

@@ -166,7 +166,7 @@ def trl_steps(tell: Tell, row: Row, machine: dict[str, Any], work: Path, on_gpu:
         flags |= {"use_cpu": not on_gpu, "gradient_checkpointing": False, "save_strategy": "no", "report_to": "none"}
         flags |= {"learning_rate": float(RATES[row.train_type]), "logging_steps": row.steps, "disable_tqdm": True}
         args = SFTConfig(**flags, dataloader_num_workers=min(10, len(os.sched_getaffinity(0))) if on_gpu else 0)
-        train.set_up_deepspeed(args)
+        train.set_up_deepspeed(args, row.train_type)
         model, processor = load_random(work / "llava", dtype=torch.bfloat16 if on_gpu else torch.float32)
         model = apply_train_type(model, row.train_type, LoraSettings())
         clock = StepClock(tell, row, machine, step_flops(model, work, row.batch))

@@ -15,7 +15,7 @@ from benchmarks.full_size.model import on_meta
 from benchmarks.result import RESULTS, head, parser, table, write
 from train_llava.model.structure import STRATEGIES
 from train_llava.planning.flops import PEAKS, StepFlops
-from train_llava.training.step import SMALL
+from train_llava.planning.memory import SMALL
 
 GPUS = {8: 8, 64: 1, 512: 1}  # and batches accumulated: 256 samples a step as LLaVA-1.5's, 2,048 on 512
 BATCH, TOKENS, ANSWER = 4, 620, 25  # per GPU and batch; tokens of a sample, and how many of them are learned

@@ -17,7 +17,7 @@ from train_llava.cli import InputError
 from train_llava.model.load import gpu
 from train_llava.model.structure import count_trained, count_weights, llava_in
 from train_llava.planning.activations import Batch
-from train_llava.planning.memory import MemoryModel, ZeroConfig, optimizer_bytes
+from train_llava.planning.memory import MemoryModel, ZeroConfig, optimizer_bytes, reduces_once
 from train_llava.planning.meta_model import meta_model
 from train_llava.planning.micro_batch import SPARE, choose_micro_batch
 
@@ -45,6 +45,7 @@ def check_memory_budget(
     on_gpu = gpu() is not None and not args.use_cpu
     memory = MemoryModel.of(model, model_args.load_in_4bit, on_gpu)
     zero = ZeroConfig.read(deepspeed_json(args), args.world_size, config.text_config.hidden_size)
+    zero.whole_sums = reduces_once(memory.trained, args.gradient_accumulation_steps, zero.stage, zero.offload)
 
     def needed(size: int) -> float:
         return memory.peak(longest(size), zero, args.gradient_checkpointing)

@@ -14,6 +14,7 @@ from torch import nn
 from train_llava.model.structure import count_trained, count_weights, llava_in
 from train_llava.planning.activations import Batch, Stage, saved_activations, stages
 
+SMALL = 2**28  # trained weights, whose gradients take 1 GB in fp32
 # 4 bits, a scale of 8 bits for 64 of them, and one of 32 bits for 256 scales (QLoRA, arXiv:2305.14314, section 3)
 FOUR_BIT = 4 / 8 + 1 / 64 + 4 / (64 * 256)
 
@@ -32,6 +33,7 @@ class ZeroConfig:
     offload: bool = False  # gradients and optimizer in the host's memory
     deepspeed: bool = True
     fp32_sums: bool = False  # of the gradients of several micro-batches
+    whole_sums: bool = False  # on each GPU, see `reduces_once`
     bucket: float = 0.0
     gathered: float = 0.0
 
@@ -109,11 +111,12 @@ class MemoryModel:
 
     def gradients(self, zero: ZeroConfig) -> float:
         """Bytes of a GPU's gradients at the end of the backward pass."""
-        return zero.of_gradients(self.trained * self.gradient_size(zero))
+        return self.sums(self.trained, zero)
 
-    def gradient_size(self, zero: ZeroConfig) -> int:
-        """Bytes of an element of the gradients that wait for the optimizer's step."""
-        return 4 if zero.fp32_sums else self.element
+    def sums(self, trained: int, zero: ZeroConfig) -> float:
+        """Bytes of the gradients of so many weights that wait on a GPU for the optimizer's step."""
+        size = trained * (4 if zero.fp32_sums or zero.whole_sums else self.element)
+        return size if zero.whole_sums else zero.of_gradients(size)
 
     def optimizer(self, zero: ZeroConfig) -> float:
         """Bytes of a GPU's part of the optimizer's states."""
@@ -151,7 +154,7 @@ class MemoryModel:
         most, gradients = 0.0, 0.0
         held = self.activations(batch, checkpointing, until=len(self.stages))
         for stage in reversed(self.stages):
-            gradients += zero.of_gradients(stage.trained * self.gradient_size(zero))
+            gradients += self.sums(stage.trained, zero)
             units, saved = batch.units(stage.unit), saved_activations(stage, batch, checkpointing)
             recomputed = units * stage.saved if saved < units * stage.saved else 0  # what was not saved
             most = max(most, held + recomputed + units * stage.workspace + gradients)
@@ -174,6 +177,15 @@ class MemoryModel:
             enough = self.peak(sample.times(middle), zero, checkpointing) <= budget
             fits, over = (middle, over) if enough else (fits, middle)
         return fits
+
+
+def reduces_once(trained: int, accumulation: int, stage: int, offload: bool) -> bool:
+    """Whether the gradients of a step's micro-batches are reduced over the ranks once, not after each.
+
+    Until then each rank holds all of them, so this is for a `SMALL` number of trained weights; and for ZeRO-2, since
+    ZeRO-1 does so by itself.
+    """
+    return accumulation > 1 and trained <= SMALL and stage == 2 and not offload
 
 
 def optimizer_bytes(trained: int, deepspeed: bool) -> int:

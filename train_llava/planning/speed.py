@@ -22,7 +22,7 @@ from train_llava.planning.roofline import GPUS, REACHED, gpu_seconds, limit_seco
 # another model (github.com/modelscope/FunASR, pull request 3705, 2026)
 HOST = 98e-3 / 8080
 FIXED = 5e-3  # seconds of a micro-step in which a GPU waits for Trainer and DeepSpeed: an assumption
-ACCUMULATION = 8  # micro-steps in a step, as in run_zero2.sh
+ACCUMULATION = 8  # micro-steps in a step, over which the optimizer's work is spread; as the original's
 # What DeepSpeed 0.19.8 does beside (runtime/zero/stage_1_and_2.py): bytes that it moves per trained weight, in a step
 # (the norm in fp64 18, AdamW 28, a look for overflow 4, copies 34) and in a micro-step (a copy to the bucket 4, adding
 # up a GPU's share in fp32 10); kernels per trained tensor, in a step (norm, overflow) and in a micro-step

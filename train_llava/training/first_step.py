@@ -12,7 +12,6 @@ from train_llava.arguments import LlavaTrainingArguments
 from train_llava.model.load import gpu
 from train_llava.planning.micro_batch import smaller_micro_batch, write_limit
 from train_llava.training.callbacks import peak_memory_gb
-from train_llava.training.output_dir import drop_unborn_run
 
 
 class FirstStepCallback(TrainerCallback):
@@ -36,7 +35,7 @@ class FirstStepCallback(TrainerCallback):
         self.ended = True
 
     @contextmanager
-    def halving(self, args: LlavaTrainingArguments, resumed: bool) -> Iterator[None]:
+    def halving(self, args: LlavaTrainingArguments) -> Iterator[None]:
         """If this block runs out of memory in the first step, and --per_device_train_batch_size auto can take less,
         ends the process with `os.EX_TEMPFAIL`, so that the run can start again with half the micro-batch."""
         try:
@@ -45,8 +44,6 @@ class FirstStepCallback(TrainerCallback):
             size = smaller_micro_batch(args) if args.auto_batch else 0
             if not size or not self.began or self.ended:
                 raise
-            if not resumed:
-                drop_unborn_run(args)
             what = f"rank {args.process_index}: out of memory with a micro-batch of {args.train_batch_size}"
             hint = f"Start again with --per_device_train_batch_size {size}; a step has as many samples as before"
             print(f"{what}. {'Starting again with half' if write_limit(size) else hint}.", file=sys.stderr, flush=True)

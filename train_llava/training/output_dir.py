@@ -12,6 +12,7 @@ import torch
 from train_llava.arguments import LlavaTrainingArguments
 from train_llava.cli import InputError
 from train_llava.model.folder import CARD, CONFIGS, is_foreign_card, model_files, recover_model
+from train_llava.planning.micro_batch import read_limit
 from train_llava.training.resume import is_whole, newest_first
 from train_llava.training.run_log import LOG_FILE
 
@@ -27,6 +28,8 @@ def prepare_output_dir(args: LlavaTrainingArguments, checkpoint: Path | None) ->
     """
     folder = Path(args.output_dir)
     recover_model(folder)
+    if read_limit() and not checkpoint:  # this is another start of the same run, see planning/micro_batch.py
+        drop_unborn_run(args)
     left = run_files(folder)
     if not left or checkpoint:
         return

@@ -3,7 +3,7 @@
 Losses and weights are the same without it (tests/test_step.py).
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import Any
 
@@ -13,8 +13,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from train_llava.model.structure import count_trained
-
-SMALL = 2**28  # trained weights, whose gradients take 1 GB in fp32
+from train_llava.planning.memory import reduces_once
 
 
 def fill_deepspeed_config(config: dict[str, Any], train_type: str, sums_in_bf16: bool) -> None:
@@ -56,25 +55,26 @@ def walk_once(model: nn.Module) -> None:
 
 
 class ReduceOnceCallback(TrainerCallback):
-    """Under ZeRO-1 and ZeRO-2, has the gradients of a step's micro-batches reduced over the ranks once, not after each.
-
-    Until then each rank holds all of them, so this is done for a `SMALL` number of trained weights alone.
-    """
+    """Has gradients reduced once a step, where `reduces_once` says so."""
 
     def __init__(self, accelerator: Accelerator) -> None:
-        self.accelerator = accelerator
+        self.accelerator, self.abandon = accelerator, lambda: None
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
-        if not args.deepspeed or args.gradient_accumulation_steps == 1 or count_trained(kwargs["model"]) > SMALL:
-            return
-        wrapped = self.accelerator.deepspeed_engine_wrapped
-        if wrapped.engine.zero_optimization_stage() in (1, 2) and not wrapped.engine.zero_cpu_offload():
-            reduce_once(wrapped, kwargs["model"].parameters())
+        if args.deepspeed:
+            wrapped, model = self.accelerator.deepspeed_engine_wrapped, kwargs["model"]
+            zero = (wrapped.engine.zero_optimization_stage(), wrapped.engine.zero_cpu_offload())
+            if reduces_once(count_trained(model), args.gradient_accumulation_steps, *zero):
+                self.abandon = reduce_once(wrapped, model.parameters())
 
 
-def reduce_once(wrapped: Any, parameters: Iterable[nn.Parameter]) -> None:
+def reduce_once(wrapped: Any, parameters: Iterable[nn.Parameter]) -> Callable[[], None]:
     """Changes `backward` of accelerate's wrapper of a DeepSpeed engine: each rank sums the gradients of a step's
-    micro-batches in fp32, and the last of them begins the one reduction and the optimizer's step."""
+    micro-batches in fp32, and the last of them begins the one reduction and the optimizer's step.
+
+    Returns what must be called when a step has failed: DeepSpeed would else begin the reduction when the process ends,
+    and wait for ranks that do not come. (A private name, seen in DeepSpeed 0.19; tests/test_hooks.py.)
+    """
     engine, step, inside = wrapped.engine, ExitStack(), False
     for parameter in parameters:
         if parameter.requires_grad:
@@ -92,4 +92,9 @@ def reduce_once(wrapped: Any, parameters: Iterable[nn.Parameter]) -> None:
             engine.set_gradient_accumulation_boundary(is_boundary=True)
             engine.step()
 
+    def abandon() -> None:
+        engine._flush_coalesced_reduction_zero12 = lambda optimizer: None
+        step.close()
+
     wrapped.backward = backward
+    return abandon

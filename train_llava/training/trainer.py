@@ -58,15 +58,17 @@ class LlavaTrainer(Trainer):
         super().__init__(*args, compute_metrics=mean_loss, **kwargs)
         self.finite = FiniteCallback(self.accelerator)
         self.first_step = FirstStepCallback()
-        reduce_once = ReduceOnceCallback(self.accelerator)
-        for callback in (self.throughput, self.finite, self.first_step, SetEpochCallback(), reduce_once):
+        self.reduction = ReduceOnceCallback(self.accelerator)
+        for callback in (self.throughput, self.finite, self.first_step, SetEpochCallback(), self.reduction):
             self.add_callback(callback)
         self.label_smoother = None  # transformers' own would compare each position with its own token, not the next
         patch_forward(llava_in(self.model), self.args.label_smoothing_factor)
         walk_once(self.model)
         if not isinstance(self.model, PeftModel):
             take_stored_names(self.model)
-        elif not is_deepspeed_zero3_enabled():  # which has a layer's weights whole only while that layer runs
+        elif not (
+            is_deepspeed_zero3_enabled() or self.is_fsdp_enabled
+        ):  # where only its own layer finds a weight whole
             fuse_lora(self.model)
 
     def create_accelerator_and_postprocess(self) -> None:
@@ -98,8 +100,12 @@ class LlavaTrainer(Trainer):
         """
         if resume_from_checkpoint and isinstance(self.model, PeftModel):
             check_resumable_adapter(Path(resume_from_checkpoint), self.model)
-        with self.first_step.halving(self.args, resumed=bool(resume_from_checkpoint)):
-            return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        with self.first_step.halving(self.args):
+            try:
+                return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+            except BaseException:
+                self.reduction.abandon()
+                raise
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, torch.Tensor], *args, **kwargs) -> Any:
         """The loss over the supervised tokens of the whole global batch; remembers what the log reports."""
