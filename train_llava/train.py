@@ -113,7 +113,7 @@ def prepare(
         universal = convert_ranks(checkpoint, args)
     if args.process_index == 0:
         print(memory_line, flush=True)
-        if not args.use_cpu and args.tokens_per_batch is None and (kind := this_gpu()):
+        if args.tokens_per_batch is None and (kind := this_gpu(args)):
             workload = Workload.of(train_dataset, collator.encoder, args.train_batch_size)
             with no_deepspeed_config(args):
                 print(foretell(kind, config, workload, model_args, args), flush=True)

@@ -13,9 +13,9 @@ from train_llava.planning.workload import Workload
 LONG = 10  # hours, from which on one epoch is recommended
 
 
-def this_gpu() -> str | None:
-    """The kind of this rank's GPU, if it is one of roofline.GPUS."""
-    if gpu() != "cuda":
+def this_gpu(args: LlavaTrainingArguments) -> str | None:
+    """The kind of the GPU that this rank trains on, if it is one of roofline.GPUS."""
+    if args.use_cpu or gpu() != "cuda":
         return None
     return kind_of_gpu(torch.cuda.get_device_name(), torch.cuda.get_device_properties().total_memory / 2**30)
 
