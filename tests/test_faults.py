@@ -154,6 +154,7 @@ def test_a_rank_that_falls_silent_ends_the_others(llava, data, tmp_path):
     assert not ranks(tmp_path)
 
 
+@pytest.mark.slow
 def test_another_number_of_ranks_goes_on(llava, data, tmp_path, uninterrupted):
     """The checkpoint of two ranks is converted, and one goes on as two would have, with as many samples in a step."""
     shutil.copytree(uninterrupted("use_lora") / "checkpoint-40", tmp_path / "out" / "checkpoint-40")

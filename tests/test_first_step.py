@@ -78,6 +78,7 @@ def start(llava, data, output, *flags):
     return call(train.main, *ANY_BATCH, *base, *flags)
 
 
+@pytest.mark.slow
 def test_it_starts_again_in_the_same_folder_until_it_fits(llava, data, tmp_path, little_memory, monkeypatch):
     """Although TensorBoard has written there; an old run is kept meanwhile. The losses are those of a run that fits."""
     flags = (*AUTO, "--report_to", "tensorboard", "--max_steps", 3, "--save_strategy", "no")

@@ -198,6 +198,7 @@ def start(llava, paths, output, *flags):
     return call(train.main, *where, *FLAGS, *flags)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_exactly(llava, mixed, tmp_path):
     """In the second epoch, with another number of workers; with another budget or none it is refused."""
     budget, saves = ("--tokens_per_batch", 1000), ("--save_strategy", "steps", "--save_steps", 5)

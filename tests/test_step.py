@@ -39,6 +39,7 @@ def test_gradients_are_reduced_once_a_step(llava, data, tmp_path):
     assert found == [("1", "float32"), ("2", "float32")]
 
 
+@pytest.mark.slow
 def test_a_rank_that_fails_within_a_step_ends(llava, data, tmp_path):
     """It does not begin the reduction, for which it would wait for the others for ever."""
     done = start(llava, data, tmp_path / "out", "use_lora", 1, 4, "--bf16", "true", FAIL="1")

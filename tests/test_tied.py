@@ -11,7 +11,7 @@ from families import Family, chat_folder
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
-from trainers import SLOW, TRAIN_TYPES, assert_close, gradients, plain_and_ours
+from trainers import TRAIN_TYPES, assert_close, gradients, plain_and_ours
 from training import losses, weights, zero2
 from transformers import LlavaForConditionalGeneration
 
@@ -49,7 +49,8 @@ def prepared(folder, train_type):
     return apply_train_type(load(folder)[0], train_type, LoraSettings(lora_dropout=0.0))
 
 
-@pytest.mark.parametrize("train_type", ["none", pytest.param("use_lora", marks=pytest.mark.slow), *SLOW])
+@pytest.mark.slow
+@pytest.mark.parametrize("train_type", TRAIN_TYPES)
 def test_trained_and_saved_once(tied, trained, train_type):
     output, log = trained(train_type)
     assert losses(output)[-1] < losses(output)[0]

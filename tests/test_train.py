@@ -146,7 +146,8 @@ def test_four_formats_are_mixed_on_two_ranks(llava, tmp_path):
     assert len(losses(tmp_path / "out")) == STEPS
 
 
-@pytest.mark.parametrize("train_type", [pytest.param("use_lora", marks=pytest.mark.slow), "none"])
+@pytest.mark.slow
+@pytest.mark.parametrize("train_type", ["use_lora", "none"])
 def test_a_rank_without_images_neither_hangs_nor_changes_the_result(llava, tmp_path, train_type):
     """In every step one rank gets four images and the other none; one process with all eight is the reference."""
     expected = layouts.short(24)
