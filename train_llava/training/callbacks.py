@@ -15,6 +15,7 @@ from train_llava.arguments import LlavaTrainingArguments
 from train_llava.model.load import gpu
 from train_llava.planning.budget import check_disk_space
 from train_llava.planning.flops import StepFlops, peak_flops
+from train_llava.planning.foretell import LONG
 
 
 class ThroughputCallback(TrainerCallback):
@@ -94,7 +95,6 @@ def synchronize() -> None:
 
 
 MEASURED = 5  # steps after the first, which has the longest batch; from these the hours are foretold
-LONG = 10  # hours, from which on one epoch is recommended
 
 
 class ProgressLine(TrainerCallback):

@@ -66,9 +66,7 @@ class LlavaTrainer(Trainer):
         walk_once(self.model)
         if not isinstance(self.model, PeftModel):
             take_stored_names(self.model)
-        elif not (
-            is_deepspeed_zero3_enabled() or self.is_fsdp_enabled
-        ):  # where only its own layer finds a weight whole
+        elif not (is_deepspeed_zero3_enabled() or self.is_fsdp_enabled):  # there a layer's own call makes weights whole
             fuse_lora(self.model)
 
     def create_accelerator_and_postprocess(self) -> None:
