@@ -77,9 +77,6 @@ elif [ "$GPUS" -gt 0 ]; then
     FLAGS+=(--bf16 true --dataloader_pin_memory true)
     FLAGS+=(--dataloader_num_workers "$WORKERS" --dataloader_persistent_workers true)
     fused_kernels "$@"
-    # batches differ in length: blocks of fixed sizes would leave gaps that the next batch does not fit into
-    [ "$ACCELERATOR" != cuda ] || [ -n "${PYTORCH_CUDA_ALLOC_CONF:-}" ] ||  # its older name
-        export PYTORCH_ALLOC_CONF=${PYTORCH_ALLOC_CONF:-expandable_segments:True}
 else
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(( $(nproc) > RANKS ? $(nproc) / RANKS : 1 ))}
     FLAGS+=(--use_cpu true --dataloader_pin_memory false)

@@ -31,12 +31,12 @@ def test_a_gpu_compares_the_first_step_with_the_estimate(tmp_path, monkeypatch, 
     assert capsys.readouterr().out == "memory: 31.2 GB used in the first step, 30.1 expected\n"
 
 
-def hours_line(monkeypatch, capsys, seconds, steps, start=0, **flags):
+def hours_line(monkeypatch, capsys, seconds, steps, start=0, foretold=False, **flags):
     """What is printed when the first step took 100 seconds and each that follows `seconds`."""
     now = iter([0.0, 100.0, 100.0 + 5 * seconds])
     monkeypatch.setattr(callbacks.time, "perf_counter", lambda: next(now))
     args = LlavaTrainingArguments(output_dir="x", use_cpu=True, **flags)
-    line, state = ProgressLine(), TrainerState(max_steps=steps, global_step=start, is_world_process_zero=True)
+    line, state = ProgressLine(foretold), TrainerState(max_steps=steps, global_step=start, is_world_process_zero=True)
     line.on_train_begin(args, state, TrainerControl(), optimizer=None)
     for state.global_step in range(start + 1, start + 20):
         line.on_step_end(args, state, TrainerControl())
@@ -50,6 +50,7 @@ def test_the_hours_of_a_long_run_are_said_once(monkeypatch, capsys):
     assert hours_line(monkeypatch, capsys, 1.0, 186_060, start=90_000, num_train_epochs=10) == ten  # resumed
     alone = ["about 51:41 hours in all at this speed"]
     assert hours_line(monkeypatch, capsys, 1.0, 186_060, num_train_epochs=1) == alone
+    assert hours_line(monkeypatch, capsys, 1.0, 186_060, num_train_epochs=10, foretold=True) == alone
     assert hours_line(monkeypatch, capsys, 1.0, 186_060, max_steps=186_060) == alone  # epochs decide nothing
     assert hours_line(monkeypatch, capsys, 0.1, 186_060, num_train_epochs=10) == [
         "about 5:10 hours in all at this speed"

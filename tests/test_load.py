@@ -1,6 +1,7 @@
 """Every kind of folder that holds a model; the reference is the model that plain transformers loads."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -14,10 +15,33 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration, pipeline
 
 from train_llava.cli import InputError
 from train_llava.model.generate import ask, generate
-from train_llava.model.load import load, load_processor
+from train_llava.model.load import load, load_processor, take_memory_in_blocks_that_grow
 from train_llava.model.weights import take_stored_names
 
 IMAGE = Image.radial_gradient("L").convert("RGB")
+NEW, OLD = "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"  # torch 2.9 and later read both
+
+
+@pytest.mark.parametrize(
+    "kind, own, seen",
+    [
+        ("cuda", {}, "expandable_segments:True"),
+        ("cuda", {NEW: "x"}, "x"),
+        ("cuda", {OLD: "y"}, None),
+        ("xpu", {}, None),
+        (None, {}, None),
+    ],
+)
+def test_cuda_gets_memory_in_blocks_that_grow(monkeypatch, kind, own, seen):
+    """Whoever has set the variable, or its older name, keeps that."""
+    for name in (NEW, OLD):
+        monkeypatch.setenv(name, "")  # put back afterwards, whatever is set here
+        monkeypatch.delenv(name)
+    for name, value in own.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("train_llava.model.load.gpu", lambda: kind)
+    take_memory_in_blocks_that_grow()
+    assert os.environ.get(NEW) == seen
 
 
 @pytest.mark.parametrize("form", ["4.39", "chat_template.json", "processor_config.json", "pickled"])

@@ -6,10 +6,15 @@ import pytest
 from conftest import ROOT, SCRIPT_PATH, run
 
 RECIPES = sorted((ROOT / "recipes").iterdir())
-SIZES = {"llava15_pretrain": 256, "llava15_finetune": 128, "llava15_lora": 128}  # as published
+SIZES = {
+    "llava15_pretrain": 256,
+    "llava15_finetune": 128,
+    "llava15_lora": 128,
+    "lora_fast": 32,
+}  # as published, and ours
 
 
-# on request: tests/test_original.py starts the fourth always
+# on request: tests/test_original.py starts the fifth always
 CASES = [pytest.param(r, id=r.stem, marks=[pytest.mark.slow]) for r in RECIPES if r.stem in SIZES]
 
 

@@ -133,15 +133,6 @@ def test_the_demo_has_16_samples_in_a_step(tmp_path, ranks, each, samples):
     assert not [word for word in words if "batch" in word or "accumulation" in word]
 
 
-def test_cuda_gets_memory_in_blocks_that_grow(tmp_path):
-    """PYTORCH_ALLOC_CONF as torch 2.9 and later read it; whoever has set it, or its older name, keeps that."""
-    said = {"SAY": 'echo "alloc: ${PYTORCH_ALLOC_CONF:-}"'}
-    own, other = {"PYTORCH_ALLOC_CONF": "x"}, {"PYTORCH_CUDA_ALLOC_CONF": "y"}
-    for variables, seen in (({}, "expandable_segments:True"), (own, "x"), (other, ""), ({"kind": "xpu"}, "")):
-        assert f"\nalloc: {seen}\n" in start(tmp_path, **{"gpus": 1, **variables}, **said).stdout
-    assert "\nalloc: \n" in start(tmp_path, **said).stdout
-
-
 TRIES = """for n in 8 4; do
     [ "$(cat "$MICRO_BATCH_FILE")" -le $n ] 2>/dev/null || { echo $n >"$MICRO_BATCH_FILE"; exit 1; }
 done"""

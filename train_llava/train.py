@@ -24,7 +24,7 @@ from train_llava.ingest.bad_images import BadImages
 from train_llava.ingest.data_files import paths_of
 from train_llava.model.config import load_llava_config, max_positions
 from train_llava.model.freeze import apply_train_type
-from train_llava.model.load import fetch, gpu, load, load_processor
+from train_llava.model.load import fetch, gpu, load, load_processor, take_memory_in_blocks_that_grow
 from train_llava.model.structure import components_table
 from train_llava.planning.budget import check_memory_budget, no_deepspeed_config
 from train_llava.planning.foretell import foretell, this_gpu
@@ -55,6 +55,7 @@ from train_llava.training.trainer import LlavaTrainer
 def main() -> None:
     """Checks the flags, holds the output folder, and then prepares, trains and finishes."""
     sys.stdout = sys.stdout and LastingStream(sys.stdout)
+    take_memory_in_blocks_that_grow()
     model_args, data_args, args = parse_flags()
     check_flags(model_args, data_args, args)
     checkpoint = checkpoint_to_resume(args)
@@ -111,9 +112,10 @@ def prepare(
     if checkpoint:
         check_data(checkpoint, run["data"])
         universal = convert_ranks(checkpoint, args)
+    kind = this_gpu(args) if args.tokens_per_batch is None else None
     if args.process_index == 0:
         print(memory_line, flush=True)
-        if args.tokens_per_batch is None and (kind := this_gpu(args)):
+        if kind:
             workload = Workload.of(train_dataset, collator.encoder, args.train_batch_size)
             with no_deepspeed_config(args):
                 print(foretell(kind, config, workload, model_args, args), flush=True)
@@ -128,7 +130,13 @@ def prepare(
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
         processing_class=processor,  # saved beside the weights in every checkpoint
-        callbacks=[StepFlagsCallback(), ProgressLine(), DiskSpaceCallback(), Watchdog(), preemption],
+        callbacks=[
+            StepFlagsCallback(),
+            ProgressLine(foretold=kind is not None),
+            DiskSpaceCallback(),
+            Watchdog(),
+            preemption,
+        ],
     )
     trainer.run, trainer.first_step.expected = run, expected
     if universal:

@@ -16,12 +16,18 @@ class Row:
     measure: str = "our_steps"  # a function of steps.py
     train_type: str = "use_lora"
     batch: int = 4
+    accumulation: int = 1
     flags: tuple[str, ...] = ()
     deepspeed: str = "ds_zero2.json"
     fused_lora: bool = True
     plain_loss: bool = False  # transformers' own
     warm: int = 10  # steps before the timed ones
     steps: int = 20  # timed
+
+    @property
+    def samples(self) -> int:
+        """Of one optimizer step."""
+        return self.batch * self.accumulation
 
 
 ROWS = (
@@ -33,6 +39,7 @@ ROWS = (
     Row("use_lora as before, today's ds_zero2.json", fused_lora=False),
     Row("use_lora as before, today's ds_zero2.json, Liger", fused_lora=False, flags=LIGER),
     Row("use_lora as it is now, batch 16", batch=16),
+    Row("use_lora as it is now, Liger, 4 micro-batches in a step", flags=LIGER, accumulation=4, warm=4, steps=8),
     Row("use_lora by Trainer, transformers' loss", fused_lora=False, plain_loss=True),
     Row("answers", measure="answers", batch=16),
     Row("use_lora as it is now, torch.compile", flags=COMPILE),

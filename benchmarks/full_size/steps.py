@@ -31,7 +31,7 @@ from train_llava.model.generate import ask, generate
 from train_llava.model.load import load_processor
 from train_llava.planning.budget import deepspeed_json
 from train_llava.planning.flops import StepFlops, peak_flops
-from train_llava.planning.memory import MemoryModel, ZeroConfig
+from train_llava.planning.memory import MemoryModel, ZeroConfig, reduces_once
 from train_llava.planning.workload import longest_batch
 from train_llava.processing.images import open_image
 from train_llava.training.callbacks import peak_memory_gb, synchronize
@@ -71,7 +71,7 @@ class StepClock(TrainerCallback):
         """What one step's seconds come to."""
         self.figures["step_ms"] = round(1000 * seconds, 2)
         self.tell("step_ms", self.figures["step_ms"])
-        self.tell("samples_per_second", round(self.row.batch / seconds, 2))
+        self.tell("samples_per_second", round(self.row.samples / seconds, 2))
         self.tell("mfu", peak_flops() and round(self.flops / seconds / peak_flops(), 4))
         self.tell("memory_gib", round(peak_memory_gb() * 1e9 / 2**30, 2))
 
@@ -109,7 +109,7 @@ def our_steps(tell: Tell, row: Row, machine: dict[str, Any], work: Path, on_gpu:
         trainer = train.prepare(model_args, data_args, args, None, PreemptionCallback())
         if not row.plain_loss:
             tell("memory_gib_by_estimate", round(estimated(trainer) / 2**30, 2))
-        trainer.add_callback(StepClock(tell, row, machine, step_flops(trainer.model, work, row.batch)))
+        trainer.add_callback(StepClock(tell, row, machine, step_flops(trainer.model, work, row.samples)))
         trainer.train()
         logs = [log for log in trainer.state.log_history if "loss" in log]
         tell("loss", round(logs[-1]["loss"], 4))
@@ -117,11 +117,12 @@ def our_steps(tell: Tell, row: Row, machine: dict[str, Any], work: Path, on_gpu:
 
 
 def flags_of(row: Row, work: Path, output: str, on_gpu: bool) -> list[str]:
-    """Those that run_zero2.sh gives, on one GPU and without accumulation, and the row's own."""
+    """Those that run_zero2.sh gives, on one GPU, and the row's own."""
     steps = row.warm + row.steps
     flags = {"model_name_or_path": work / "llava", "data_path": work / "data", "output_dir": output}
     flags |= {"train_type": row.train_type, "deepspeed": ROOT / row.deepspeed, "learning_rate": RATES[row.train_type]}
-    flags |= {"per_device_train_batch_size": row.batch, "gradient_accumulation_steps": 1, "max_steps": steps + PROFILED}
+    flags |= {"per_device_train_batch_size": row.batch, "gradient_accumulation_steps": row.accumulation}
+    flags |= {"max_steps": steps + PROFILED}
     flags |= {"logging_steps": row.steps // 2, "save_strategy": "no", "report_to": "none", "check_resources": "false"}
     flags |= {"lr_scheduler_type": "cosine", "warmup_steps": 0.03}
     if on_gpu:
@@ -142,7 +143,9 @@ def estimated(trainer: LlavaTrainer) -> float:
     args, collator = trainer.args, trainer.data_collator
     batch = longest_batch(trainer.train_dataset, collator.encoder, args.train_batch_size)
     zero = ZeroConfig.read(deepspeed_json(args), args.world_size, trainer.model.config.text_config.hidden_size)
-    return MemoryModel.of(trainer.model, on_gpu=not args.use_cpu).peak(batch, zero, args.gradient_checkpointing)
+    memory = MemoryModel.of(trainer.model, on_gpu=not args.use_cpu)
+    zero.whole_sums = reduces_once(memory.trained, args.gradient_accumulation_steps, zero.stage, zero.offload)
+    return memory.peak(batch, zero, args.gradient_checkpointing)
 
 
 def step_flops(model: nn.Module, work: Path, batch: int) -> float:

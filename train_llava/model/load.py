@@ -49,6 +49,17 @@ def gpu() -> str | None:
     return None if kind == "mps" else kind
 
 
+def take_memory_in_blocks_that_grow() -> None:
+    """Sets PYTORCH_ALLOC_CONF, which CUDA reads when it takes memory for the first time, unless the user has.
+
+    Batches differ in length: blocks of fixed sizes would leave gaps that the next batch does not fit into. It is set
+    here and not by the script, since DeepSpeed's launcher takes only variables with other names to other machines.
+    """
+    ours = gpu() == "cuda" and not torch.version.hip and "PYTORCH_CUDA_ALLOC_CONF" not in os.environ  # its older name
+    if ours:
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+
+
 def load(
     model_name_or_path: Name,
     adapter_name_or_path: Name | None = None,

@@ -99,7 +99,14 @@ MEASURED = 5  # steps after the first, which has the longest batch; from these t
 
 class ProgressLine(TrainerCallback):
     """Prints one line per logging step, the same on a terminal and in a file; and of a run of more than an hour, after
-    its first steps, how long it will take."""
+    its first steps, how long it will take.
+
+    Args:
+        foretold: whether the run has begun with its hours, and with the advice to take fewer epochs.
+    """
+
+    def __init__(self, foretold: bool = False) -> None:
+        self.foretold = foretold
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         self.first_step, self.first_time = state.global_step, time.perf_counter()
@@ -119,7 +126,7 @@ class ProgressLine(TrainerCallback):
             return
         seconds = (time.perf_counter() - self.first_done) / MEASURED * state.max_steps
         advice = ""
-        if seconds > LONG * 3600 and args.max_steps <= 0 and args.num_train_epochs > 1:
+        if seconds > LONG * 3600 and args.max_steps <= 0 and args.num_train_epochs > 1 and not self.foretold:
             advice = f"; --num_train_epochs 1, LLaVA's, takes {hours(seconds / args.num_train_epochs)}"
         if seconds > 3600:
             print(f"about {hours(seconds)} hours in all at this speed{advice}", flush=True)
