@@ -16,7 +16,7 @@ from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 from transformers import LlavaForConditionalGeneration, pipeline
 
-import train_llava.pages.caption_metrics
+import train_llava.scores.captions
 from train_llava import train
 from train_llava.cli import InputError
 from train_llava.data import LlavaCollator, LlavaDataset
@@ -24,7 +24,7 @@ from train_llava.evaluate import answer_losses, main, metrics_of, report_page
 from train_llava.model.freeze import LoraSettings, apply_train_type
 from train_llava.model.generate import caption_rows, first_question
 from train_llava.model.load import load
-from train_llava.pages.caption_metrics import caption_metrics, words
+from train_llava.scores.captions import caption_metrics, words
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +196,7 @@ def test_the_page_shows_the_worst_and_the_best(folder):
 
 def test_without_the_metrics_of_coco(llava, folder, tmp_path, monkeypatch):
     """Loss and exact match need no package; a line says what the others need."""
-    monkeypatch.setattr(train_llava.pages.caption_metrics, "find_spec", lambda name: None)
+    monkeypatch.setattr(train_llava.scores.captions, "find_spec", lambda name: None)
     where = ("--data_path", folder, "--output_dir", tmp_path, "--max_new_tokens", 12)
     done = call(main, "--model_name_or_path", llava, *where)
     assert done.returncode == 0 and "pip install pycocoevalcap" in done.stdout

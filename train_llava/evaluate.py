@@ -39,7 +39,7 @@ from train_llava.model.generate import SORTED, caption_rows, collator_of
 from train_llava.model.load import Model, accelerator, load
 from train_llava.model.loss import record_losses
 from train_llava.model.structure import llava_in
-from train_llava.pages.caption_metrics import caption_metrics
+from train_llava.scores.captions import caption_metrics
 from train_llava.pages.thumbnails import thumbnail
 from train_llava.processing.rows import rows_of_answers
 
