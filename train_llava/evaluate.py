@@ -18,13 +18,11 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
 from jinja2 import Environment
 from tqdm import tqdm
 from transformers import LlavaProcessor
 
 from train_llava.cli import (
-    InputError,
     check_same,
     command,
     command_parser,
@@ -35,13 +33,13 @@ from train_llava.cli import (
 )
 from train_llava.data import LlavaDataset
 from train_llava.ingest.data_files import paths_of
-from train_llava.model.generate import SORTED, caption_rows, collator_of
+from train_llava.model.generate import MAX_NEW_TOKENS, SORTED, caption_rows, collator_of, gather_rows
 from train_llava.model.load import Model, accelerator, load
 from train_llava.model.loss import record_losses
 from train_llava.model.structure import llava_in
-from train_llava.scores.captions import caption_metrics
 from train_llava.pages.thumbnails import thumbnail
 from train_llava.processing.rows import rows_of_answers
+from train_llava.scores.captions import caption_metrics
 
 TEMPLATE = Path(__file__).parent / "pages" / "evaluate.html.jinja"
 WRITTEN = ("metrics.json", "samples.jsonl", "report.html")
@@ -121,7 +119,7 @@ def main() -> None:
     parser.add_argument("--caption_fields", nargs="+", help="as for train_llava.train")
     parser.add_argument("--image_folder", help="as for train_llava.train")
     parser.add_argument("--batch_size", type=positive, default=16)
-    parser.add_argument("--max_new_tokens", type=positive, default=256)
+    parser.add_argument("--max_new_tokens", type=positive, default=MAX_NEW_TOKENS)
     parser.add_argument("--output_dir", type=Path, help="output/evaluation/<name of the model> if not given")
     args = parser.parse_args()
     if args.output_dir is None:
@@ -153,16 +151,8 @@ def evaluate(args: argparse.Namespace, state: PartialState) -> None:
     model, processor = load(args.model_name_or_path, args.adapter_name_or_path)
     indices = range(state.process_index, len(dataset), state.num_processes)
     options = {"batch_size": args.batch_size, "max_new_tokens": args.max_new_tokens}
-    try:
-        rows = [*score(model, processor, dataset, indices, **options)]
-    except InputError as error:  # of a record that the first rank, which says errors, does not read
-        rows = [error]
-    rows = gather_object(rows)
-    for row in rows:
-        if isinstance(row, InputError):
-            raise row
+    rows = gather_rows(score(model, processor, dataset, indices, **options))
     if state.is_main_process:
-        rows.sort(key=lambda row: row["index"])
         metrics = metrics_of(rows)
         title = args.adapter_name_or_path or args.model_name_or_path
         page = report_page(f"{title} on {', '.join(args.data_path)}", metrics, rows, dataset)

@@ -7,6 +7,7 @@ from threading import Event, Thread
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from transformers import LlavaProcessor, TextIteratorStreamer
 
 from train_llava.cli import InputError
@@ -16,6 +17,7 @@ from train_llava.model.load import Model
 
 Example = dict[str, Any]  # {"messages": ending with a user's turn, "images": [RGB images]}
 SORTED = 4  # so many batches are read ahead, to put prompts of like length together
+MAX_NEW_TOKENS = 256  # of an answer
 
 
 def ask(prompt: str, images: list[Any]) -> Example:
@@ -54,7 +56,7 @@ def generate(model: Model, processor: LlavaProcessor, examples: Sequence[Example
         raise InputError(f"the prompt takes {length} of the model's {positions} positions. Shorten it, or show less.")
     ends = model.generation_config.eos_token_id or []
     ends = {collator.encoder.end_of_turn_id, *(ends if isinstance(ends, list) else [ends])}
-    defaults = {"max_new_tokens": 256, "do_sample": False, "pad_token_id": processor.tokenizer.pad_token_id}
+    defaults = {"max_new_tokens": MAX_NEW_TOKENS, "do_sample": False, "pad_token_id": processor.tokenizer.pad_token_id}
     options = {**defaults, "eos_token_id": sorted(ends), **options}
     options["max_new_tokens"] = min(options["max_new_tokens"], positions - length)
     try:
@@ -62,7 +64,8 @@ def generate(model: Model, processor: LlavaProcessor, examples: Sequence[Example
             ids = model.generate(**batch, **options)[:, length:]
     except RuntimeError as error:
         if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-            raise InputError("out of memory. Lower --batch_size or --max_new_tokens, or show fewer images.") from error
+            less = "Lower --batch_size (--per_device_eval_batch_size), --max_new_tokens, or the number of images"
+            raise InputError(f"out of memory. {less}.") from error
         raise
     return [answer.strip() for answer in processor.batch_decode(ids, skip_special_tokens=True)]
 
@@ -121,6 +124,24 @@ def first_question(example: dict[str, Any]) -> tuple[Example, dict[str, Any]]:
     shown = sum(message["content"].count(IMAGE_TOKEN) for message in prompt)
     row = {"id": example["id"], "image": next(iter(example["images"]), None), "prompt": prompt[-1]["content"]}
     return {"messages": prompt, "images": example["images"][:shown]}, {**row, "reference": reference.strip()}
+
+
+def gather_rows(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of all ranks, on every rank, by their `index`.
+
+    Raises:
+        InputError: the one that a rank has met while it made its rows; the same on all ranks, or the others would wait.
+    """
+    own: list[Any] = []
+    try:
+        own += rows
+    except InputError as error:
+        own = [error]
+    found = gather_object(own)
+    for row in found:
+        if isinstance(row, InputError):
+            raise row
+    return sorted(found, key=lambda row: row["index"])
 
 
 def caption_rows(

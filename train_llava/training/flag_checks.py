@@ -1,8 +1,11 @@
 """Flags that are refused, because some part would ignore them or do them wrong: found out before anything is loaded."""
 
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from transformers import Trainer
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.utils import is_flash_attn_2_available, is_liger_kernel_available
@@ -10,7 +13,9 @@ from transformers.utils import is_flash_attn_2_available, is_liger_kernel_availa
 from train_llava.arguments import DataArguments, LlavaTrainingArguments, ModelArguments
 from train_llava.cli import InputError
 from train_llava.model.load import gpu
+from train_llava.scores.scoring import score
 
+EXAMPLE = {"id": "1", "prompt": "What?", "reference": "a cat", "caption": "a cat", "exact": True}  # of scored rows
 SAMPLING = ("random", "sequential", "group_by_length")  # of --train_sampling_strategy
 # Flags of TrainingArguments that are refused, the value that is not, and why; tests/flag_classes.py has all flags
 REFUSED: dict[str, tuple[Any, str]] = {
@@ -24,8 +29,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "eval_do_concat_batches": (True, "the held-out loss is a mean over all records. Leave it out"),
     "eval_use_gather_object": (False, "the held-out loss is gathered as numbers. Leave it out"),
     "fp16_full_eval": (False, "it would round the weights that are saved. Use --fp16 true"),
-    "metric_for_best_model": (None, "the only metric is the held-out loss. Leave it out"),
-    "greater_is_better": (None, "the best model is the one with the least held-out loss. Leave it out"),
+    "hub_strategy": ("end", "what is uploaded on the way is not whole, and lacks its card. Leave it out"),
     "ignore_data_skip": (False, "a resumed run would see its first records again. Leave it out"),
     "include_for_metrics": ([], "the only metric is the held-out loss. Use python -m train_llava.evaluate"),
     "include_num_input_tokens_seen": ("no", "padding would be counted as tokens. The log has tokens_per_second"),
@@ -45,8 +49,8 @@ def check_flags(model_args: ModelArguments, data_args: DataArguments, args: Llav
     """
     defaults = LlavaTrainingArguments(output_dir="", use_cpu=True)  # some are replaced when they are made
     for name, (fine, reason) in REFUSED.items():
-        if getattr(args, name) not in (fine, getattr(defaults, name)) and not best_by_loss(name, args):
-            raise InputError(f"--{name} {getattr(args, name)}: {reason}.")
+        if (value := getattr(args, name)) not in (fine, getattr(defaults, name)):
+            raise InputError(f"--{name} {getattr(value, 'value', value)}: {reason}.")
     check_lora(model_args)
     if args.fsdp and (args.use_cpu or not gpu()):
         raise InputError("--fsdp: on a CPU accelerate trains with DDP instead. Try --deepspeed ds_configs/zero3.json.")
@@ -63,8 +67,7 @@ def check_flags(model_args: ModelArguments, data_args: DataArguments, args: Llav
     if (best or args.eval_on_start or args.eval_strategy != "no") and not data_args.eval_data_path:
         flags = "--eval_strategy, --eval_on_start, --load_best_model_at_end and --save_strategy best"
         raise InputError(f"{flags} need --eval_data_path.")
-    if args.save_strategy == "best" and not args.metric_for_best_model:
-        raise InputError("--save_strategy best: add --metric_for_best_model eval_loss.")
+    check_score(data_args, args)
     check_packs(data_args, args)
     check_services(args)
     check_kernels(model_args, args)
@@ -102,10 +105,30 @@ def check_packs(data_args: DataArguments, args: LlavaTrainingArguments) -> None:
         raise InputError(f"--streaming true: --tokens_per_batch {reason}. Leave one of them out.")
 
 
-def best_by_loss(name: str, args: LlavaTrainingArguments) -> bool:
-    """Whether a flag about the best model asks for what is done anyway."""
-    names = {"metric_for_best_model": ("loss", "eval_loss"), "greater_is_better": (False,)}
-    return getattr(args, name) in names.get(name, ())
+def check_score(data_args: DataArguments, args: LlavaTrainingArguments) -> None:
+    """Refuses --eval_generate where nothing can be asked, and a best model by what nobody measures: Trainer would find
+    out at the first evaluation.
+
+    Raises:
+        InputError: names the flag.
+    """
+    if args.eval_generate and not data_args.eval_data_path:
+        raise InputError("--eval_generate true needs --eval_data_path, whose questions are asked.")
+    if args.eval_generate and (args.fsdp or (args.deepspeed and args.hf_deepspeed_config.is_zero3())):
+        reason = "each rank answers other records, and here it holds a part of the weights alone"
+        raise InputError(f"--eval_generate true: {reason}. Use ds_zero2.json, or train_llava.evaluate afterwards.")
+    metric, greater = args.metric_for_best_model, args.greater_is_better
+    if args.save_strategy == "best" and not metric:
+        with_score = "eval_loss, or with --eval_generate true exact_match"
+        raise InputError(f"--save_strategy best: add --metric_for_best_model {with_score}.")
+    name = (metric or "loss").removeprefix("eval_")
+    scores = [] if name == "loss" else sorted(score([EXAMPLE]))
+    if name != "loss" and not (args.eval_generate and name in scores):
+        there = f"loss, and with --eval_generate true {', '.join(scores)}"
+        raise InputError(f"--metric_for_best_model {metric}: there are {there}.")
+    if greater not in (None, name != "loss"):
+        reason = "the best model has the least loss, or the greatest score"
+        raise InputError(f"--greater_is_better {str(greater).lower()}: {reason}. Leave it out.")
 
 
 def check_services(args: LlavaTrainingArguments) -> None:
@@ -124,6 +147,10 @@ def check_services(args: LlavaTrainingArguments) -> None:
     except (ValueError, ImportError, RuntimeError) as error:
         raise InputError(f"--optim {args.optim.value}: {error}") from error
     if args.push_to_hub:
+        try:
+            validate_repo_id(args.hub_model_id or Path(args.output_dir).absolute().name)
+        except HFValidationError as error:
+            raise InputError(f"--push_to_hub true: {error} Give --hub_model_id USER/NAME.") from error
         try:
             HfApi(token=args.hub_token).whoami()
         except Exception as error:  # without a network that of the HTTP library
