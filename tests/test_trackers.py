@@ -1,10 +1,6 @@
 """Sample captions in the trackers of --report_to: real ones where they are installed, stand-ins elsewhere."""
 
-import inspect
-import json
 import sys
-from importlib import import_module
-from importlib.util import find_spec
 from types import SimpleNamespace
 
 import numpy as np
@@ -28,7 +24,7 @@ MODULES = sorted(set(TRACKERS) - {"tensorboard"})
 
 def show(tmp_path, *names, step=7):
     """As in a training, but for the answers."""
-    callback = LogGenerationsCallback(ROWS, None, 1)
+    callback = LogGenerationsCallback([], None, 1)
     callback._show(ROWS, step, tmp_path, [*names])
 
 
@@ -72,13 +68,6 @@ def test_tensorboard_reads_them(tmp_path):
     assert all(row["caption"].encode() in text.tensor_proto.string_val[0] for row in ROWS)
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if find_spec(name)])
-def test_the_stand_ins_are_called_as_the_real_ones_are(name):
-    real = import_module(name)
-    assert {"caption"} <= inspect.signature(real.Image).parameters.keys()
-    assert [*inspect.signature(real.Image).parameters.values()][0].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
-
-
 OFFLINE = {"WANDB_MODE": "offline", "SWANLAB_MODE": "offline", "WANDB_SILENT": "true"}
 
 
@@ -96,9 +85,8 @@ def test_the_real_ones_keep_images_and_numbers(tmp_path, monkeypatch, name):
     show(tmp_path, name)
     callback.on_log(args, state, None, logs={"eval_loss": 0.5, "eval_exact_match": 0.25})
     callback.on_train_end(args, state, None)
-    getattr(sys.modules[name], "finish")()
+    sys.modules[name].finish()
     kept = [path for path in tmp_path.rglob("*.png") if "samples/" in str(path.relative_to(tmp_path))]
     assert len(kept) == 3, kept
     for path in kept[1:]:
         assert np.asarray(Image.open(path).convert("RGB")).shape == np.asarray(Image.open(kept[1])).shape
-

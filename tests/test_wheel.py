@@ -70,6 +70,7 @@ def test_its_requirements_are_those_of_the_files(installed):
         "aiohttp",
         "wandb",
         "trackio",
+        "swanlab",
     }
     for need in extras:
         tested = (own | tests).get(need.name)

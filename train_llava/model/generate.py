@@ -161,7 +161,7 @@ def caption_rows(
 
     was_training = model.training
     model.eval()
-    with torch.random.fork_rng():
+    with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):  # not of other ranks' GPUs
         for i, caption in answers(model, processor, questions(), **{"max_new_tokens": 64, **options}):
             rows[i] |= {"caption": caption, "exact": caption == rows[i]["reference"]}
     model.train(was_training)
