@@ -10,7 +10,7 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -121,8 +121,8 @@ def answers_in(record: Record) -> list[str] | None:
     return answers if fits else None
 
 
-def benchmark_records(file: str, head: bytes) -> Iterator[Record] | None:
-    """The records of a file that is one JSON object around them; None if it is anything else. Nothing for answers
+def benchmark_records(file: str, head: bytes) -> Iterable[Record] | None:
+    """The records of a file that is one JSON object around them; None if it is anything else. An empty list for answers
     without questions, which are read with their questions.
 
     Args:
@@ -143,7 +143,7 @@ def benchmark_records(file: str, head: bytes) -> Iterator[Record] | None:
     if "data_subtype" in whole and isinstance(whole.get("questions"), list):
         return vqav2_records(whole, answers_file(file))
     if "data_subtype" in whole and isinstance(whole.get("annotations"), list):
-        return iter(())
+        return []
     if all(isinstance(each, dict) and "imageId" in each for each in whole.values()):
         return ({"id": key} | each for key, each in whole.items())
     return None

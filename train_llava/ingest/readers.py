@@ -80,6 +80,8 @@ def read_json(file: str, fields: Fields) -> Iterator[Any]:
         encoding = next((name for mark, name in BYTE_ORDER_MARKS.items() if head.startswith(mark)), "utf-8")
         binary.seek(0)
         if (records := benchmark_records(file, binary.read(HEAD))) is not None:
+            if records == []:
+                raise NoRecords("answers, which are read with their questions")
             yield from records
             return
         binary.seek(0)

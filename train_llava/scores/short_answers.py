@@ -74,7 +74,7 @@ def edit_distance(one: str, other: str) -> int:
 
 
 def choice_accuracy(answer: str, references: Sequence[str]) -> float:
-    """1 if the answer chooses the letter of the reference: ScienceQA (Lu et al., arXiv:2209.09513), as LLaVA reads it."""
+    """1 if the answer chooses the letter of the reference, as LLaVA reads ScienceQA (Lu et al., arXiv:2209.09513)."""
     chosen = letter_in(answer)
     return float(chosen is not None and chosen in map(letter_in, references))
 
