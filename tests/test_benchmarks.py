@@ -5,7 +5,7 @@ import json
 import layouts
 import pytest
 from benchmarks_published import PUBLISHED, pope, vqav2
-from conftest import call
+from conftest import ROOT, call
 
 from train_llava import evaluate, infer
 from train_llava.cli import InputError
@@ -75,8 +75,6 @@ def test_other_objects_are_read_as_before(tmp_path):
 
 
 def test_every_format_of_a_benchmark_is_in_the_docs():
-    from conftest import ROOT
-
     page = (ROOT / "docs" / "evaluation.md").read_text()
     assert all(f"`{name}`" in page for name in METRICS) and METRICS.keys() == FORMATS.keys() - {
         "llava", "messages", "texts", "caption"
@@ -100,10 +98,15 @@ def test_evaluate_scores_each_kind(llava, tmp_path):
 
 
 def test_infer_asks_a_benchmark(llava, tmp_path):
-    """Each question in its own words, with its id, wherever the images lie."""
+    """Each question in its own words, with its id, wherever the images lie; here a test, as there are no answers."""
     expected = vqav2(tmp_path / "d")
-    (tmp_path / "d" / "v2_mscoco_val2014_annotations.json").unlink()  # as of a test
-    asked = tmp_path / "d" / "v2_OpenEnded_mscoco_val2014_questions.json"
+    (tmp_path / "d" / "v2_mscoco_val2014_annotations.json").unlink()
+    asked = tmp_path / "d" / "v2_OpenEnded_mscoco_test-dev2015_questions.json"
+    old = tmp_path / "d" / "v2_OpenEnded_mscoco_val2014_questions.json"
+    asked.write_text(old.read_text().replace('"val2014"', '"test-dev2015"'))
+    old.unlink()
+    for path in [*(tmp_path / "d" / "val2014").iterdir()]:
+        path.rename(path.with_name(path.name.replace("val2014", "test2015")))
     flags = ("--model_name_or_path", llava, "--max_new_tokens", 2, "--images", asked)
     done = call(infer.main, *flags, "--output_file", tmp_path / "answers.jsonl")
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""Does the model look at the image? A trained model does; an untrained one shows no sign of it; a blind one does not."""
+"""Does the model look at the image? A trained model does, an untrained one shows no sign of it, a blind one does not."""
 
 import json
 

@@ -53,11 +53,17 @@ def of_file(record: Record, file: str) -> str | None:
     return category_in(record) or Path(file).stem.rpartition("_")[2]
 
 
+def coco_name(record: Record) -> str:
+    """The file of an image of COCO; test-dev2015 has those of test2015."""
+    split = "test2015" if record["data_subtype"].startswith("test") else record["data_subtype"]
+    return f"COCO_{split}_{record['image_id']:012}.jpg"
+
+
 BENCHMARKS = {
     "vqav2": Benchmark(
         "vqa",
         "question",
-        lambda record: f"COCO_{record['data_subtype']}_{record['image_id']:012}.jpg",
+        coco_name,
         lambda record: record.get("multiple_choice_answer"),
     ),
     "textvqa": Benchmark("vqa", "question", lambda record: f"{record['image_id']}.jpg", most_frequent),
