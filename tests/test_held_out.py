@@ -9,11 +9,14 @@ from conftest import call
 from trainers import trainer_of
 from training import losses, weights, zero2
 
+from train_llava.arguments import LlavaTrainingArguments
+from train_llava.cli import InputError
 from train_llava.data import LlavaCollator, LlavaDataset
 from train_llava.evaluate import main as evaluate
 from train_llava.model.generate import first_question, generate
 from train_llava.model.load import load, load_processor
 from train_llava.train import main as train
+from train_llava.training.held_out import check_scores
 from train_llava.training.trainer import LlavaTrainer
 
 
@@ -54,22 +57,20 @@ def with_answers(data, indices, answer, folder):
     return folder
 
 
-OWN = ("model", "adapter", "data", "records", "answer_tokens", "perplexity")  # what evaluate says, and no training
+FIGURES = ("loss", "exact_match", "bleu_1", "bleu_4", "rouge_l", "cider")  # of captions
 
 
 def evaluated(model, data, output, *flags):
     where = ("--model_name_or_path", model, "--data_path", data, "--output_dir", output)
     done = call(evaluate, *where, *flags)
     assert done.returncode == 0, done.stderr
-    metrics = json.loads((output / "metrics.json").read_text())
-    return {name: value for name, value in metrics.items() if name not in OWN}
+    return json.loads((output / "metrics.json").read_text())
 
 
 def assert_same(log, expected):
     """What a training has logged of an evaluation, and what evaluate says."""
-    assert log.keys() >= {f"eval_{name}" for name in expected} and "exact_match" in expected
-    for name, value in expected.items():
-        assert log[f"eval_{name}"] == pytest.approx(value, rel=1e-5), name
+    for name in FIGURES:
+        assert log[f"eval_{name}"] == pytest.approx(expected[name], rel=1e-5), name
 
 
 @pytest.mark.parametrize(
@@ -166,3 +167,24 @@ def test_the_table_has_a_row_for_each_record(llava, data, tmp_path):
         alone = [trainer.model(**collator([example])).logits[0] for example in examples]
     torch.testing.assert_close(table, torch.stack(alone), rtol=1e-5, atol=1e-5)
     assert len({row[1].item() for row in alone}) > 1
+
+
+def test_scores_that_the_records_do_not_have(held_out, tmp_path):
+    """A figure is there if some record is scored by its metric; and a record may be none of its metric's kind."""
+    args = LlavaTrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none", eval_generate=True)
+    records = json.loads((held_out / "chat.json").read_text())
+    (tmp_path / "images").symlink_to(held_out / "images")
+    for metric, figures in {None: FIGURES, "yes_no": (*FIGURES, "yes_no_accuracy", "yes_f1")}.items():
+        records[0] |= {"metric": metric} if metric else {}
+        records[0]["conversations"][1]["value"] = "Yes, a red seven."
+        (tmp_path / "chat.json").write_text(json.dumps(records))
+        dataset = LlavaDataset(tmp_path, held_out=True)
+        for args.metric_for_best_model in (None, *figures, "eval_exact_match"):
+            check_scores(dataset, args)
+        for args.metric_for_best_model in {"anls", "yes_f1"} - set(figures):
+            with pytest.raises(InputError, match=r"of these held-out records there are loss, .*exact_match"):
+                check_scores(dataset, args)
+    records[0]["conversations"][1]["value"] = "A red seven."
+    (tmp_path / "chat.json").write_text(json.dumps(records))
+    with pytest.raises(InputError, match="record 'held_out_0': the metric yes_no needs"):
+        check_scores(LlavaDataset(tmp_path, held_out=True), args)

@@ -10,19 +10,8 @@ from train_llava import COMMANDS
 
 PACKAGE = ROOT / "train_llava"
 # Each may import those before it, and its own folder
-ORDER = [
-    "cli",
-    "ingest",
-    "processing",
-    "data",
-    "model",
-    "scores",
-    "pages",
-    "arguments",
-    "planning",
-    "training",
-    "commands",
-]
+ORDER = ["cli", "ingest", "processing", "data", "model", "scores", "pages", "arguments", "planning"]
+ORDER += ["training", "commands"]
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -7,12 +7,12 @@ from threading import Event, Thread
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
 from transformers import LlavaProcessor, TextIteratorStreamer
 
 from train_llava.cli import InputError
 from train_llava.data import LlavaCollator
 from train_llava.ingest.conversation import IMAGE_TOKEN, first_answer
+from train_llava.ingest.records import TAGS
 from train_llava.model.load import Model
 
 Example = dict[str, Any]  # {"messages": ending with a user's turn, "images": [RGB images]}
@@ -118,36 +118,20 @@ def stream(
 
 def first_question(example: dict[str, Any]) -> tuple[Example, dict[str, Any]]:
     """The example up to its first answer to a question, and of a row: id, image (the first, or None), prompt,
-    reference."""
+    reference, and what the record says about how it is scored."""
     first = first_answer(example["messages"])
     prompt, reference = example["messages"][:first], example["messages"][first]["content"]
     shown = sum(message["content"].count(IMAGE_TOKEN) for message in prompt)
     row = {"id": example["id"], "image": next(iter(example["images"]), None), "prompt": prompt[-1]["content"]}
-    return {"messages": prompt, "images": example["images"][:shown]}, {**row, "reference": reference.strip()}
-
-
-def gather_rows(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of all ranks, on every rank, by their `index`.
-
-    Raises:
-        InputError: the one that a rank has met while it made its rows; the same on all ranks, or the others would wait.
-    """
-    own: list[Any] = []
-    try:
-        own += rows
-    except InputError as error:
-        own = [error]
-    found = gather_object(own)
-    for row in found:
-        if isinstance(row, InputError):
-            raise row
-    return sorted(found, key=lambda row: row["index"])
+    tags = {name: example[name] for name in TAGS if example.get(name)}
+    return {"messages": prompt, "images": example["images"][:shown]}, {**row, "reference": reference.strip(), **tags}
 
 
 def caption_rows(
     model: Model, processor: LlavaProcessor, examples: Iterable[dict[str, Any]], **options
 ) -> list[dict[str, Any]]:
-    """Asks each example's first question; one row per example: id, image, prompt, reference, caption, exact.
+    """Asks each example's first question; one row per example: id, image, prompt, reference, caption, exact, and what
+    the record says about how it is scored (answers, metric, category).
 
     `options` are those of `answers`.
     """
@@ -163,6 +147,7 @@ def caption_rows(
     model.eval()
     with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):  # not of other ranks' GPUs
         for i, caption in answers(model, processor, questions(), **{"max_new_tokens": 64, **options}):
-            rows[i] |= {"caption": caption, "exact": caption == rows[i]["reference"]}
+            row = rows[i]
+            row |= {"caption": caption, "exact": caption in row.get("answers", [row["reference"]])}
     model.train(was_training)
     return rows

@@ -13,9 +13,7 @@ from transformers.utils import is_flash_attn_2_available, is_liger_kernel_availa
 from train_llava.arguments import DataArguments, LlavaTrainingArguments, ModelArguments
 from train_llava.cli import InputError
 from train_llava.model.load import gpu
-from train_llava.scores.scoring import score
 
-EXAMPLE = {"id": "1", "prompt": "What?", "reference": "a cat", "caption": "a cat", "exact": True}  # of scored rows
 SAMPLING = ("random", "sequential", "group_by_length")  # of --train_sampling_strategy
 # Flags of TrainingArguments that are refused, the value that is not, and why; tests/flag_classes.py has all flags
 REFUSED: dict[str, tuple[Any, str]] = {
@@ -106,8 +104,8 @@ def check_packs(data_args: DataArguments, args: LlavaTrainingArguments) -> None:
 
 
 def check_score(data_args: DataArguments, args: LlavaTrainingArguments) -> None:
-    """Refuses --eval_generate where nothing can be asked, and a best model by what nobody measures: Trainer would find
-    out at the first evaluation.
+    """Refuses --eval_generate where nothing can be asked, and a best model by a score without it. Which scores there
+    are depends on the records, see held_out.check_scores.
 
     Raises:
         InputError: names the flag.
@@ -121,12 +119,10 @@ def check_score(data_args: DataArguments, args: LlavaTrainingArguments) -> None:
     if args.save_strategy == "best" and not metric:
         with_score = "eval_loss, or with --eval_generate true exact_match"
         raise InputError(f"--save_strategy best: add --metric_for_best_model {with_score}.")
-    name = (metric or "loss").removeprefix("eval_")
-    scores = [] if name == "loss" else sorted(score([EXAMPLE]))
-    if name != "loss" and not (args.eval_generate and name in scores):
-        there = f"loss, and with --eval_generate true {', '.join(scores)}"
-        raise InputError(f"--metric_for_best_model {metric}: there are {there}.")
-    if greater not in (None, name != "loss"):
+    by_score = metric not in (None, "loss", "eval_loss")
+    if by_score and not args.eval_generate:
+        raise InputError(f"--metric_for_best_model {metric}: add --eval_generate true, or leave it at loss.")
+    if greater not in (None, by_score):
         reason = "the best model has the least loss, or the greatest score"
         raise InputError(f"--greater_is_better {str(greater).lower()}: {reason}. Leave it out.")
 
