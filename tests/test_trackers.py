@@ -10,6 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers.integrations import get_reporting_integration_callbacks
 
 from train_llava.arguments import LlavaTrainingArguments
+from train_llava.pages.caption_sheet import draw_sheet
 from train_llava.training.samples import LogGenerationsCallback
 from train_llava.training.trackers import TRACKERS
 
@@ -68,16 +69,16 @@ def test_tensorboard_reads_them(tmp_path):
     assert all(row["caption"].encode() in text.tensor_proto.string_val[0] for row in ROWS)
 
 
-OFFLINE = {"WANDB_MODE": "offline", "SWANLAB_MODE": "offline", "WANDB_SILENT": "true"}
+OFFLINE = {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "SWANLAB_MODE": "offline", "TRACKIO_DIR": "trackio"}
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_the_real_ones_keep_images_and_numbers(tmp_path, monkeypatch, name):
     """With transformers' own callback, which begins and ends the run; without a network."""
-    pytest.importorskip(name)
     monkeypatch.chdir(tmp_path)
     for key, value in OFFLINE.items():
         monkeypatch.setenv(key, value)
+    pytest.importorskip(name)
     args = LlavaTrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to=name)
     (callback,) = (kind() for kind in get_reporting_integration_callbacks([name]))
     state = SimpleNamespace(is_world_process_zero=True, is_hyper_param_search=False, trial_name=None, global_step=7)
@@ -85,8 +86,8 @@ def test_the_real_ones_keep_images_and_numbers(tmp_path, monkeypatch, name):
     show(tmp_path, name)
     callback.on_log(args, state, None, logs={"eval_loss": 0.5, "eval_exact_match": 0.25})
     callback.on_train_end(args, state, None)
-    sys.modules[name].finish()
-    kept = [path for path in tmp_path.rglob("*.png") if "samples/" in str(path.relative_to(tmp_path))]
-    assert len(kept) == 3, kept
-    for path in kept[1:]:
-        assert np.asarray(Image.open(path).convert("RGB")).shape == np.asarray(Image.open(kept[1])).shape
+    if name != "trackio":  # whose callback has ended its run
+        sys.modules[name].finish()
+    kept = [np.asarray(Image.open(path).convert("RGB")) for path in tmp_path.rglob("*.png")]
+    for row in ROWS:
+        assert any(np.array_equal(card, np.asarray(draw_sheet([row]))) for card in kept), row["id"]
