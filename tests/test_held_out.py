@@ -36,12 +36,15 @@ def held_out(data, tmp_path_factory):
     return folder
 
 
+SHORT = 12  # tokens, where longer answers show nothing more
+
+
 @pytest.fixture(scope="module")
 def answerable(held_out, plain, tmp_path_factory):
     """The same records; of three, the reference is what plain transformers answers with the untrained model."""
 
     def answer(messages, images):
-        return plain(messages, images, max_new_tokens=256)
+        return plain(messages, images, max_new_tokens=SHORT)
 
     return with_answers(held_out, range(3, 6), answer, tmp_path_factory.mktemp("answerable"))
 
@@ -57,7 +60,6 @@ def with_answers(data, indices, answer, folder):
     return folder
 
 
-SHORT = 12  # tokens, where longer answers show nothing more
 FIGURES = ("loss", "exact_match", "bleu_1", "bleu_4", "rouge_l", "cider")  # of captions
 
 
@@ -94,12 +96,13 @@ def test_one_process(llava, data, held_out, tmp_path, flags, packing):
     assert trainer.data_collator.packing == packing  # training goes on as before
 
 
-def test_the_score_of_one_process(llava, data, answerable, tmp_path):
+def test_the_score_of_one_process(llava, data, answerable, tmp_path, monkeypatch):
+    monkeypatch.setattr("train_llava.training.held_out.MAX_NEW_TOKENS", SHORT)
     flags = {"eval_generate": True, "per_device_eval_batch_size": 4}
     trainer = trainer_of(LlavaTrainer, llava, data, tmp_path, "projector", **flags)
     trainer.processing_class = load_processor(llava)
     metrics = trainer.evaluate(LlavaDataset(answerable))
-    assert_same(metrics, evaluated(llava, answerable, tmp_path))
+    assert_same(metrics, evaluated(llava, answerable, tmp_path, "--max_new_tokens", SHORT))
     assert metrics["eval_exact_match"] == pytest.approx(3 / 9)
 
 

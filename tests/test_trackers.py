@@ -1,6 +1,7 @@
 """Sample captions in the trackers of --report_to: real ones where they are installed, stand-ins elsewhere."""
 
 import sys
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +11,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers.integrations import get_reporting_integration_callbacks
 
 from train_llava.arguments import LlavaTrainingArguments
+from train_llava.cli import InputError
 from train_llava.pages.caption_sheet import draw_sheet
+from train_llava.training import flag_checks
 from train_llava.training.samples import LogGenerationsCallback
 from train_llava.training.trackers import TRACKERS
 
@@ -91,3 +94,18 @@ def test_the_real_ones_keep_images_and_numbers(tmp_path, monkeypatch, name):
     kept = [np.asarray(Image.open(path).convert("RGB")) for path in tmp_path.rglob("*.png")]
     for row in ROWS:
         assert any(np.array_equal(card, np.asarray(draw_sheet([row]))) for card in kept), row["id"]
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_a_swanlab_that_transformers_cannot_start_is_refused(tmp_path, monkeypatch, fails):
+    """As 0.10 is, which raises where there is no run; 0.7 says None."""
+
+    def get_run():
+        if fails:
+            raise RuntimeError("No active Run. Call swanlab.init() first.")
+
+    monkeypatch.setitem(sys.modules, "swanlab", SimpleNamespace(get_run=get_run))
+    monkeypatch.setattr(flag_checks, "get_reporting_integration_callbacks", lambda names: [])
+    args = LlavaTrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to=["swanlab"])
+    with pytest.raises(InputError, match=r"pip install 'swanlab<0\.8'") if fails else nullcontext():
+        flag_checks.check_services(args)

@@ -1,5 +1,6 @@
 """Flags that are refused, because some part would ignore them or do them wrong: found out before anything is loaded."""
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,14 @@ def check_services(args: LlavaTrainingArguments) -> None:
             [callback() for callback in get_reporting_integration_callbacks([name])]
         except (ValueError, RuntimeError, ImportError) as error:
             raise InputError(f"--report_to {name}: {error}") from error
+    if "swanlab" in args.report_to:
+        try:  # transformers' callback (5.23) asks so before there is a run; swanlab 0.10 then raises, 0.7 did not
+            import_module("swanlab").get_run()
+        except RuntimeError as error:
+            hint = "pip install 'swanlab<0.8', or another tracker"
+            raise InputError(
+                f"--report_to swanlab: transformers cannot start a run of this version. Try {hint}."
+            ) from error
     try:
         Trainer.get_optimizer_cls_and_kwargs(args)
     except (ValueError, ImportError, RuntimeError) as error:
