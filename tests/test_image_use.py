@@ -1,4 +1,4 @@
-"""Does the model look at the image? A trained model does, an untrained one shows no sign of it, a blind one does not."""
+"""Does the model look at the image? A trained one does, an untrained one gives no sign of it, a blind one does not."""
 
 import json
 
@@ -39,8 +39,8 @@ def trained(llava, colours):
     """It has learned the colours in some steps over all records."""
     model, processor = load(llava)
     batch = LlavaCollator(processor)(list(LlavaDataset(colours))[1:])
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    for _ in range(60):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(100):
         loss = model(**batch).loss
         loss.backward()
         optimizer.step()

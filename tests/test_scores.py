@@ -65,6 +65,7 @@ def test_relaxed_accuracy():
     assert relaxed_accuracy("14.", ["14"]) and relaxed_accuracy("105", ["100"]) and not relaxed_accuracy("106", ["100"])
     assert relaxed_accuracy("-95", ["-100"]) and not relaxed_accuracy("100", ["-100"])
     assert relaxed_accuracy("0", ["0"]) and not relaxed_accuracy("0.01", ["0"])  # no share of nothing
+    assert not relaxed_accuracy("0.0", ["0"])  # but text, as pix2struct has it
     assert relaxed_accuracy("nan", ["nan"]) and not relaxed_accuracy("inf", ["5"])
     assert relaxed_accuracy("no", ["Yes", "No"]) and not relaxed_accuracy("1,000", ["1000"])  # as the official one
 
