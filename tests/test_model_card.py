@@ -63,13 +63,13 @@ def read(header):
 
 def test_the_hub_finds_its_own_names_and_no_others(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine").mkdir()
-    data = ["mine", "captions=some/captions:2", "some/captions", str(tmp_path / "mine")]
+    (tmp_path / "data" / "mine").mkdir(parents=True)  # which an id might be called, too
+    data = ["data/mine", "captions=some/captions:2", "some/captions", str(tmp_path / "data" / "mine")]
     header = read(card_header("llava-hf/llava-1.5-7b-hf", adapter=True, data=data))
     assert (header["base_model"], header["library_name"]) == ("llava-hf/llava-1.5-7b-hf", "peft")
     assert header["datasets"] == ["some/captions"] and "license" not in header
-    for base in ("mine", str(tmp_path / "mine")):
-        header = read(card_header(base, adapter=False, data=["mine"]))
+    for base in ("data/mine", str(tmp_path / "data" / "mine")):
+        header = read(card_header(base, adapter=False, data=["data/mine"]))
         assert not {"base_model", "datasets", "license"} & header.keys() and header["library_name"] == "transformers"
 
 
