@@ -163,8 +163,10 @@ def check_lora(model_args: ModelArguments) -> None:
     if start != "true" and model_args.train_type != "use_lora":
         raise InputError(f"--init_lora_weights {start} goes with --train_type use_lora alone.")
     if start == "orthogonal" and model_args.lora_r % 2:
+        raise InputError(f"--init_lora_weights orthogonal halves the rank: --lora_r {model_args.lora_r} is not even.")
+    if start == "orthogonal" and model_args.load_in_4bit:
         raise InputError(
-            f"--init_lora_weights orthogonal halves the rank: give an even --lora_r, not {model_args.lora_r}."
+            "--init_lora_weights orthogonal and --load_in_4bit: PEFT would round the adapters to integers."
         )
 
 
