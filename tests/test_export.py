@@ -70,7 +70,9 @@ def test_the_language_model(name, old_clip, tmp_path):
     assert done.returncode == 0, done.stderr
     ours = AutoModelForCausalLM.from_pretrained(language, dtype=torch.float32)
     head = ours.model.layers[0].self_attn.head_dim
-    options = {"gguf_file": "model.gguf", "dtype": torch.float32, "head_dim": head}  # which the reader does not read
+    options = {"gguf_file": "model.gguf", "dtype": torch.float32}
+    if "qwen3" in ours.config.model_type:
+        options["head_dim"] = head  # which the reader leaves out
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "gguf", **options)
     values = ours.state_dict()
     assert values.keys() == theirs.state_dict().keys()

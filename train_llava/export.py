@@ -45,7 +45,7 @@ def main() -> None:
         if args.format == "vllm":
             write_folder(source, args)
         else:
-            write_gguf(source, processor, args)
+            write_gguf(source, args)
     print(f"saved to {args.output_dir}")
 
 
@@ -69,7 +69,7 @@ def check_gguf(source: Path, processor: LlavaProcessor) -> None:
         )
 
 
-def write_gguf(source: Path, processor: LlavaProcessor, args: argparse.Namespace) -> None:
+def write_gguf(source: Path, args: argparse.Namespace) -> None:
     """Writes the two files, and for Ollama the one that names them."""
     from train_llava.model.gguf_language import write_language_model
     from train_llava.model.gguf_vision import write_vision

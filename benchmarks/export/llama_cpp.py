@@ -51,8 +51,8 @@ class LlamaCpp:
 
     def __init__(self, folder: Path) -> None:
         self.template = GGUFReader(folder / "model.gguf").fields["tokenizer.chat_template"].contents()
-        self.llama = Llama(str(folder / "model.gguf"), n_ctx=2048, n_batch=2048)
-        self.images = MultimodalContext(self.llama, folder / "mmproj.gguf", use_gpu=False)
+        self.llama = Llama(str(folder / "model.gguf"), n_ctx=2048, n_batch=2048, n_threads=1)
+        self.images = MultimodalContext(self.llama, folder / "mmproj.gguf", use_gpu=False, n_threads=1)
 
     def ask(self, tokenizer: PreTrainedTokenizerBase, example: Example) -> dict[str, Any]:
         """The ids of the prompt (those of the image as None), the image's features, the ids of the answer and the

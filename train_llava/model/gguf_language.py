@@ -16,7 +16,7 @@ ROPE_TYPES = {"qwen2": ("default",), "qwen3": ("default",), "llama": ("default",
 
 def unsupported_language_model(config: PreTrainedConfig) -> str | None:
     """The reason why a language model is not exported; None if it is."""
-    kind, rope = config.model_type, config.rope_parameters or {}
+    kind, rope = config.model_type, getattr(config, "rope_parameters", None) or {}
     if kind not in ARCHITECTURES:
         return f"its language model is of kind {kind}, and only {', '.join(ARCHITECTURES)} are exported"
     if config.hidden_act != "silu":

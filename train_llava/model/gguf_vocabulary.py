@@ -24,7 +24,7 @@ MARKERS = Path(__file__).parent.parent / "processing" / "media_markers.jinja"
 
 def unsupported_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str | None:
     """The reason why a tokenizer is not exported; None if it is."""
-    parts = backend(tokenizer)
+    parts = backend(tokenizer) if getattr(tokenizer, "backend_tokenizer", None) else {"model": {"type": "none"}}
     if parts["model"]["type"] != "BPE" or parts["model"].get("byte_fallback"):
         return "its tokenizer is no byte-level BPE, as those of Qwen and Llama 3 are"
     if (parts["normalizer"] or {"type": "NFC"})["type"] != "NFC":
