@@ -1,16 +1,13 @@
 """Exported files read back: the language model by transformers' reader of GGUF files, the tower as clip.cpp does."""
 
 import json
-import re
 import shutil
-from importlib.util import find_spec
 
 import pytest
 import torch
 from clip_cpp import Mmproj
-from conftest import call
+from exports import build, export, keys_of
 from families import SUPPORTED, Family, chat_folder
-from folders import changed, make_adapter, snapshot
 from gguf import GGUFReader
 from PIL import Image
 from safetensors.torch import load_file
@@ -24,10 +21,6 @@ from transformers import (
 )
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
-import train_llava.export
-from train_llava.build_model import build_llava
-from train_llava.export import main
-from train_llava.model.folder import save_llava
 from train_llava.model.load import load_processor
 from train_llava.processing.chat_template import CONTENT_PARTS
 
@@ -37,20 +30,6 @@ ROPE |= {"original_max_position_embeddings": 64}
 FAMILIES = {each.name: each for each in SUPPORTED}
 FAMILIES["Llama 3.1"] = Family("Llama 3.1", "Llama", {"rope_parameters": ROPE})
 EXPORTED = ("Qwen1.5, Qwen2, Qwen2.5", "Qwen2.5-0.5B to 3B", "Qwen3 (dense)", "SmolLM2", "Llama 3.1")
-
-
-def export(model, output, kind="gguf"):
-    return call(main, "--model_name_or_path", model, "--format", kind, "--output_dir", output)
-
-
-def build(vision, language, folder, dtype=torch.float32):
-    torch.manual_seed(3)
-    save_llava(*build_llava(vision, language, dtype=dtype), folder)
-    return folder
-
-
-def keys_of(path):
-    return {name: field.contents() for name, field in GGUFReader(path).fields.items()}
 
 
 @pytest.fixture(scope="module")
@@ -252,68 +231,3 @@ def test_a_folder_for_vllm(llava, old_llava, tmp_path):
         AutoProcessor.from_pretrained(tmp_path / "0").chat_template
         == AutoProcessor.from_pretrained(llava).chat_template
     )
-
-
-@pytest.mark.parametrize(
-    "part, settings, message",
-    [
-        ("text_config", {"hidden_act": "gelu"}, "its language model computes gelu"),
-        ("text_config", {"layer_types": ["full_attention", "sliding_attention"]}, "a sliding window"),
-        ("text_config", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}}, "kind linear"),
-        ("vision_config", {"hidden_act": "relu"}, "cannot compute relu in a tower"),
-        (None, {"projector_hidden_act": "relu"}, "and relu behind it"),
-        (None, {"multimodal_projector_bias": False}, "no bias"),
-        (None, {"vision_feature_layer": [-2, -1]}, "several layers"),
-        (None, {"vision_feature_select_strategy": "full"}, "the class token"),
-        ("image_processor", {"do_normalize": False}, "does not normalise"),
-        ("image_processor", {"rescale_factor": 1 / 127.5}, "does not normalise"),
-        ("image_processor", {"resample": 2}, "resizes by BILINEAR"),
-        ("pre_tokenizer", {"type": "Whitespace"}, "in a way that is not known here: .*Whitespace"),
-        ("normalizer", {"type": "Lowercase"}, "changes text .Lowercase"),
-        ("model", {"byte_fallback": True}, "no byte-level BPE"),
-        ("model", {"ignore_merges": True}, "whole words in another way"),
-    ],
-)  # fmt: skip
-def test_what_llama_cpp_would_compute_in_another_way(llava, tmp_path, part, settings, message):
-    """Before any weight is loaded, and before anything is written."""
-    folder = shutil.copytree(llava, tmp_path / "other")
-    (folder / "model.safetensors").write_bytes(b"")
-    file = {"image_processor": "processor_config.json"}.get(part, "config.json")
-    if part in ("pre_tokenizer", "normalizer", "model"):
-        file = "tokenizer.json"
-    content = json.loads((folder / file).read_text())
-    if part in ("pre_tokenizer", "normalizer"):
-        content[part] = settings
-    else:
-        (content[part] if part else content).update(settings)
-    (folder / file).write_text(json.dumps(content))
-    if file == "tokenizer.json":  # whose class would else make its own parts
-        changed(folder / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
-    done = export(folder, tmp_path / "gguf")
-    assert done.returncode == 2 and "docs/serving.md" in done.stderr, done.stderr
-    assert re.search(message, done.stderr), done.stderr
-    assert not (tmp_path / "gguf").exists()
-
-
-def test_other_refusals(llava, old_clip, tmp_path, monkeypatch):
-    gemma = build(old_clip, chat_folder(FAMILIES["Gemma 1"], tmp_path / "chat"), tmp_path / "gemma")
-    done = export(gemma, tmp_path / "new")
-    assert done.returncode == 2 and "of kind gemma, and only qwen2, qwen3, llama are exported" in done.stderr
-    assert export(gemma, tmp_path / "vllm", "vllm").returncode == 0
-    adapter = make_adapter(LlavaForConditionalGeneration.from_pretrained(llava), tmp_path / "adapter")
-    done = export(adapter, tmp_path / "new")
-    assert done.returncode == 2 and "train_llava.merge_lora makes one of it" in done.stderr
-    before = snapshot(adapter)
-    done = export(llava, adapter)
-    assert done.returncode == 2 and "is not empty" in done.stderr and snapshot(adapter) == before
-    done = export(llava, llava.parent)
-    assert done.returncode == 2
-    many = shutil.copytree(llava, tmp_path / "many")
-    changed(many / "generation_config.json", eos_token_id=[1, 2, 3, 4])
-    done = export(many, tmp_path / "new")
-    assert done.returncode == 2 and "5 tokens end an answer" in done.stderr
-    monkeypatch.setattr(train_llava.export, "find_spec", lambda name: None if name == "gguf" else find_spec(name))
-    done = export(llava, tmp_path / "new")
-    assert done.returncode == 2 and "pip install gguf" in done.stderr
-    assert export(llava, tmp_path / "vllm2", "vllm").returncode == 0
-    assert not (tmp_path / "new").exists()

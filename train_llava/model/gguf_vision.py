@@ -49,7 +49,7 @@ def write_vision(model: LlavaForConditionalGeneration, processor: LlavaProcessor
     Keys and tensors are those that llama.cpp's tools/mtmd/clip.cpp reads for the projector "mlp", LLaVA-1.5's. It drops
     the class token where there is one.
     """
-    names = get_tensor_name_map(MODEL_ARCH.MMPROJ, used_vision_depth(model.config))
+    names = get_tensor_name_map(MODEL_ARCH.MMPROJ, model.config.vision_config.num_hidden_layers)
     unused = {id(weight) for module in unused_vision_modules(model) for weight in module.parameters()}
     dtype = model.model.multi_modal_projector.linear_1.weight.dtype
     with gguf_file(path, MODEL_ARCH_NAMES[MODEL_ARCH.MMPROJ], GGUFType.MMPROJ, dtype) as writer:
