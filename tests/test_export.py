@@ -166,8 +166,13 @@ def test_the_prompt_is_that_of_the_training(llava, exported):
     assert f"{marker}\nWhat?" in text
 
 
-def test_a_modelfile(llava, tmp_path):
-    done = export(llava, tmp_path / "ollama", "ollama")
+@pytest.fixture(scope="module")
+def with_siglip(siglip, old_qwen, tmp_path_factory):
+    return build(siglip, old_qwen, tmp_path_factory.mktemp("siglip") / "llava")
+
+
+def test_a_modelfile(with_siglip, tmp_path):
+    done = export(with_siglip, tmp_path / "ollama", "ollama")
     assert done.returncode == 0, done.stderr
     assert (
         (tmp_path / "ollama" / "Modelfile").read_text()
@@ -194,8 +199,8 @@ TEMPLATE """{{- $before := "first" }}
     assert {path.name for path in (tmp_path / "ollama").iterdir()} == {"model.gguf", "mmproj.gguf", "Modelfile"}
 
 
-def test_a_template_that_no_modelfile_can_hold(llava, tmp_path):
-    folder = shutil.copytree(llava, tmp_path / "counting")
+def test_a_template_that_no_modelfile_can_hold(with_siglip, tmp_path):
+    folder = shutil.copytree(with_siglip, tmp_path / "counting")
     counting = (
         "{%- for m in messages %}<|im_start|>{{ loop.index }} {{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
         "{%- endfor %}"

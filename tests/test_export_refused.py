@@ -70,6 +70,9 @@ def test_other_refusals(llava, old_clip, tmp_path, monkeypatch):
     assert done.returncode == 2 and "is not empty" in done.stderr and snapshot(adapter) == before
     done = export(llava, llava.parent)
     assert done.returncode == 2
+    done = export(llava, tmp_path / "new", "ollama")
+    assert done.returncode == 2 and "mixes the patches of a CLIP tower up" in done.stderr
+    assert "warning: llama.cpp mixes" in export(llava, tmp_path / "clip").stderr
     many = shutil.copytree(llava, tmp_path / "many")
     changed(many / "generation_config.json", eos_token_id=[1, 2, 3, 4])
     done = export(many, tmp_path / "new")

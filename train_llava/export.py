@@ -11,6 +11,7 @@ square: docs/serving.md.
 """
 
 import argparse
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from train_llava.model.folder import check_output_dir, new_folder
 from train_llava.model.generate import collator_of
 from train_llava.model.load import fetch, load, load_processor
 from train_llava.model.older_names import copy_with_older_names
+from train_llava.model.structure import has_cls
 from train_llava.processing.modelfile import modelfile
 
 LANGUAGE_FILE, VISION_FILE, MODELFILE = "model.gguf", "mmproj.gguf", "Modelfile"
@@ -40,7 +42,7 @@ def main() -> None:
     load_llava_config(source)
     processor = load_processor(source)
     if args.format != "vllm":
-        check_gguf(source, processor)
+        check_gguf(source, processor, args)
     with output_folder(args.output_dir, source):
         if args.format == "vllm":
             write_folder(source, args)
@@ -49,7 +51,7 @@ def main() -> None:
     print(f"saved to {args.output_dir}")
 
 
-def check_gguf(source: Path, processor: LlavaProcessor) -> None:
+def check_gguf(source: Path, processor: LlavaProcessor, args: argparse.Namespace) -> None:
     """Refuses what llama.cpp would compute in another way, before any weight is loaded.
 
     Raises:
@@ -58,7 +60,7 @@ def check_gguf(source: Path, processor: LlavaProcessor) -> None:
     if find_spec("gguf") is None:
         raise InputError("--format gguf and ollama need gguf: pip install gguf (the extra train_llava[export])")
     from train_llava.model.gguf_language import unsupported_language_model
-    from train_llava.model.gguf_vision import unsupported_vision
+    from train_llava.model.gguf_vision import CLASS_TOKEN, unsupported_vision
     from train_llava.model.gguf_vocabulary import unsupported_tokenizer
 
     config = load_llava_config(source)
@@ -67,6 +69,10 @@ def check_gguf(source: Path, processor: LlavaProcessor) -> None:
         raise InputError(
             f"{source}: cannot be exported to llama.cpp: {reason}. Serve it in another way: docs/serving.md"
         )
+    if has_cls(config.vision_config):
+        if args.format == "ollama":  # which nobody builds anew
+            raise InputError(f"{source}: {CLASS_TOKEN}. Ollama has the same code. Use llama.cpp, or a SigLIP tower.")
+        print(f"warning: {CLASS_TOKEN}. A SigLIP tower has no such trouble.", file=sys.stderr)
 
 
 def write_gguf(source: Path, args: argparse.Namespace) -> None:

@@ -3,15 +3,21 @@
     python -m benchmarks.export.llama_cpp --model_name_or_path models/mine --data_path output/demo/data/held_out \\
         [--json benchmarks/results/llama_cpp.json]
 
-It needs `pip install llama-cpp-py-sync==0.11739`, a wheel with llama.cpp's build b11739 and its libmtmd for CPUs.
-llama.cpp runs with its default settings (the cache of keys and values in fp16) and greedily. It opens the image file
-itself, and gets the prompt that the chat template in the GGUF file makes of a message in its form: a marker for the
-image and the question, with nothing between. Where two answers differ, the first token that does is shown with its
-margin: how far the two likeliest logits there are from each other here.
+It needs `pip install llama-cpp-py-sync==0.11739`, a wheel with llama.cpp's build b11739 and its libmtmd for CPUs, and a
+C compiler. llama.cpp runs with its default settings (the cache of keys and values in fp16) and greedily. It opens the
+image file itself, and gets the prompt that the chat template in the GGUF file makes of a message in its form: a marker
+for the image and the question, with nothing between. All is done twice, as llama.cpp was released and with CLIP's class
+token where it belongs (class_token.c). Where two answers differ, the first token that does is shown with its margin:
+how far the two likeliest logits there are from each other here. At last a tower of SigLIP's kind, which has no class
+token, and the real tokenizer of Qwen1.5, both in a tiny model with random weights.
+
+The wheel wants glibc 2.38, as Debian 13 has it. On the older system of the kept result, a preloaded library supplied
+the four functions that are new there, strtol and the like for C23.
 """
 
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -26,20 +32,22 @@ from gguf import GGUFReader
 from llama_cpp_py_sync import Llama
 from llama_cpp_py_sync.multimodal import MultimodalContext
 from PIL import Image
-from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerBase
+from transformers import LlavaProcessor, PreTrainedTokenizerBase, SiglipVisionConfig
 
-from benchmarks.inputs import middle_size
+from benchmarks.inputs import SIDE, middle_size
 from benchmarks.result import ROOT, head, parser, write
+from benchmarks.script import last_line
 from tests.qwen_tokenizer import qwen_tokenizer
 from train_llava.build_model import build_llava
 from train_llava.data import LlavaDataset
 from train_llava.ingest.conversation import IMAGE_TOKEN
 from train_llava.model.folder import save_llava
-from train_llava.model.generate import Example, collator_of, first_question, generate
+from train_llava.model.generate import Example, ask, collator_of, first_question, generate
 from train_llava.model.load import Model, load
 
 PAGES = ("README.md", "README_zh.md", "docs/data_zh.md", "train_llava/cli.py")  # text in several scripts, and code
 TOKENS = 64
+MODULE = "benchmarks.export.llama_cpp"
 
 
 class LlamaCpp:
@@ -125,7 +133,7 @@ def compared(
                 {"id": row["id"], "here": ours, "llama_cpp": answer, "margin": round(float(first - second), 4)}
             )
     furthest = {"features_over_their_deviation": round(far["features"], 5), "logits": round(far["logits"], 4)}
-    return {"images": len(examples), **counts, "furthest_apart": furthest, "answers_that_differ": parted}
+    return {"images": len(examples), **counts, "furthest_apart": furthest, "first_that_differ": parted[:5]}
 
 
 def same_lines(tokenizer: PreTrainedTokenizerBase, theirs: LlamaCpp) -> str:
@@ -139,34 +147,65 @@ def same_lines(tokenizer: PreTrainedTokenizerBase, theirs: LlamaCpp) -> str:
 def exported(model: Path, folder: Path) -> LlamaCpp:
     """A model as llama.cpp has it."""
     where = ("--model_name_or_path", model, "--format", "gguf", "--output_dir", folder)
-    subprocess.run([sys.executable, "-m", "train_llava.export", *map(str, where)], check=True)
+    subprocess.run([sys.executable, "-m", "train_llava.export", *map(str, where)], check=True, stdout=sys.stderr)
     return LlamaCpp(folder)
 
 
-def tiny_with_words_of_qwen(folder: Path) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
-    """A LLaVA of random weights, with the real tokenizer of Qwen1.5 and as many rows as its models have."""
-    vision, language = middle_size(folder, layers=1)
-    config = json.loads((language / "config.json").read_text()) | {"vocab_size": 151936, "hidden_size": 64}
+def tiny(folder: Path) -> Path:
+    """A LLaVA of random weights with SigLIP's kind of tower, Qwen1.5's tokenizer and as many rows as its models have."""
+    vision, language = middle_size(folder, layers=2)
+    size = {"hidden_size": 384, "intermediate_size": 1536, "num_attention_heads": 6, "num_hidden_layers": 2}
+    SiglipVisionConfig(**size, image_size=SIDE, patch_size=14).save_pretrained(vision)
+    config = json.loads((language / "config.json").read_text()) | {"vocab_size": 151936}
     (language / "config.json").write_text(json.dumps(config))
     qwen_tokenizer().save_pretrained(language)
-    return build_llava(vision, language, random_weights=True)
+    save_llava(*build_llava(vision, language, random_weights=True), folder / "tiny")
+    return folder / "tiny"
+
+
+def measured(model_folder: Path, data_path: Path | None, images: int) -> dict[str, Any]:
+    """Of a model on data; without data, its features of one image, and its ids."""
+    model, processor = load(model_folder, dtype=torch.float32)
+    with tempfile.TemporaryDirectory() as folder:
+        theirs = exported(model_folder, Path(folder))
+        if data_path:
+            return compared(model, processor, theirs, list(islice(LlavaDataset(data_path), images)))
+        noise = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
+        example = {"id": "noise", **ask("What is this?", [Image.fromarray(noise)])}
+        example["messages"].append({"role": "assistant", "content": "Noise."})
+        found = compared(model, processor, theirs, [example])
+        return {
+            "tower": model.config.vision_config.model_type,
+            **found["furthest_apart"],
+            "lines_with_the_same_ids": same_lines(processor.tokenizer, theirs),
+        }
 
 
 def main() -> None:
     flags = parser(__doc__, "--json")
     flags.add_argument("--model_name_or_path", type=Path, required=True)
-    flags.add_argument("--data_path", type=Path, required=True)
+    flags.add_argument("--data_path", type=Path)
     flags.add_argument("--images", type=int, default=50)
+    flags.add_argument("--once", action="store_true", help="print one comparison, which the others are made of")
     args = flags.parse_args()
-    model, processor = load(args.model_name_or_path, dtype=torch.float32)
+    if args.once:
+        print(json.dumps(measured(args.model_name_or_path, args.data_path, args.images)))
+        return
+    words = ["--once", "--model_name_or_path"]
     with tempfile.TemporaryDirectory() as folder:
-        theirs = exported(args.model_name_or_path, Path(folder) / "trained")
-        result = compared(model, processor, theirs, list(islice(LlavaDataset(args.data_path), args.images)))
-        save_llava(*tiny_with_words_of_qwen(Path(folder)), Path(folder) / "tiny")
-        theirs = exported(Path(folder) / "tiny", Path(folder) / "words")
-        result["lines_with_the_same_ids_of_qwen"] = same_lines(qwen_tokenizer(), theirs)
+        library = Path(folder) / "class_token.so"
+        source = Path(__file__).with_name("class_token.c")
+        subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source], check=True)
+        released = os.environ | {"OMP_NUM_THREADS": "1"}
+        mended = released | {"LD_PRELOAD": f"{library}:{os.environ.get('LD_PRELOAD', '')}"}
+        asked = [*words, args.model_name_or_path, "--data_path", args.data_path, "--images", args.images]
+        result = {
+            "as_released": last_line(MODULE, *asked, variables=released),
+            "class_token_first": last_line(MODULE, *asked, variables=mended),
+            "siglip_and_qwen": last_line(MODULE, *words, tiny(Path(folder)), variables=released),
+        }
     write(args.json, {**head(__doc__), "llama_cpp": "b11739 (llama-cpp-py-sync 0.11739)", **result})
-    print(result)
+    print(json.dumps(result, indent=2))
 
 
 if __name__ == "__main__":
