@@ -152,7 +152,7 @@ def exported(model: Path, folder: Path) -> LlamaCpp:
 
 
 def tiny(folder: Path) -> Path:
-    """A LLaVA of random weights with SigLIP's kind of tower, Qwen1.5's tokenizer and as many rows as its models have."""
+    """A LLaVA of random weights: SigLIP's kind of tower, Qwen1.5's tokenizer and as many rows as its models have."""
     vision, language = middle_size(folder, layers=2)
     size = {"hidden_size": 384, "intermediate_size": 1536, "num_attention_heads": 6, "num_hidden_layers": 2}
     SiglipVisionConfig(**size, image_size=SIDE, patch_size=14).save_pretrained(vision)

@@ -25,8 +25,8 @@ FEATURE_LAYER = "clip.vision.feature_layer"
 # Since May 2025 (pull request 13321, until at least build 11739 of October 2026) models/llava.cpp there puts the class
 # token behind the patches, and clip.cpp reads the rows as if it stood in front. No file can make up for that.
 CLASS_TOKEN = (
-    "llama.cpp mixes the patches of a CLIP tower up (its issue 25814, there in all builds from May 2025 to October 2026 "
-    "at least): answers are wrong unless its own code is mended, a line that docs/serving.md shows"
+    "llama.cpp mixes the patches of a CLIP tower up (its issue 25814, in all builds from May 2025 to October 2026 at "
+    "least): answers are wrong unless its own code is mended, a line that docs/serving.md shows"
 )
 PLACES = {"linear_1": 0, "linear_2": 2}  # in LLaVA's own code the projector is a Sequential, with the activation at 1
 
