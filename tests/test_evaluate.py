@@ -16,15 +16,17 @@ from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 from transformers import LlavaForConditionalGeneration, pipeline
 
-import train_llava.pages.caption_metrics
 from train_llava import train
 from train_llava.cli import InputError
 from train_llava.data import LlavaCollator, LlavaDataset
-from train_llava.evaluate import answer_losses, main, metrics_of, report_page
+from train_llava.evaluate import main, metrics_of, report_page
+from train_llava.model.answer_losses import answer_losses
 from train_llava.model.freeze import LoraSettings, apply_train_type
 from train_llava.model.generate import caption_rows, first_question
 from train_llava.model.load import load
-from train_llava.pages.caption_metrics import caption_metrics, words
+from train_llava.scores import captions
+from train_llava.scores.captions import caption_metrics, words
+from train_llava.scores.scoring import score_each
 
 
 @pytest.fixture(scope="module")
@@ -129,8 +131,7 @@ RIGHT = ["a red seven at the top left", "a blue one at the top", "two cats sleep
 
 
 def test_metrics_by_hand_and_by_the_library():
-    metrics, each = caption_metrics(SAID, RIGHT)
-    assert metrics["exact_match"] == 1 / 4 and each["exact"] == [True, False, False, False]
+    metrics, each = caption_metrics(SAID, [[text] for text in RIGHT])
     # 7 + 3 + 4 + 0 of 17 words are right (two, cats, on, mat), and 17 words are fewer than the references' 22
     assert metrics["bleu_1"] == pytest.approx(14 / 17 * math.exp(1 - 22 / 17), rel=1e-6)
     # Lin's F with beta 1.2: of "a blue one" all 3 words of its 3, and 3 of the reference's 6
@@ -145,7 +146,9 @@ def test_metrics_by_hand_and_by_the_library():
 
 
 def test_blanks_at_the_ends_do_not_matter():
-    assert caption_metrics([" a cat\n", "a cat"], ["a cat", "a  cat"])[1]["exact"] == [True, False]
+    rows = [{"caption": " a cat\n", "reference": "a cat"}, {"caption": "a cat", "reference": "a  cat"}]
+    metrics, each = score_each(rows)
+    assert [row["exact"] for row in each] == [True, False] and metrics["exact_match"] == 1 / 2
 
 
 def test_the_first_question_has_the_images_of_its_own_words():
@@ -184,9 +187,11 @@ def test_the_page_shows_the_worst_and_the_best(folder):
     dataset = LlavaDataset(folder)
     rows = [{"index": i, "id": f"r{i}", "prompt": "What?", "tokens": 2} for i in range(11)]
     for i, row in enumerate(rows):
-        row |= {"reference": "one two three four", "answer": ["one", "two", "three", "four"][: i % 4 + 1]}
-        row |= {"answer": " ".join(row["answer"]) + "<b>" * (i == 4), "loss": float(i)}
-    page = report_page("a < b", metrics_of(rows), rows, dataset)
+        row |= {"reference": "one two three four", "loss": float(i)}
+        row["caption"] = " ".join(["one", "two", "three", "four"][: i % 4 + 1]) + "<b>" * (i == 4)
+    metrics, each = metrics_of(rows)
+    rows = [row | values | {"answer": row["caption"]} for row, values in zip(rows, each, strict=True)]
+    page = report_page("a < b", metrics, rows, dataset, {})
     shown = re.findall(r"(r\d+) · ROUGE-L", page)
     # one right word (and "b") first, the highest loss first among equals; at the end, the lowest loss first
     assert shown[:3] == ["r4", "r8", "r0"] and shown[6:9] == ["r3", "r7", "r2"] and len(shown) == 11
@@ -196,7 +201,7 @@ def test_the_page_shows_the_worst_and_the_best(folder):
 
 def test_without_the_metrics_of_coco(llava, folder, tmp_path, monkeypatch):
     """Loss and exact match need no package; a line says what the others need."""
-    monkeypatch.setattr(train_llava.pages.caption_metrics, "find_spec", lambda name: None)
+    monkeypatch.setattr(captions, "find_spec", lambda name: None)
     where = ("--data_path", folder, "--output_dir", tmp_path, "--max_new_tokens", 12)
     done = call(main, "--model_name_or_path", llava, *where)
     assert done.returncode == 0 and "pip install pycocoevalcap" in done.stdout

@@ -10,6 +10,7 @@ from conftest import ROOT, call
 from flag_classes import EQUAL, NO_EFFECT, OURS, table
 from trainers import trainer_of
 from transformers import Trainer
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from train_llava import train
 from train_llava.arguments import DataArguments, LlavaTrainingArguments, ModelArguments
@@ -87,14 +88,18 @@ def test_equal_to_plain_trainer(llava, data, tmp_path, without, name):
 
 OTHER = {  # a value that is not the one allowed
     "accelerator_config": {"split_batches": True}, "include_for_metrics": ["loss"], "label_names": ["labels"],
-    "include_num_input_tokens_seen": "all", "length_column_name": "size", "metric_for_best_model": "bleu",
-    "optim_target_modules": ["q_proj"], "greater_is_better": True,
+    "include_num_input_tokens_seen": "all", "length_column_name": "size", "optim_target_modules": ["q_proj"],
+    "hub_strategy": "every_save",
 }  # fmt: skip
+
+
+ASKED = {"eval_generate": True, "eval_data_path": ["held_out"]}
 
 
 def refused(**flags):
     given = {"output_dir": "x", "use_cpu": True, "report_to": "none", **flags}
-    check_flags(ModelArguments(""), DataArguments([]), LlavaTrainingArguments(**given))
+    data = DataArguments([], eval_data_path=given.pop("eval_data_path", None))
+    check_flags(ModelArguments(""), data, LlavaTrainingArguments(**given))
 
 
 @pytest.mark.parametrize("name", sorted(set(REFUSED) - {"parallelism_config"}))
@@ -125,6 +130,30 @@ def test_several_gpus_in_one_process_are_refused(llava, data):
 
 def test_what_is_the_case_anyway_may_be_said():
     refused(metric_for_best_model="eval_loss", greater_is_better=False, include_for_metrics=[])
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ({"metric_for_best_model": "exact_match"}, "--metric_for_best_model exact_match: add --eval_generate true"),
+        ({"metric_for_best_model": "exact_match", "greater_is_better": False, **ASKED}, "--greater_is_better false"),
+        ({"metric_for_best_model": "loss", "greater_is_better": True}, "--greater_is_better true"),
+        ({"save_strategy": "best", **ASKED}, "--save_strategy best: add"),
+        ({"eval_generate": True}, "--eval_generate true needs --eval_data_path"),
+        ({"deepspeed": str(ROOT / "ds_configs" / "zero3.json"), **ASKED}, "--eval_generate true: each rank answers"),
+    ],
+)
+def test_scores_that_nobody_measures(flags, message):
+    """Before anything is loaded; Trainer would look for them at the first evaluation."""
+    try:
+        with pytest.raises(InputError, match=message):
+            refused(**flags)
+    finally:
+        unset_hf_deepspeed_config()
+    best = {"load_best_model_at_end": True, "eval_strategy": "epoch", "save_strategy": "epoch"}
+    for metric in ("exact_match", "eval_exact_match"):
+        refused(metric_for_best_model=metric, **best, **ASKED)
+        refused(metric_for_best_model=metric, greater_is_better=True, **best, **ASKED)
 
 
 def test_what_nobody_would_read(llava, data, tmp_path):

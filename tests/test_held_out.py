@@ -1,4 +1,4 @@
-"""The held-out loss of a training is the one of train_llava.evaluate, however the records are shared out."""
+"""Held-out loss and score of a training are those of train_llava.evaluate, however the records are shared out."""
 
 import json
 import re
@@ -7,12 +7,16 @@ import pytest
 import torch
 from conftest import call
 from trainers import trainer_of
-from training import zero2
+from training import losses, weights, zero2
 
+from train_llava.arguments import LlavaTrainingArguments
+from train_llava.cli import InputError
 from train_llava.data import LlavaCollator, LlavaDataset
 from train_llava.evaluate import main as evaluate
-from train_llava.model.load import load_processor
+from train_llava.model.generate import first_question, generate
+from train_llava.model.load import load, load_processor
 from train_llava.train import main as train
+from train_llava.training.held_out import check_scores
 from train_llava.training.trainer import LlavaTrainer
 
 
@@ -32,11 +36,44 @@ def held_out(data, tmp_path_factory):
     return folder
 
 
-def evaluated(model, data, output):
-    where = ("--model_name_or_path", model, "--data_path", data, "--output_dir", output, "--max_new_tokens", 1)
-    done = call(evaluate, *where)
+SHORT = 12  # tokens, where longer answers show nothing more
+
+
+@pytest.fixture(scope="module")
+def answerable(held_out, plain, tmp_path_factory):
+    """The same records; of three, the reference is what plain transformers answers with the untrained model."""
+
+    def answer(messages, images):
+        return plain(messages, images, max_new_tokens=SHORT)
+
+    return with_answers(held_out, range(3, 6), answer, tmp_path_factory.mktemp("answerable"))
+
+
+def with_answers(data, indices, answer, folder):
+    """A copy of data whose first answers are what `answer(messages, images)` says."""
+    dataset, records = LlavaDataset(data), json.loads((data / "chat.json").read_text())
+    for i in indices:
+        question, _ = first_question(dataset[i])
+        records[i]["conversations"][1]["value"] = answer(question["messages"], question["images"])
+    (folder / "images").symlink_to(data / "images")
+    (folder / "chat.json").write_text(json.dumps(records))
+    return folder
+
+
+FIGURES = ("loss", "exact_match", "bleu_1", "bleu_4", "rouge_l", "cider")  # of captions
+
+
+def evaluated(model, data, output, *flags):
+    where = ("--model_name_or_path", model, "--data_path", data, "--output_dir", output)
+    done = call(evaluate, *where, *flags)
     assert done.returncode == 0, done.stderr
-    return json.loads((output / "metrics.json").read_text())["loss"]
+    return json.loads((output / "metrics.json").read_text())
+
+
+def assert_same(log, expected):
+    """What a training has logged of an evaluation, and what evaluate says."""
+    for name in FIGURES:
+        assert log[f"eval_{name}"] == pytest.approx(expected[name], rel=1e-5), name
 
 
 @pytest.mark.parametrize(
@@ -54,22 +91,64 @@ def test_one_process(llava, data, held_out, tmp_path, flags, packing):
     trainer = trainer_of(LlavaTrainer, llava, data, tmp_path, "projector", **flags)
     trainer.data_collator = LlavaCollator(load_processor(llava), for_trainer=True, packing=packing)
     metrics = trainer.evaluate(LlavaDataset(held_out))
-    assert metrics["eval_loss"] == pytest.approx(evaluated(llava, held_out, tmp_path), rel=1e-6)
+    expected = evaluated(llava, held_out, tmp_path, "--max_new_tokens", 1)["loss"]
+    assert metrics["eval_loss"] == pytest.approx(expected, rel=1e-6) and "eval_exact_match" not in metrics
     assert trainer.data_collator.packing == packing  # training goes on as before
 
 
-def test_two_ranks(llava, data, held_out, tmp_path):
+def test_the_score_of_one_process(llava, data, answerable, tmp_path, monkeypatch):
+    monkeypatch.setattr("train_llava.training.held_out.MAX_NEW_TOKENS", SHORT)
+    flags = {"eval_generate": True, "per_device_eval_batch_size": 4}
+    trainer = trainer_of(LlavaTrainer, llava, data, tmp_path, "projector", **flags)
+    trainer.processing_class = load_processor(llava)
+    metrics = trainer.evaluate(LlavaDataset(answerable))
+    assert_same(metrics, evaluated(llava, answerable, tmp_path, "--max_new_tokens", SHORT))
+    assert metrics["eval_exact_match"] == pytest.approx(3 / 9)
+
+
+def test_two_ranks(llava, data, answerable, tmp_path):
     """Under DeepSpeed, in the middle and at the end; the second rank has one record less than the first."""
-    flags = ["--eval_data_path", held_out, "--per_device_eval_batch_size", 4, "--eval_strategy", "steps"]
-    flags += ["--eval_steps", 3, "--load_best_model_at_end", "true"]
+    flags = ["--eval_data_path", answerable, "--per_device_eval_batch_size", 4, "--eval_strategy", "steps"]
+    flags += ["--eval_steps", 3, "--load_best_model_at_end", "true", "--eval_generate", "true"]
     done = zero2(llava, data, tmp_path / "run", "freeze_vision", *flags)
     assert done.returncode == 0, done.stderr[-3000:]
     history = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
-    losses = {log["step"]: log["eval_loss"] for log in history if "eval_loss" in log}
+    logs = {log["step"]: log for log in history if "eval_loss" in log}
     for step in (3, 6):
-        expected = evaluated(tmp_path / "run" / f"checkpoint-{step}", held_out, tmp_path / str(step))
-        assert losses[step] == pytest.approx(expected, rel=1e-5)
-    assert f"held-out loss {losses[6]:.4f}" in done.stdout
+        assert_same(logs[step], evaluated(tmp_path / "run" / f"checkpoint-{step}", answerable, tmp_path / str(step)))
+    assert f"held-out loss {logs[6]['eval_loss']:.4f}  exact match" in done.stdout
+
+
+def test_the_best_is_kept_and_training_goes_on_as_without(llava, data, held_out, tmp_path, monkeypatch):
+    """With dropout, so that a number drawn meanwhile would show. The references of the second run are what the first
+    one's checkpoint in the middle answers."""
+    monkeypatch.setattr("train_llava.training.held_out.MAX_NEW_TOKENS", SHORT)
+    flags = ["--model_name_or_path", llava, "--data_path", data, "--use_cpu", "true", "--report_to", "none"]
+    flags += ["--train_type", "use_lora", "--lora_dropout", 0.3, "--max_steps", 6, "--learning_rate", 0.03]
+    flags += ["--per_device_train_batch_size", 2, "--logging_steps", 1, "--lr_scheduler_type", "constant"]
+    flags += ["--save_strategy", "steps", "--save_steps", 2, "--eval_strategy", "steps", "--eval_steps", 2]
+    done = call(train, *flags, "--eval_data_path", held_out, "--output_dir", tmp_path / "plain")
+    assert done.returncode == 0, done.stderr
+    middle = tmp_path / "plain" / "checkpoint-4"
+    model, processor = load(middle)
+
+    def answer(messages, images):
+        return generate(model, processor, [{"messages": messages, "images": images}], max_new_tokens=SHORT)[0]
+
+    (tmp_path / "data").mkdir()
+    records = with_answers(held_out, range(9), answer, tmp_path / "data")
+    flags += ["--eval_data_path", records, "--eval_generate", "true", "--load_best_model_at_end", "true"]
+    done = call(train, *flags, "--metric_for_best_model", "exact_match", "--output_dir", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert losses(tmp_path / "run") == losses(tmp_path / "plain")
+    history = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
+    scores = {log["step"]: log["eval_exact_match"] for log in history if "eval_loss" in log}
+    assert scores[4] == 1 and max(scores[2], scores[6]) < 1
+    for name, value in weights(tmp_path / "run").items():
+        assert torch.equal(value, weights(middle)[name]), name
+    done = evaluated(tmp_path / "run", records, tmp_path / "scores", "--max_new_tokens", SHORT)
+    assert done["exact_match"] == 1
+    assert "| held-out exact_match, at step 4 | 1.0000 |" in (tmp_path / "run" / "README.md").read_text()
 
 
 def test_at_the_end_alone(llava, data, held_out, tmp_path):
@@ -93,3 +172,24 @@ def test_the_table_has_a_row_for_each_record(llava, data, tmp_path):
         alone = [trainer.model(**collator([example])).logits[0] for example in examples]
     torch.testing.assert_close(table, torch.stack(alone), rtol=1e-5, atol=1e-5)
     assert len({row[1].item() for row in alone}) > 1
+
+
+def test_scores_that_the_records_do_not_have(held_out, tmp_path):
+    """A figure is there if some record is scored by its metric; and a record may be none of its metric's kind."""
+    args = LlavaTrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none", eval_generate=True)
+    records = json.loads((held_out / "chat.json").read_text())
+    (tmp_path / "images").symlink_to(held_out / "images")
+    for metric, figures in {None: FIGURES, "yes_no": (*FIGURES, "yes_no_accuracy", "yes_f1")}.items():
+        records[0] |= {"metric": metric} if metric else {}
+        records[0]["conversations"][1]["value"] = "Yes, a red seven."
+        (tmp_path / "chat.json").write_text(json.dumps(records))
+        dataset = LlavaDataset(tmp_path, held_out=True)
+        for args.metric_for_best_model in (None, *figures, "eval_exact_match"):
+            check_scores(dataset, args)
+        for args.metric_for_best_model in {"anls", "yes_f1"} - set(figures):
+            with pytest.raises(InputError, match=r"of these held-out records there are loss, .*exact_match"):
+                check_scores(dataset, args)
+    records[0]["conversations"][1]["value"] = "A red seven."
+    (tmp_path / "chat.json").write_text(json.dumps(records))
+    with pytest.raises(InputError, match="record 'held_out_0': the metric yes_no needs"):
+        check_scores(LlavaDataset(tmp_path, held_out=True), args)

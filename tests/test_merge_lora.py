@@ -1,17 +1,14 @@
 """Merged folders against sums worked out by hand, and against plain peft and transformers."""
 
-import base64
 import json
 import shutil
-from http.server import BaseHTTPRequestHandler, HTTPServer
-from threading import Thread
 
 import pytest
 import torch
 import yaml
 from conftest import call
 from folders import changed, make_adapter
-from huggingface_hub import constants
+from hub import files_sent, stand_in
 from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor, GenerationConfig, LlavaForConditionalGeneration, pipeline
@@ -193,61 +190,10 @@ def test_refusals(llava, adapter, tmp_path):
     assert done.returncode == 2 and "--push_to_hub not/an/id" in done.stderr and not (tmp_path / "merged").exists()
 
 
-class Hub(BaseHTTPRequestHandler):
-    """As much of the hub's HTTP interface as creating a repository and one commit ask for; keeps what it is sent."""
-
-    def do_POST(self):
-        chunked = self.headers.get("Transfer-Encoding") == "chunked"
-        body = b"".join(self.chunks()) if chunked else self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        kept, path = self.server.kept, self.path.split("?")[0]
-        kept.append((path, body))
-        answer = {}
-        if path.endswith("/create"):
-            answer = {"url": "http://127.0.0.1/me/merged"}
-        elif "/preupload/" in path:
-            files = [{"path": file["path"], "uploadMode": "regular"} for file in json.loads(body)["files"]]
-            answer = {"files": [file | {"shouldIgnore": False} for file in files]}
-        elif "/commit/" in path:
-            answer = {"commitUrl": "http://127.0.0.1/me/merged/commit/0", "commitOid": "0" * 40, "success": True}
-        self.reply(200, answer)
-
-    def do_GET(self):
-        self.reply(404, {"error": "nothing here"})
-
-    def chunks(self):
-        while size := int(self.rfile.readline(), 16):
-            yield self.rfile.read(size)
-            self.rfile.readline()
-        self.rfile.readline()
-
-    def reply(self, code, answer):
-        body = json.dumps(answer).encode()
-        self.send_response(code)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *args):
-        pass
-
-
 def test_push_to_a_stand_in_for_the_hub(adapter, tmp_path, monkeypatch):
-    server = HTTPServer(("127.0.0.1", 0), Hub)
-    server.kept = []
-    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setenv("HF_TOKEN", "hf_none")
-    Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        where = ("--adapter_name_or_path", adapter, "--output_dir", tmp_path / "merged", "--push_to_hub", "me/merged")
+    where = ("--adapter_name_or_path", adapter, "--output_dir", tmp_path / "merged", "--push_to_hub", "me/merged")
+    with stand_in(monkeypatch) as kept:
         done = call(main, *where)
-    finally:
-        server.shutdown()
-        server.server_close()
     assert done.returncode == 0, done.stderr
-    commit = [json.loads(line) for path, body in server.kept if "/commit/" in path for line in body.splitlines()]
-    sent = {line["value"]["path"]: line["value"]["content"] for line in commit if line["key"] == "file"}
-    here = {path.name: path.read_bytes() for path in (tmp_path / "merged").iterdir()}
-    assert {name: base64.b64decode(content) for name, content in sent.items()} == here
-    assert json.loads(server.kept[0][1])["name"] == "merged"
+    assert files_sent(kept) == {path.name: path.read_bytes() for path in (tmp_path / "merged").iterdir()}
+    assert json.loads(kept[0][1])["name"] == "merged"

@@ -3,7 +3,6 @@
 import os
 from contextlib import suppress
 from pathlib import Path
-from types import SimpleNamespace
 
 from conftest import call
 from folders import snapshot
@@ -133,31 +132,6 @@ def test_the_old_run_stays_until_the_new_one_is_whole(llava, data, tmp_path, mon
     assert not list(out.glob("_old-run-*")) and (out / "config.json").exists()
     assert not (out / "bad_images.jsonl").exists()
     assert (out / "notes.txt").read_text() == (out / "README.md").read_text() == "mine"
-
-
-class Hub:
-    """In place of the network: what is there when it would be uploaded."""
-
-    def __init__(self):
-        self.uploads = []
-
-    def create_repo(self, *args, **kwargs):
-        return SimpleNamespace(repo_id="me/out")
-
-    def upload_folder(self, folder_path, **kwargs):
-        self.uploads.append({path.name: path.read_bytes() for path in Path(folder_path).iterdir() if path.is_file()})
-
-
-def test_what_is_pushed_is_the_whole_model_with_its_card(llava, data, tmp_path, monkeypatch):
-    hub = Hub()
-    monkeypatch.setattr("transformers.trainer.hf_api", lambda: hub)
-    monkeypatch.setattr("huggingface_hub.HfApi.whoami", lambda self: {})
-    done = trained(llava, data, tmp_path / "out", "--push_to_hub", "true", "--save_strategy", "no")
-    assert done.returncode == 0, done.stderr
-    pushed = hub.uploads[-1]
-    assert {"model.safetensors", "config.json", "processor_config.json", "chat_template.jinja"} <= pushed.keys()
-    assert b"trained with train_llava" in pushed["README.md"]
-    assert pushed["model.safetensors"] == (tmp_path / "out" / "model.safetensors").read_bytes()
 
 
 def test_a_folder_that_holds_no_run_is_not_replaced(llava, data, tmp_path):

@@ -15,7 +15,7 @@ from train_llava import train
 from train_llava.arguments import LlavaTrainingArguments
 from train_llava.cli import InputError
 from train_llava.data import LlavaDataset
-from train_llava.training.resume import check_resumable, checkpoint_to_resume
+from train_llava.training.resume import BEST, check_resumable, checkpoint_to_resume, write_run
 
 FLAGS = ["--use_cpu", "true", "--report_to", "none", "--logging_steps", 1, "--train_type", "projector"]
 FLAGS += ["--num_train_epochs", 2, "--save_strategy", "steps", "--save_steps", 4, "--learning_rate", 1e-3]
@@ -138,6 +138,18 @@ def changed(data, folder, change):
     change(records)
     (folder / "chat.json").write_text(json.dumps(records))
     return folder
+
+
+def test_the_best_by_one_metric_is_not_compared_with_another(tmp_path):
+    """A run that had none may get one, or go on without."""
+    args = LlavaTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    (tmp_path / "optimizer.pt").touch()
+    for before, now in ((None, "exact_match"), ("loss", None), ("exact_match", "exact_match"), ("loss", "exact_match")):
+        write_run(tmp_path, {"flags": {BEST: before}, "batch": args.step_factors, "data": {}})
+        if (before, now) != ("loss", "exact_match"):
+            check_resumable(tmp_path, args, {BEST: now})
+    with pytest.raises(InputError, match="Give --metric_for_best_model loss, or"):
+        check_resumable(tmp_path, args, {BEST: "exact_match"})
 
 
 def test_other_data_is_refused_wherever_it_lies(again, data, tmp_path):

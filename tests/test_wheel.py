@@ -68,8 +68,10 @@ def test_its_requirements_are_those_of_the_files(installed):
         "liger-kernel",
         "bitsandbytes",
         "aiohttp",
+        "gguf",
         "wandb",
         "trackio",
+        "swanlab",
     }
     for need in extras:
         tested = (own | tests).get(need.name)

@@ -120,8 +120,7 @@ class LlavaTrainingArguments(TrainingArguments):
         read=number(float, 1, 1e6, "a number from 1 on"),
     )
     tokens_per_batch: int | None = flag(
-        "with --packing true: whole conversations of at most so many tokens together make a batch of a GPU, in place "
-        "of --per_device_train_batch_size",
+        "with --packing true: a batch of a GPU is whole conversations of at most so many tokens together",
         default=None,
     )
     vision_learning_rate: float | None = flag(
@@ -137,6 +136,8 @@ class LlavaTrainingArguments(TrainingArguments):
         "options of --use_liger_kernel; by default its loss is off, its norms, rotary embeddings and MLPs are on",
         default_factory=lambda: {"fused_linear_cross_entropy": False},
     )
+    eval_generate: bool = flag("at each evaluation ask the held-out questions and score the answers", default=False)
+    hub_strategy: str = flag("what --push_to_hub uploads: the whole model, at the end", default="end")
     check_resources: bool = flag("refuse to start where memory or the disk will not be enough", default=True)
     overwrite_output_dir: bool = flag("replace the run that --output_dir holds instead of refusing", default=False)
 

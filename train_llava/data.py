@@ -21,7 +21,7 @@ from transformers import LlavaProcessor
 from train_llava.cli import InputError
 from train_llava.ingest.bad_images import BadImages
 from train_llava.ingest.image_files import image_name
-from train_llava.ingest.records import bad_records, column, drop_invalid
+from train_llava.ingest.records import TAGS, bad_records, column, drop_invalid
 from train_llava.ingest.sources import Source, blocks_of, packed_below
 from train_llava.processing.chat import IGNORE_INDEX, ChatEncoder
 from train_llava.processing.images import FastImageProcessor, PixelBytes, open_image, tokens_per_image
@@ -35,7 +35,7 @@ DataPath = str | Path | Sequence[str | Path]
 
 
 class LlavaDataset(torch.utils.data.Dataset):
-    """The examples of one or more sources: `{"id", "messages", "images": [RGB images]}`.
+    """The examples of one or more sources: `{"id", "messages", "images": [RGB images]}`; held out, also TAGS.
 
     Args:
         data_path: one or more `[format=]path[:weight]`, see docs/data.md.
@@ -80,7 +80,8 @@ class LlavaDataset(torch.utils.data.Dataset):
             self.blocks = np.concatenate([blocks_of(records, i) for i, records in enumerate(opened)], axis=1)
         self.bad_images, self.seed = bad_images, seed
         self._check_missing()
-        self.records = self.records.select_columns(["id", "messages", "images"])  # the others cost time at each record
+        wanted = ["id", "messages", "images", *(TAGS if held_out else ())]  # the others cost time at each record
+        self.records = self.records.select_columns(wanted)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -182,8 +183,7 @@ def as_paths(data_path: DataPath) -> Sequence[str | Path]:
 
 def example_of(record: dict[str, Any]) -> dict[str, Any]:
     """A canonical record with its images opened."""
-    images = [open_image(image) for image in record["images"]]
-    return {"id": record["id"], "messages": record["messages"], "images": images}
+    return record | {"images": [open_image(image) for image in record["images"]]}
 
 
 class LlavaCollator:

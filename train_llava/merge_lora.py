@@ -14,7 +14,7 @@ import torch
 from huggingface_hub import HfApi
 
 from train_llava.cli import InputError, command, command_parser, output_folder
-from train_llava.model.folder import check_output_dir, new_folder, save_llava
+from train_llava.model.folder import check_output_dir, new_folder, save_llava, upload
 from train_llava.model.generate import ask, collator_of, generate
 from train_llava.model.load import base_of, fetch, load
 from train_llava.model.verify_build import GREY, QUESTION, check_answers, check_weights
@@ -43,7 +43,7 @@ def main() -> None:
     with output_folder(args.output_dir, adapter, fetch(base)):
         merge(adapter, base, args)
     if page:
-        HfApi().upload_folder(repo_id=args.push_to_hub, folder_path=args.output_dir)
+        upload(args.output_dir, args.push_to_hub)
         print(f"uploaded to {page}")
 
 

@@ -33,6 +33,7 @@ from train_llava.processing.chat import ChatEncoder
 from train_llava.training.callbacks import DiskSpaceCallback, ProgressLine
 from train_llava.training.fault_tolerance import PreemptionCallback, Watchdog
 from train_llava.training.flag_checks import check_flags
+from train_llava.training.held_out import check_scores
 from train_llava.training.model_card import write_card
 from train_llava.training.output_dir import drop_old_runs, prepare_output_dir, report_failure, set_old_run_aside
 from train_llava.training.renamed import parse_flags
@@ -226,6 +227,8 @@ def open_data(
         if data_args.eval_data_path:
             held_out = LlavaDataset(data_args.eval_data_path, held_out=True, **options)
             held_out = held_out.filter_by_length(encoder, processes)
+            if args.eval_generate:
+                check_scores(held_out, args)
         dataset = LlavaDataset(data_args.data_path, **options).filter_by_length(encoder, processes)
         if args.train_sampling_strategy == "sequential" and {source.weight for source in dataset.sources} != {1}:
             raise InputError("--train_sampling_strategy sequential reads every record once: leave out the weights.")

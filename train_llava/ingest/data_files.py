@@ -15,7 +15,7 @@ from train_llava.ingest.formats import FORMATS, Fields, recognise
 from train_llava.ingest.image_index import ARCHIVES, is_archive
 from train_llava.ingest.readers import READERS, SUFFIXES_READ, NoRecords, Unreadable, records_in
 
-HELD_OUT = re.compile(r"(^|[-_.])(test|validation|valid|val|dev|eval)([-_.]|$)")
+HELD_OUT = re.compile(r"(^|[-_.])(test|validation|valid|val|dev|eval)(dev)?(20\d\d)?([-_.]|$)")  # val2014: of COCO
 HUB = "hf://datasets/"
 PROBED = 20  # records at the beginning of a file, which tell its format
 LISTED_AT_MOST = 200  # entries of each folder below one that has files with records itself

@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from train_llava.cli import InputError
+from train_llava.ingest.benchmarks import BENCHMARKS, from_benchmark
 from train_llava.ingest.conversation import IMAGE_TOKEN, Message, check_conversation_size, is_answer
 from train_llava.ingest.limits import MOST_IMAGE_BYTES
 
@@ -95,25 +96,39 @@ def from_caption(record: Record, fields: Fields) -> Parsed:
     return messages, images
 
 
+NO_ANSWER = ": a test whose answers are kept secret (train_llava.infer asks it), or a file of answers that is not there"
+
 # Of several formats in a folder the first one here is read, as of CC3M-595K: chat.json (llava), metadata.json (caption)
+# A record has a format if it has its field; of some, all of several, which stand here with blanks between them
 FORMATS: dict[str, tuple[str, Callable[[Record, Fields], Parsed]]] = {
     "llava": ("conversations", from_sharegpt_or_openai),
     "messages": ("messages", from_sharegpt_or_openai),
     "texts": ("texts", from_cauldron),
     "caption": ("answer", from_caption),
+    "vqav2": ("data_subtype question_id question", from_benchmark("vqav2")),
+    "textvqa": ("flickr_300k_url image_id question", from_benchmark("textvqa")),
+    "gqa": ("imageId question", from_benchmark("gqa")),
+    "docvqa": ("docId questionId question", from_benchmark("docvqa")),
+    "chartqa": ("imgname query label", from_benchmark("chartqa")),
+    "pope": ("question_id text image label", from_benchmark("pope")),
 }
 
 
 def recognise(records: list[Any], fields: Fields, names: Iterable[str] = ()) -> str | None:
-    """The format of some records, by the field that one of them has; None if no format matches.
+    """The format of some records, by the fields that one of them has; None if no format matches.
 
     If `names` are given, only these are tried.
     """
     for name in names or FORMATS:
-        field, _ = FORMATS[name]
-        if any(isinstance(record, dict) and fields.get(field, field) in record for record in records):
+        if any(has_fields(record, name, fields) for record in records):
             return name
     return None
+
+
+def has_fields(record: Any, name: str, fields: Fields) -> bool:
+    """Whether a record has the fields of a format."""
+    names = FORMATS[name][0].split()
+    return isinstance(record, dict) and all(fields.get(field, field) in record for field in names)
 
 
 def parse(record: Any, name: str, fields: Fields) -> Parsed:
@@ -122,7 +137,7 @@ def parse(record: Any, name: str, fields: Fields) -> Parsed:
     Raises:
         InputError: says why nothing can be learned from it.
     """
-    if not isinstance(record, dict) or fields.get(FORMATS[name][0], FORMATS[name][0]) not in record:
+    if not has_fields(record, name, fields):
         raise InputError(f"not a record of the format {name!r}")
     if unknown := [field for field in record.keys() & UNKNOWN if record[field]]:
         raise InputError(f'the field "{unknown[0]}"; what it holds would not be seen')
@@ -130,7 +145,7 @@ def parse(record: Any, name: str, fields: Fields) -> Parsed:
     images = [to_image_ref(image) for image in images]
     check_conversation_size(messages)
     if not any(message["role"] == "assistant" and message["content"].strip() for message in messages):
-        raise InputError("no answer to learn from")
+        raise InputError("no answer to learn from" + NO_ANSWER * (name in BENCHMARKS))
     roles = [message["role"] for message in messages]
     answers = [message["content"].strip() for i, message in enumerate(messages) if is_answer(roles, i)]
     if not all(answers) or not answers:

@@ -7,6 +7,7 @@ MOST_IMAGE_BYTES = 300 << 20  # of its file: MOST_PIXELS as RGB without compress
 
 # ---------------------------------------------------------------- records
 MOST_RECORD_BYTES = 64 << 20  # as JSON: two large photos in base64 take less
+MOST_BENCHMARK_BYTES = 512 << 20  # of one JSON object around all questions: some 2 GB once it is read
 MOST_CHARACTERS = 1 << 20  # of a conversation: more tokens than any chat model has positions, in any language
 MOST_TURNS = 400  # of a conversation: the chat template is asked once per answer, so time grows with the square
 

@@ -2,19 +2,24 @@
 
 import json
 import os
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from train_llava.cli import InputError
+from train_llava.ingest.benchmarks import BENCHMARKS
+from train_llava.ingest.data_files import PROBED
+from train_llava.ingest.formats import CAPTION_FIELDS, FORMATS, has_fields, recognise
+from train_llava.ingest.image_index import ImageIndex
 from train_llava.ingest.image_kinds import SUFFIXES
-from train_llava.ingest.readers import reason_of
+from train_llava.ingest.readers import reason_of, records_in
 
 Question = dict[str, Any]  # {"image": file or list of files, "prompt": text}, then what else tells it from others
 
 
 def questions(source: Path, prompt: str) -> list[Question]:
-    """One question for each image file in a folder, or for each line of a list: a path, relative to the list, or a
-    Question as JSON.
+    """One question for each image file in a folder, for each one of a benchmark (benchmarks.py), which has its own
+    prompts, or for each line of a list: a path, relative to the list, or a Question as JSON.
 
     Raises:
         InputError: no such folder or list, nothing in it, or a line of another kind.
@@ -22,6 +27,8 @@ def questions(source: Path, prompt: str) -> list[Question]:
     if source.is_dir():
         names = sorted(path.name for path in source.iterdir() if path.suffix.lower() in SUFFIXES)
         found = [{"image": name, "prompt": prompt} for name in names if not name.startswith(".")]
+    elif source.is_file() and (published := benchmark_questions(source)):
+        found = published
     elif source.is_file():
         try:
             lines = source.read_text(encoding="utf-8-sig").splitlines()
@@ -35,6 +42,31 @@ def questions(source: Path, prompt: str) -> list[Question]:
     if not found:
         raise InputError(f"{source}: no images here.")
     return found
+
+
+def benchmark_questions(source: Path) -> list[Question]:
+    """The questions of a benchmark, each with its id; none if the file is something else. An image that is not there
+    keeps its name.
+
+    Raises:
+        InputError: one of them is of another form.
+    """
+    if source.suffix.lower() not in (".json", ".jsonl"):
+        return []
+    records = records_in(str(source), CAPTION_FIELDS)
+    first = list(islice(records, PROBED))
+    name = recognise(first, CAPTION_FIELDS, BENCHMARKS)
+    if name is None:
+        return []
+    asked = []
+    for record in chain(first, records):
+        if not has_fields(record, name, CAPTION_FIELDS):
+            raise InputError(f"{source}, question {len(asked) + 1}: not as {name} has them: {str(record)[:80]}.")
+        messages, (image,) = FORMATS[name][1](record, CAPTION_FIELDS)
+        number = record.get("id", record.get("question_id"))
+        asked.append({"image": image, "prompt": messages[0]["content"], "question_id": number})
+    index = ImageIndex(str(source.parent), [question["image"] for question in asked[:PROBED]])
+    return [question | {"image": index.find(question["image"]) or question["image"]} for question in asked]
 
 
 def question(line: str, place: str, prompt: str) -> Question:

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, TextIO
 import pyarrow.parquet as pq
 
 from train_llava.cli import InputError
+from train_llava.ingest.benchmarks import HEAD, benchmark_records
 from train_llava.ingest.formats import Fields
 from train_llava.ingest.image_files import STORED
 from train_llava.ingest.image_index import tar_members
@@ -71,12 +72,18 @@ def reason_of(error: Exception, file: str) -> str:
 
 def read_json(file: str, fields: Fields) -> Iterator[Any]:
     """JSON lists and objects, one after the other or in a line each, whatever the suffix is; UTF-8, or UTF-16 with its
-    mark."""
+    mark; and a benchmark's object around its records."""
     with open(file, "rb") as binary:
         head = known_beginning(binary)
         if not head.strip():
             raise NoRecords("it is empty")
         encoding = next((name for mark, name in BYTE_ORDER_MARKS.items() if head.startswith(mark)), "utf-8")
+        binary.seek(0)
+        if (records := benchmark_records(file, binary.read(HEAD))) is not None:
+            if records == []:
+                raise NoRecords("answers, which are read with their questions")
+            yield from records
+            return
         binary.seek(0)
         lines = encoding != "utf-16" and in_lines(binary, file)
     if lines:

@@ -2,11 +2,11 @@
 
     {"id": "0001", "messages": [{"role": "user", "content": "<image>\\nWhat?"}, ...],
      "images": [{"path": "/data/images/a.jpg", "bytes": None}],
-     "problem": None, "missing": False, "file": 0, "place": None}
+     "answers": None, "metric": None, "category": None, "problem": None, "missing": False, "file": 0, "place": None}
 
-`problem` is the reason why a record cannot be trained on, if there is one; `missing`: whether it names a file that is
-not there; `file`: the number of the file in its source; `place`: the row group and row of a parquet file in which its
-images were left, if they were.
+`answers`, `metric` and `category` say how the model's answer is scored (see benchmarks.py); `problem` is the reason why
+a record cannot be trained on, if there is one; `missing`: whether it names a file that is not there; `file`: the number
+of the file in its source; `place`: the row group and row of a parquet file in which its images were left, if they were.
 """
 
 from typing import Any
@@ -17,16 +17,19 @@ from datasets import Dataset, Features, List, Value
 from datasets import Image as ImageFeature
 
 from train_llava.cli import InputError
+from train_llava.ingest.benchmarks import tags_of
 from train_llava.ingest.formats import Fields, parse
 from train_llava.ingest.image_index import ImageIndex
 from train_llava.ingest.readers import Unreadable
 
 STRING = Value("string")
+TAGS = {"answers": List(STRING), "metric": STRING, "category": STRING}
 RECORD = Features(
     {
         "id": STRING,
         "images": List(ImageFeature(decode=False)),
         "messages": List({"role": STRING, "content": STRING}),
+        **TAGS,
         "problem": STRING,
         "missing": Value("bool"),
         "file": Value("int32"),
@@ -46,7 +49,7 @@ def to_canonical(record: Any, number: int, file: str, format: str, fields: Field
         fields: of caption records.
         index: where its images are looked up.
     """
-    name = record.get("id", number) if isinstance(record, dict) else number
+    name = record.get("id", record.get("question_id", number)) if isinstance(record, dict) else number
     row = {
         "id": str(name).encode(errors="replace").decode(),
         "images": [],
@@ -65,7 +68,7 @@ def to_canonical(record: Any, number: int, file: str, format: str, fields: Field
                 row["missing"] |= found is None
                 path = found or index.wanted(path)
             row["images"].append({"bytes": data, "path": path})
-        return row | {"messages": messages}
+        return row | {"messages": messages} | tags_of(record, format, file)
     except Exception as error:  # a record may hold anything at all; whatever it is, it is one bad record
         reason = str(error) if isinstance(error, InputError) else f"malformed, {type(error).__name__}: {error}"
         reason = reason.encode(errors="replace").decode()

@@ -25,6 +25,7 @@ from datasets import (
 from datasets.exceptions import DatasetGenerationError
 
 from train_llava.cli import InputError
+from train_llava.ingest.benchmarks import BENCHMARKS, answers_file
 from train_llava.ingest.data_files import FileProbe, files_below, hub_files, local_folder, parse_data_path, stamp
 from train_llava.ingest.formats import CAPTION_FIELDS, FORMATS, Fields, split_captions
 from train_llava.ingest.image_files import MEMBER, forget_files
@@ -33,7 +34,7 @@ from train_llava.ingest.parquet_images import IN_PARQUET, PLACE, WINDOW
 from train_llava.ingest.readers import records_in
 from train_llava.ingest.records import RECORD, column, names_in, to_canonical
 
-VERSION = 3  # of the canonical form: copies made by another version are not read
+VERSION = 4  # of the canonical form: copies made by another version are not read
 GROUPS, ROW_BITS = 100_000, 24  # row groups in a file, and bits for a row in one: room for millions of files
 ROWS, BYTES = 500, 256 << 20  # written at a time: rows, or fewer that hold so many bytes of images
 SAMPLE = 200  # images searched for at every opening, to see that the Arrow copy is still true
@@ -93,6 +94,8 @@ class Source:
             except OSError as error:
                 raise InputError(f"{error.filename or path}: cannot be read ({error.strerror}).") from error
         format, files = probe.chosen()
+        if format in BENCHMARKS and BENCHMARKS[format].test_only and not held_out:
+            raise InputError(f"{path}: {format} is a test, not to be trained on. Give it to train_llava.evaluate.")
         raw = (record for file in files for record in probe.records[file])
         single = (one for record in raw for one in split_captions(record, format, probe.fields))
         first = [name for record in single for name in names_in(record, format, probe.fields)]
@@ -105,7 +108,8 @@ class Source:
         A copy that is stale stays for the processes that read it; the next copy gets another number.
         """
         forget_files()
-        stamps = [stamp(file) for file in [*self.files, *archives_in(self.images)]]
+        answers = filter(None, map(answers_file, self.files))
+        stamps = [stamp(file) for file in [*self.files, *answers, *archives_in(self.images)]]
         names = (VERSION, self.folder, self.images, self.format, self.fields, self.in_place, stamps)
         key = hashlib.sha256(repr(names).encode()).hexdigest()[:32]
         # every batch of rows takes memory in every process; for images, datasets would write 100 rows each

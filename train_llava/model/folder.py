@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from huggingface_hub import HfApi
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from train_llava.cli import UNFINISHED, InputError, output_folder
@@ -86,6 +87,14 @@ def put_in_place(new: Path, folder: Path) -> None:
 def model_files(folder: Path) -> set[Path]:
     """The files of a model in a folder."""
     return {path for pattern in MODEL_FILES for path in folder.glob(pattern)}
+
+
+def upload(folder: Path, repo_id: str, **options) -> None:
+    """Puts on the hub what of a folder belongs there: the model, its card and the images in that. Not what Trainer
+    pickles, nor logs: both name folders of this machine. `options` are those of HfApi.upload_folder."""
+    names = sorted(path.name for path in model_files(folder) if path.name != "training_args.bin")
+    names += [CARD, "curves.png", "samples/*.png"]
+    HfApi().upload_folder(repo_id=repo_id, folder_path=folder, allow_patterns=names, **options)
 
 
 def recover_model(folder: Path) -> None:

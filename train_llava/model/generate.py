@@ -12,10 +12,12 @@ from transformers import LlavaProcessor, TextIteratorStreamer
 from train_llava.cli import InputError
 from train_llava.data import LlavaCollator
 from train_llava.ingest.conversation import IMAGE_TOKEN, first_answer
+from train_llava.ingest.records import TAGS
 from train_llava.model.load import Model
 
 Example = dict[str, Any]  # {"messages": ending with a user's turn, "images": [RGB images]}
 SORTED = 4  # so many batches are read ahead, to put prompts of like length together
+MAX_NEW_TOKENS = 256  # of an answer
 
 
 def ask(prompt: str, images: list[Any]) -> Example:
@@ -54,7 +56,7 @@ def generate(model: Model, processor: LlavaProcessor, examples: Sequence[Example
         raise InputError(f"the prompt takes {length} of the model's {positions} positions. Shorten it, or show less.")
     ends = model.generation_config.eos_token_id or []
     ends = {collator.encoder.end_of_turn_id, *(ends if isinstance(ends, list) else [ends])}
-    defaults = {"max_new_tokens": 256, "do_sample": False, "pad_token_id": processor.tokenizer.pad_token_id}
+    defaults = {"max_new_tokens": MAX_NEW_TOKENS, "do_sample": False, "pad_token_id": processor.tokenizer.pad_token_id}
     options = {**defaults, "eos_token_id": sorted(ends), **options}
     options["max_new_tokens"] = min(options["max_new_tokens"], positions - length)
     try:
@@ -62,7 +64,8 @@ def generate(model: Model, processor: LlavaProcessor, examples: Sequence[Example
             ids = model.generate(**batch, **options)[:, length:]
     except RuntimeError as error:
         if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-            raise InputError("out of memory. Lower --batch_size or --max_new_tokens, or show fewer images.") from error
+            less = "Lower --batch_size (--per_device_eval_batch_size), --max_new_tokens, or the number of images"
+            raise InputError(f"out of memory. {less}.") from error
         raise
     return [answer.strip() for answer in processor.batch_decode(ids, skip_special_tokens=True)]
 
@@ -115,18 +118,20 @@ def stream(
 
 def first_question(example: dict[str, Any]) -> tuple[Example, dict[str, Any]]:
     """The example up to its first answer to a question, and of a row: id, image (the first, or None), prompt,
-    reference."""
+    reference, and what the record says about how it is scored."""
     first = first_answer(example["messages"])
     prompt, reference = example["messages"][:first], example["messages"][first]["content"]
     shown = sum(message["content"].count(IMAGE_TOKEN) for message in prompt)
     row = {"id": example["id"], "image": next(iter(example["images"]), None), "prompt": prompt[-1]["content"]}
-    return {"messages": prompt, "images": example["images"][:shown]}, {**row, "reference": reference.strip()}
+    tags = {name: example[name] for name in TAGS if example.get(name)}
+    return {"messages": prompt, "images": example["images"][:shown]}, {**row, "reference": reference.strip(), **tags}
 
 
 def caption_rows(
     model: Model, processor: LlavaProcessor, examples: Iterable[dict[str, Any]], **options
 ) -> list[dict[str, Any]]:
-    """Asks each example's first question; one row per example: id, image, prompt, reference, caption, exact.
+    """Asks each example's first question; one row per example: id, image, prompt, reference, caption, exact, and what
+    the record says about how it is scored (answers, metric, category).
 
     `options` are those of `answers`.
     """
@@ -140,8 +145,9 @@ def caption_rows(
 
     was_training = model.training
     model.eval()
-    with torch.random.fork_rng():
+    with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):  # not of other ranks' GPUs
         for i, caption in answers(model, processor, questions(), **{"max_new_tokens": 64, **options}):
-            rows[i] |= {"caption": caption, "exact": caption == rows[i]["reference"]}
+            row = rows[i]
+            row |= {"caption": caption, "exact": caption in row.get("answers", [row["reference"]])}
     model.train(was_training)
     return rows

@@ -134,7 +134,9 @@ class ProgressLine(TrainerCallback):
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         logs: dict[str, Any] = kwargs["logs"]
         if state.is_world_process_zero and "eval_loss" in logs:
-            print(f"step {state.global_step}/{state.max_steps}  held-out loss {logs['eval_loss']:.4f}", flush=True)
+            exact = f"  exact match {logs['eval_exact_match']:.1%}" if "eval_exact_match" in logs else ""
+            held_out = f"held-out loss {logs['eval_loss']:.4f}{exact}"
+            print(f"step {state.global_step}/{state.max_steps}  {held_out}", flush=True)
         if not state.is_world_process_zero or "loss" not in logs:
             return
         each = (time.perf_counter() - self.first_time) / max(1, state.global_step - self.first_step)

@@ -1,8 +1,12 @@
 """Flags that are refused, because some part would ignore them or do them wrong: found out before anything is loaded."""
 
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from transformers import Trainer
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.utils import is_flash_attn_2_available, is_liger_kernel_available
@@ -24,8 +28,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "eval_do_concat_batches": (True, "the held-out loss is a mean over all records. Leave it out"),
     "eval_use_gather_object": (False, "the held-out loss is gathered as numbers. Leave it out"),
     "fp16_full_eval": (False, "it would round the weights that are saved. Use --fp16 true"),
-    "metric_for_best_model": (None, "the only metric is the held-out loss. Leave it out"),
-    "greater_is_better": (None, "the best model is the one with the least held-out loss. Leave it out"),
+    "hub_strategy": ("end", "what is uploaded on the way is not whole, and lacks its card. Leave it out"),
     "ignore_data_skip": (False, "a resumed run would see its first records again. Leave it out"),
     "include_for_metrics": ([], "the only metric is the held-out loss. Use python -m train_llava.evaluate"),
     "include_num_input_tokens_seen": ("no", "padding would be counted as tokens. The log has tokens_per_second"),
@@ -45,8 +48,8 @@ def check_flags(model_args: ModelArguments, data_args: DataArguments, args: Llav
     """
     defaults = LlavaTrainingArguments(output_dir="", use_cpu=True)  # some are replaced when they are made
     for name, (fine, reason) in REFUSED.items():
-        if getattr(args, name) not in (fine, getattr(defaults, name)) and not best_by_loss(name, args):
-            raise InputError(f"--{name} {getattr(args, name)}: {reason}.")
+        if (value := getattr(args, name)) not in (fine, getattr(defaults, name)):
+            raise InputError(f"--{name} {getattr(value, 'value', value)}: {reason}.")
     check_lora(model_args)
     check_adapters(model_args, args)
     if args.fsdp and (args.use_cpu or not gpu()):
@@ -64,8 +67,7 @@ def check_flags(model_args: ModelArguments, data_args: DataArguments, args: Llav
     if (best or args.eval_on_start or args.eval_strategy != "no") and not data_args.eval_data_path:
         flags = "--eval_strategy, --eval_on_start, --load_best_model_at_end and --save_strategy best"
         raise InputError(f"{flags} need --eval_data_path.")
-    if args.save_strategy == "best" and not args.metric_for_best_model:
-        raise InputError("--save_strategy best: add --metric_for_best_model eval_loss.")
+    check_score(data_args, args)
     check_packs(data_args, args)
     check_services(args)
     check_kernels(model_args, args)
@@ -106,10 +108,28 @@ def check_packs(data_args: DataArguments, args: LlavaTrainingArguments) -> None:
         raise InputError(f"--streaming true: --tokens_per_batch {reason}. Leave one of them out.")
 
 
-def best_by_loss(name: str, args: LlavaTrainingArguments) -> bool:
-    """Whether a flag about the best model asks for what is done anyway."""
-    names = {"metric_for_best_model": ("loss", "eval_loss"), "greater_is_better": (False,)}
-    return getattr(args, name) in names.get(name, ())
+def check_score(data_args: DataArguments, args: LlavaTrainingArguments) -> None:
+    """Refuses --eval_generate where nothing can be asked, and a best model by a score without it. Which scores there
+    are depends on the records, see held_out.check_scores.
+
+    Raises:
+        InputError: names the flag.
+    """
+    if args.eval_generate and not data_args.eval_data_path:
+        raise InputError("--eval_generate true needs --eval_data_path, whose questions are asked.")
+    if args.eval_generate and (args.fsdp or (args.deepspeed and args.hf_deepspeed_config.is_zero3())):
+        reason = "each rank answers other records, and here it holds a part of the weights alone"
+        raise InputError(f"--eval_generate true: {reason}. Use ds_zero2.json, or train_llava.evaluate afterwards.")
+    metric, greater = args.metric_for_best_model, args.greater_is_better
+    if args.save_strategy == "best" and not metric:
+        with_score = "eval_loss, or with --eval_generate true exact_match"
+        raise InputError(f"--save_strategy best: add --metric_for_best_model {with_score}.")
+    by_score = metric not in (None, "loss", "eval_loss")
+    if by_score and not args.eval_generate:
+        raise InputError(f"--metric_for_best_model {metric}: add --eval_generate true, or leave it at loss.")
+    if greater not in (None, by_score):
+        reason = "the best model has the least loss, or the greatest score"
+        raise InputError(f"--greater_is_better {str(greater).lower()}: {reason}. Leave it out.")
 
 
 def check_services(args: LlavaTrainingArguments) -> None:
@@ -123,11 +143,23 @@ def check_services(args: LlavaTrainingArguments) -> None:
             [callback() for callback in get_reporting_integration_callbacks([name])]
         except (ValueError, RuntimeError, ImportError) as error:
             raise InputError(f"--report_to {name}: {error}") from error
+    if "swanlab" in args.report_to:
+        try:  # transformers' callback (5.23) asks so before there is a run; swanlab 0.10 then raises, 0.7 did not
+            import_module("swanlab").get_run()
+        except RuntimeError as error:
+            hint = "pip install 'swanlab<0.8', or another tracker"
+            raise InputError(
+                f"--report_to swanlab: transformers cannot start a run of this version. Try {hint}."
+            ) from error
     try:
         Trainer.get_optimizer_cls_and_kwargs(args)
     except (ValueError, ImportError, RuntimeError) as error:
         raise InputError(f"--optim {args.optim.value}: {error}") from error
     if args.push_to_hub:
+        try:
+            validate_repo_id(args.hub_model_id or Path(args.output_dir).absolute().name)
+        except HFValidationError as error:
+            raise InputError(f"--push_to_hub true: {error} Give --hub_model_id USER/NAME.") from error
         try:
             HfApi(token=args.hub_token).whoami()
         except Exception as error:  # without a network that of the HTTP library

@@ -1,18 +1,21 @@
 """The model card of a run or of a merged model: `README.md`, as the hub shows it, with the curves in it."""
 
+import re
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCardData
+from huggingface_hub import ModelCardData, metadata_load
 from peft import PeftModel
 from torch import nn
 from transformers import TrainerState
+from yaml import YAMLError
 
 from train_llava.arguments import DataArguments, LlavaTrainingArguments, ModelArguments
 from train_llava.cli import write_whole
 from train_llava.ingest.bad_images import BadImages
-from train_llava.ingest.data_files import parse_data_path
+from train_llava.ingest.data_files import parse_data_path, paths_of
 from train_llava.model.folder import CARD, is_foreign_card
 from train_llava.model.structure import components_table
 from train_llava.pages.charts import chart
@@ -24,6 +27,10 @@ describe = pipeline("image-text-to-text", model="{folder}")
 content = [{{"type": "image", "path": "image.jpg"}}, {{"type": "text", "text": "What is this?"}}]
 print(describe(text=[{{"role": "user", "content": content}}], return_full_text=False)[0]["generated_text"])
 ```"""
+
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+TIMES = ("_runtime", "_per_second", "_time", "_delta")  # how names end that Trainer adds to an evaluation
 
 
 MERGED = """{header}
@@ -42,15 +49,29 @@ A LLaVA: `{base}` with the adapter `{adapter}` merged into it by train_llava.
 """
 
 
-def card_header(base: str, adapter: bool) -> str:
-    """The YAML at the top of a card, which the hub reads."""
+def card_header(base: str, adapter: bool, data: Iterable[str] = ()) -> str:
+    """The YAML at the top of a card, which the hub reads. It knows its own names alone, of models and of datasets: what
+    lies on this machine is left out."""
+    datasets = [name for name in dict.fromkeys(paths_of(data)) if HUB_ID.fullmatch(name) and not Path(name).exists()]
     data = ModelCardData(
-        base_model=None if Path(base).exists() else base,  # the hub knows its own names alone
+        base_model=None if Path(base).exists() else base,
+        datasets=datasets or None,
+        **license_of(base),
         library_name="peft" if adapter else "transformers",
         pipeline_tag="image-text-to-text",
         tags=["llava", "lora"] if adapter else ["llava"],
     )
     return f"---\n{data.to_yaml()}\n---"
+
+
+def license_of(base: str) -> dict[str, str]:
+    """What the card in the base's folder says of its license; nothing where there is none: the hub shows that of its
+    own base models."""
+    try:
+        known = metadata_load(Path(base) / CARD) or {}
+    except (OSError, ValueError, YAMLError):  # somebody else has written it
+        known = {}
+    return {name: known[name] for name in ("license", "license_name", "license_link") if name in known}
 
 
 def merged_card(model: nn.Module, folder: Path, adapter: str, base: str) -> str:
@@ -76,17 +97,18 @@ def write_card(
     folder, history = Path(args.output_dir), state.log_history
     draw_curves(history, folder / "curves.png")
     adapter, base = isinstance(model, PeftModel), model_args.model_name_or_path
+    step, scores = held_out(state, args)
     facts = {
         "trained from": f"`{name_of(base)}`",
         "strategy": f"`--train_type {model_args.train_type}`",
         "data": ", ".join(map(data_name, data_args.data_path)),
         "held-out data": ", ".join(map(data_name, data_args.eval_data_path or [])),
+        **{f"held-out {name}, at step {step:,}": f"{value:.4f}" for name, value in scores.items()},
         "images": BadImages(folder / "bad_images.jsonl", 0).summary().replace(f"{folder}/", ""),
         "steps": f"{state.global_step:,} of {args.step_size} {args.step_unit} each on {args.world_size} ranks",
         "epochs": f"{state.epoch or 0:.3g}",
         "learning rate": f"{args.learning_rate:g}, {args.lr_scheduler_type.value}",
         "loss, at the end": last(history, "loss", ".4f"),
-        "held-out loss": last(history, "eval_loss", ".4f"),
         "samples per second": last(history, "samples_per_second", ".1f"),
         "tokens per second": last(history, "tokens_per_second", ",.0f"),
         "most memory of a rank, GB": last(history, "memory_gb", ".1f"),
@@ -95,7 +117,7 @@ def write_card(
     }
     samples = [f"![the last sample captions](samples/{path.name})" for path in sorted(folder.glob("samples/*.png"))]
     sections = [
-        card_header(base, adapter),
+        card_header(base, adapter, data_args.data_path),
         f"# {folder.resolve().name}",
         f"A LLaVA{' adapter' * adapter}, trained with train_llava.",
         "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts.items() if value)]),
@@ -108,6 +130,17 @@ def write_card(
     if is_foreign_card(folder / CARD):
         return
     write_whole(folder / CARD, "\n\n".join(sections) + "\n")
+
+
+def held_out(state: TrainerState, args: LlavaTrainingArguments) -> tuple[int, dict[str, float]]:
+    """The step at which the weights that are saved were last evaluated, and what was measured: the loss, with
+    --eval_generate the score, and whatever else the log has of it."""
+    logs = [log for log in state.log_history if "eval_loss" in log]
+    if args.load_best_model_at_end:
+        logs = [log for log in logs if log["step"] == state.best_global_step]
+    log = logs[-1] if logs else {"step": 0}
+    names = [name for name in log if name.startswith("eval_") and not name.endswith(TIMES)]
+    return log["step"], {name.removeprefix("eval_"): log[name] for name in names}
 
 
 def name_of(path: str | Path) -> str:

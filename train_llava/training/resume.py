@@ -32,7 +32,9 @@ LORA = (
     *("train_projector", "lora_r", "lora_alpha", "lora_target_modules", "vision_lora", "load_in_4bit"),
     *("use_rslora", "use_dora", "init_lora_weights", "loraplus_lr_ratio"),
 )
+BEST = "metric_for_best_model"  # compared where both runs have one: what was best by one says nothing of another
 FLAGS = (
+    BEST,
     *("train_type", *LORA),
     *("learning_rate", "projector_learning_rate", "vision_learning_rate", "weight_decay", "optim", "optim_args"),
     *("adam_beta1", "adam_beta2", "adam_epsilon", "lr_scheduler_type", "lr_scheduler_kwargs", "bf16", "fp16", "seed"),
@@ -110,7 +112,10 @@ def check_resumable(checkpoint: Path, args: LlavaTrainingArguments, flags: dict[
         if args.process_index == 0:
             print(f"{checkpoint} has no {RUN}: whether this run sees its records in the same order is not known")
         return
-    if other := {name: value for name, value in run["flags"].items() if flags.get(name) != value}:
+    other = {name: value for name, value in run["flags"].items() if flags.get(name) != value}
+    if None in (other.get(BEST), flags.get(BEST)):
+        other.pop(BEST, None)
+    if other:
         needed = ", ".join(f"--{name} {as_flag(value)}" for name, value in other.items() if value is not None)
         dropped = ", ".join(f"no --{name}" for name, value in other.items() if value is None)
         raise InputError(

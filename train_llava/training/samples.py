@@ -1,4 +1,4 @@
-"""Sample captions while a model trains: image, prompt, answer and reference, printed, drawn, and in TensorBoard."""
+"""Sample captions while a model trains: image, prompt, answer and reference, printed, drawn, and in trackers."""
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -6,13 +6,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from torch.utils.tensorboard import SummaryWriter
 from transformers import LlavaProcessor, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from train_llava.model.generate import caption_rows
 from train_llava.pages.caption_sheet import draw_sheet
+from train_llava.training.trackers import TRACKERS
 
 COUNT, PROBED = 4, 200  # the first records that have an image, as nobody chose them, among so many
 
@@ -46,18 +45,20 @@ class LogGenerationsCallback(TrainerCallback):
         with self.pause():
             rows = caption_rows(kwargs["model"], self.processor, self.examples)
             if state.is_world_process_zero:
-                self._show(rows, state.global_step, Path(args.output_dir), "tensorboard" in args.report_to)
+                self._show(rows, state.global_step, Path(args.output_dir), args.report_to)
 
-    def _show(self, rows: list[dict[str, Any]], step: int, folder: Path, tensorboard: bool) -> None:
+    def _show(self, rows: list[dict[str, Any]], step: int, folder: Path, report_to: list[str]) -> None:
         for row in rows:
             reference = "" if row["exact"] else f"   (reference: {row['reference']})"
             print(f"  {row['id']}: {row['caption']}{reference}", flush=True)
         (folder / "samples").mkdir(parents=True, exist_ok=True)
         draw_sheet(rows).save(folder / "samples" / f"step_{step:06}.png")
-        if tensorboard:
-            with SummaryWriter(str(folder / "runs" / "samples")) as writer:
-                for row in rows:  # a card each: on a sheet TensorBoard would show them too small to read
-                    card = np.asarray(draw_sheet([row]))
-                    writer.add_image(f"samples/{row['id']}", card, step, dataformats="HWC")
-                text = "\n\n".join(f"{row['prompt']}\n\n**{row['caption']}**\n\n{row['reference']}" for row in rows)
-                writer.add_text("samples", text, step)
+        # a card each: on a sheet trackers would show them too small to read
+        cards = {f"samples/{row['id']}": (draw_sheet([row]), texts_of(row)) for row in rows}
+        for name in TRACKERS.keys() & report_to:
+            TRACKERS[name](cards, step, folder)
+
+
+def texts_of(row: dict[str, Any]) -> str:
+    """Prompt, answer and reference in Markdown."""
+    return f"{row['prompt']}\n\n**{row['caption']}**\n\n{row['reference']}"

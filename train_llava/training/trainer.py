@@ -1,6 +1,7 @@
 """The HF Trainer with our forward pass (model/loss.py), order of records (sampler.py), checkpoints and log."""
 
 from copy import copy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from accelerate.data_loader import prepare_data_loader
 from peft import PeftModel
 from torch import nn
 from torch.utils.data import DataLoader, SequentialSampler
-from transformers import EvalPrediction, Trainer
+from transformers import Trainer
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer import TRAINING_ARGS_NAME
 
@@ -18,7 +19,7 @@ from train_llava.arguments import LlavaTrainingArguments
 from train_llava.cli import UNFINISHED, InputError
 from train_llava.data import LlavaDataset
 from train_llava.model.adapters import check_resumable_adapter, record_base
-from train_llava.model.folder import CARD, make_readable, put_in_place
+from train_llava.model.folder import CARD, make_readable, put_in_place, upload
 from train_llava.model.fused_lora import fuse_lora
 from train_llava.model.loss import patch_forward
 from train_llava.model.structure import LORA_B, PROJECTOR, VISION, learning_rate_group, llava_in
@@ -29,6 +30,7 @@ from train_llava.training.fault_tolerance import delay_forks_for_gloo, ignore_si
 from train_llava.training.finite import FiniteCallback
 from train_llava.training.first_step import FirstStepCallback
 from train_llava.training.flag_checks import check_one_gpu
+from train_llava.training.held_out import held_out_score, mean_loss
 from train_llava.training.resume import write_run
 from train_llava.training.sampler import LlavaSampler, PackBatches, PackSampler, RankBatches, SetEpochCallback
 from train_llava.training.step import ReduceOnceCallback, walk_once
@@ -136,6 +138,15 @@ class LlavaTrainer(Trainer):
         )
         return self.accelerator.prepare(loader)
 
+    def evaluation_loop(self, dataloader: DataLoader, *args, metric_key_prefix: str = "eval", **kwargs) -> Any:
+        """With --eval_generate adds the score of the model's answers to what Trainer logs and chooses the best by."""
+        output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
+        if self.args.eval_generate:
+            alive = partial(self.callback_handler.on_prediction_step, self.args, self.state, self.control)
+            scores = held_out_score(self.model, self.processing_class, dataloader.dataset, self.args, alive)
+            output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in scores.items()})
+        return output
+
     def _worker_options(self) -> dict[str, Any]:
         """How a loader starts its workers."""
         args = self.args
@@ -176,9 +187,6 @@ class LlavaTrainer(Trainer):
                 logs["skipped_steps"], self.finite.skipped = self.finite.skipped, 0
         super().log(logs, *args, **kwargs)
 
-    def create_model_card(self, *args, **kwargs) -> None:
-        """Does nothing: model_card.py writes the card, and Trainer's own would replace it."""
-
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Saves a checkpoint, or without `output_dir` the model at the end, which takes its place when it is whole.
 
@@ -200,6 +208,13 @@ class LlavaTrainer(Trainer):
             self._finish_folder(folder, is_checkpoint=bool(output_dir))
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save")
+
+    def push_to_hub(self, commit_message: str | None = "End of training", **kwargs) -> None:
+        """Uploads what is in the output folder. Trainer's own saves once more, replaces the card, and uploads logs."""
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        if self.is_world_process_zero():
+            where = {"token": self.args.hub_token, "revision": self.args.hub_revision}
+            upload(Path(self.args.output_dir), self.hub_model_id, commit_message=commit_message, **where)
 
     def _finish_folder(self, folder: Path, is_checkpoint: bool) -> None:
         """Adds what a saved model still lacks; moves the one at the end to its place."""
@@ -283,9 +298,3 @@ class LlavaTrainer(Trainer):
         if not isinstance(self.batches, PackBatches):
             return super().get_total_train_batch_size(args)
         return round(self.batches.samples * args.gradient_accumulation_steps / len(self.batches))
-
-
-def mean_loss(held_out: EvalPrediction) -> dict[str, float]:
-    """The mean of -log p over all supervised tokens, from a row per record of `loss.record_losses`."""
-    loss, tokens = held_out.predictions.sum(axis=0)
-    return {"loss": float(loss / tokens)}
