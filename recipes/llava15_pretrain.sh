@@ -5,6 +5,7 @@
 #
 # Rate 1e-3, batch 256, one epoch, cosine, warm-up 0.03, no weight decay, at most 2,048 tokens: the hyperparameters in
 # the README of github.com/haotian-liu/LLaVA.
+# LLaVA-1.5 pads images to squares: build models/llava with --image_aspect_ratio pad.
 TRAIN_TYPE=projector bash "$(dirname "$0")/../run_zero2.sh" \
     --learning_rate 1e-3 \
     --global_batch_size 256 \

@@ -3,7 +3,7 @@
     python scripts/check_flags.py --learning_rat 1e-4
 
 An import of transformers' flags takes seconds, so their names are read out of its source, and ours out of
-train_llava/arguments.py. Values are left to the training's own parser.
+train_llava/arguments.py and train_llava/training/renamed.py. Values are left to the training's own parser.
 """
 
 import ast
@@ -12,7 +12,8 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-ARGUMENTS = Path(__file__).resolve().parents[1] / "train_llava" / "arguments.py"
+PACKAGE = Path(__file__).resolve().parents[1] / "train_llava"
+ARGUMENTS, OLD_FLAGS = PACKAGE / "arguments.py", PACKAGE / "training" / "renamed.py"
 
 
 def fields(file: Path) -> dict[str, list[str]]:
@@ -35,7 +36,7 @@ def known_flags() -> set[str]:
 
 def renamed_flags() -> dict[str, str]:
     """What became of flags of other scripts."""
-    for node in ast.parse(ARGUMENTS.read_text("utf-8")).body:
+    for node in ast.parse(OLD_FLAGS.read_text("utf-8")).body:
         if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "RENAMED":
             return ast.literal_eval(node.value)
     raise LookupError("RENAMED")

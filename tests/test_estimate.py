@@ -21,6 +21,7 @@ from train_llava import check_data, train
 from train_llava.cli import InputError
 from train_llava.data import LlavaCollator, LlavaDataset
 from train_llava.model.config import compose_config
+from train_llava.model.freeze import LoraSettings
 from train_llava.model.load import load_processor
 from train_llava.model.loss import CHUNK
 from train_llava.planning.activations import Batch
@@ -40,18 +41,21 @@ QWEN = Qwen2Config(**TEXT, num_attention_heads=8, num_key_value_heads=8, tie_wor
 LLAMA = LlamaConfig(**TEXT, num_attention_heads=8, num_key_value_heads=2, tie_word_embeddings=False)
 
 
-def step_of(config, train_type, dtype=torch.bfloat16):
-    return MemoryModel.of(meta_model(config, dtype, train_type))
+def step_of(config, train_type, dtype=torch.bfloat16, lora=None):
+    return MemoryModel.of(meta_model(config, dtype, train_type, lora))
+
+
+DORA = [("use_lora", LoraSettings(use_dora=True, lora_dropout=dropout)) for dropout in (0.0, 0.05)]
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("train_type", TRAIN_TYPES)
+@pytest.mark.parametrize(("train_type", "lora"), [*((train_type, None) for train_type in TRAIN_TYPES), *DORA])
 @pytest.mark.parametrize(("config", "dtype"), [((CLIP, QWEN), torch.bfloat16), ((SIGLIP, LLAMA), torch.float32)])
-def test_a_simulated_step_needs_what_is_estimated(config, dtype, train_type, checkpointing):
+def test_a_simulated_step_needs_what_is_estimated(config, dtype, train_type, lora, checkpointing):
     """Fake tensors: torch itself says what it keeps."""
     batch = Batch(8, 96, 8, 8 * 20)
-    simulated = peak_of_step(compose_config(*config), train_type, batch, checkpointing, dtype)
-    step = step_of(compose_config(*config), train_type, dtype)
+    simulated = peak_of_step(compose_config(*config), train_type, batch, checkpointing, dtype, lora)
+    step = step_of(compose_config(*config), train_type, dtype, lora)
     assert step.weights == simulated["weights"]
     kept = step.activations(batch, checkpointing, until=len(step.stages))
     assert kept == pytest.approx(simulated["kept"], rel=0.1)

@@ -68,6 +68,7 @@ def test_its_requirements_are_those_of_the_files(installed):
         "liger-kernel",
         "bitsandbytes",
         "aiohttp",
+        "gguf",
         "wandb",
         "trackio",
         "swanlab",

@@ -1,5 +1,7 @@
 """Trainers of the small LLaVA: ours, and transformers' own with equal weights; and their gradients compared."""
 
+from dataclasses import fields
+
 import pytest
 import torch
 from transformers import Trainer
@@ -17,10 +19,8 @@ SLOW = [pytest.param(train_type, marks=pytest.mark.slow) for train_type in ("fre
 def trainer_of(cls, llava, data, tmp_path, train_type, **flags):
     torch.manual_seed(0)
     model, processor = load(llava, dtype=torch.float32)
-    own = {"train_projector": flags.pop("train_projector", True), "lora_dropout": 0.0}
-    own["lora_target_modules"] = flags.pop("lora_target_modules", None)
-    own["vision_lora"] = flags.pop("vision_lora", False)
-    model = apply_train_type(model, train_type, LoraSettings(**own))
+    own = {field.name: flags.pop(field.name) for field in fields(LoraSettings) if field.name in flags}
+    model = apply_train_type(model, train_type, LoraSettings(**{"lora_dropout": 0.0, **own}))
     flags = {"output_dir": str(tmp_path), "use_cpu": True, "report_to": "none", "save_strategy": "no", **flags}
     flags = LlavaTrainingArguments(disable_tqdm=True, **flags)
     return cls(model, flags, data_collator=LlavaCollator(processor), train_dataset=LlavaDataset(data))
@@ -38,14 +38,16 @@ def assert_close(ours, plain):
         torch.testing.assert_close(value, plain[name], rtol=1e-4, atol=float(1e-6 * scale), msg=name)
 
 
-def plain_and_ours(llava, data, tmp_path, train_type):
+def plain_and_ours(llava, data, tmp_path, train_type, **flags):
     """transformers' own Trainer and ours, with equal weights."""
-    trainers = [trainer_of(cls, llava, data, tmp_path, train_type) for cls in (Trainer, LlavaTrainer)]
+    trainers = [trainer_of(cls, llava, data, tmp_path, train_type, **flags) for cls in (Trainer, LlavaTrainer)]
     for trainer in trainers:
         torch.manual_seed(1)
         for name, parameter in trainer.model.named_parameters():
             if "lora_B" in name:  # starts at zero, which hides A's gradient
                 torch.nn.init.normal_(parameter, std=0.05)
+            elif "lora_magnitude" in name:  # starts at the length that the layer has
+                parameter.data *= 1 + torch.rand_like(parameter)
         trainer.model.train()
     return trainers
 

@@ -32,6 +32,7 @@ COMMANDS = {
     "app": "opens a web page on which others ask it",
     "evaluate": "scores it on held-out data",
     "merge_lora": "makes one model of an adapter and its base",
+    "export": "writes it for llama.cpp, Ollama or vLLM",
     "check_data": "reads all data and says what is wrong with it",
     "show_batch": "shows what the model gets, as a web page",
     "estimate": "says what a training will need: memory, disk, hours",

@@ -17,37 +17,11 @@ from accelerate.utils import DeepSpeedPlugin
 from transformers import HfArgumentParser, TrainingArguments
 from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
 
-from train_llava.cli import InputError, positive
+from train_llava.cli import InputError, number, positive
 from train_llava.model.freeze import LoraSettings
 from train_llava.model.structure import Strategy
 
 MAX_BAD_IMAGES = 0.001  # the default of --max_bad_images
-# Flags of transformers 4 and of LLaVA, which older scripts give, and what became of them
-RENAMED = {
-    "evaluation_strategy": "is now --eval_strategy",
-    "warmup_ratio": "is now --warmup_steps (below 1: a share of all steps)",
-    "group_by_length": "is now --train_sampling_strategy group_by_length",
-    "per_gpu_train_batch_size": "is now --per_device_train_batch_size",
-    "per_gpu_eval_batch_size": "is now --per_device_eval_batch_size",
-    "no_cuda": "is now --use_cpu",
-    "adafactor": "is now --optim adafactor",
-    "logging_dir": "is gone: logs are in runs/ of --output_dir",
-    "save_safetensors": "is gone: weights are always safetensors",
-    "include_tokens_per_second": "is gone: every progress line has it",
-    "push_to_hub_token": "is now --hub_token",
-    "push_to_hub_model_id": "is now --hub_model_id",
-    "mm_projector_lr": "is here --projector_learning_rate",
-    "mm_vision_tower_lr": "is here --vision_learning_rate",
-    "tune_mm_mlp_adapter": "is here --train_type projector",
-    "freeze_backbone": "is here --train_type projector",
-    "lora_enable": "is here --train_type use_lora",
-    "bits": "is here --load_in_4bit true",
-    "group_by_modality_length": "is here --train_sampling_strategy group_by_length",
-    "vision_tower": "is chosen when the model is built: python -m train_llava.build_model --vision_model_name_or_path",
-    "pretrain_mm_mlp_adapter": "is not needed: a run goes on from the --output_dir of the one before it",
-    "version": "is not needed: the chat template is the model's own",
-    "lazy_preprocess": "is not needed: images are always read when their batch is made",
-}
 
 
 def flag(help: str, read: Callable[[str], Any] | None = None, **kwargs) -> object:
@@ -90,6 +64,12 @@ class ModelArguments:
     )
     vision_lora: bool = flag("adapters in the vision tower's attention, too", default=LoraSettings.vision_lora)
     lora_dropout: float = flag("dropout before the adapters", default=LoraSettings.lora_dropout)
+    use_rslora: bool = flag("scale the adapters by lora_alpha / sqrt(lora_r) instead", default=LoraSettings.use_rslora)
+    use_dora: bool = flag("DoRA: a trained length for each output of an adapted layer", default=LoraSettings.use_dora)
+    init_lora_weights: str = flag(
+        "how the adapters start, without effect at first: true (PEFT's default), gaussian or orthogonal",
+        default=LoraSettings.init_lora_weights,
+    )
     load_in_4bit: bool = flag("QLoRA: hold the language model in 4 bits; needs bitsandbytes", default=False)
 
     @property
@@ -134,6 +114,11 @@ class LlavaTrainingArguments(TrainingArguments):
         "how often a rank does so in a step; by default as --global_batch_size asks, or 1", default=None, read=positive
     )
     projector_learning_rate: float | None = flag("learning rate of the projector, if another one", default=None)
+    loraplus_lr_ratio: float | None = flag(
+        "LoRA+: the learning rate of the adapters' matrices B over that of A; with --train_type use_lora",
+        default=None,
+        read=number(float, 1, 1e6, "a number from 1 on"),
+    )
     tokens_per_batch: int | None = flag(
         "with --packing true: a batch of a GPU is whole conversations of at most so many tokens together",
         default=None,
@@ -289,12 +274,3 @@ class FlagParser(HfArgumentParser):
             today = "".join(f"--{name} {renamed[name]}; " for name in flags if name in renamed)
             raise InputError(f"not known: {' '.join(unknown)} ({today}--help lists all flags)")
         return (*parsed,)
-
-
-def parse_flags() -> tuple[ModelArguments, DataArguments, LlavaTrainingArguments]:
-    """The command line's flags.
-
-    Raises:
-        InputError: see FlagParser.
-    """
-    return FlagParser((ModelArguments, DataArguments, LlavaTrainingArguments)).parse(RENAMED)

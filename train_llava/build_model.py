@@ -6,6 +6,10 @@
 Weights keep the dtype they were published in unless --dtype says otherwise, and are never copied in memory: the two
 loaded models become the parts of the LLaVA as they are. With --random_weights the two folders need hold no weights,
 only their configs, image processor and tokenizer, which builds a model of any size without a download.
+
+Images of another shape become squares as the vision model's own image processor says: CLIP's crops them, and what lies
+at their ends is lost. With --image_aspect_ratio pad they are padded, as LLaVA-1.5 does it. The choice is saved with the
+model, as a part of its image processor, so that whoever loads it sees what the training saw.
 """
 
 import argparse
@@ -21,7 +25,7 @@ from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from train_llava.cli import command, command_parser, output_folder
 from train_llava.ingest.conversation import IMAGE_TOKEN
-from train_llava.model.backbones import load_image_processor, load_part, load_tokenizer, scaled_head
+from train_llava.model.backbones import load_image_processor, load_part, load_tokenizer, pad_to_square, scaled_head
 from train_llava.model.config import SUPPORTED, compose_config, read_text_config, read_vision_config
 from train_llava.model.folder import check_output_dir, new_folder, save_llava
 from train_llava.model.load import fetch
@@ -29,17 +33,28 @@ from train_llava.model.structure import components_table, patches_per_image, pro
 from train_llava.model.verify_build import check_answers, check_logits, check_weights, text_logits
 from train_llava.processing.chat import ChatEncoder
 from train_llava.processing.chat_template import CONTENT_PARTS
+from train_llava.processing.images import framing
 
+FRAMINGS = {
+    "crop": "their middle square alone, as published; --image_aspect_ratio pad keeps the whole",
+    "squeeze": "squeezed to a square, as published; --image_aspect_ratio pad keeps their shape",
+    "pad": "whole, padded to a square",
+}
 DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def build_llava(
-    vision: str | Path, language: str | Path, dtype: torch.dtype | None = None, random_weights: bool = False
+    vision: str | Path,
+    language: str | Path,
+    dtype: torch.dtype | None = None,
+    random_weights: bool = False,
+    pad: bool = False,
 ) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     """Stitches a vision tower and a chat model together with a new, random projector between them.
 
     `vision` and `language` are folders or hub ids. `dtype` is that of all weights; None keeps each source's own (the
-    projector takes the language model's). `random_weights` initialises from the configs instead of loading.
+    projector takes the language model's). `random_weights` initialises from the configs instead of loading. `pad` has
+    images padded to squares (see `backbones.pad_to_square`).
 
     Raises:
         InputError: a folder is missing, incomplete or not of a supported kind, which is found out before any weights
@@ -48,6 +63,7 @@ def build_llava(
     vision, language = fetch(vision), fetch(language)
     vision_config, text_config = read_vision_config(vision), read_text_config(language)
     image_processor = load_image_processor(vision, vision_config.image_size)
+    image_processor = pad_to_square(image_processor, vision) if pad else image_processor
     tokenizer = load_tokenizer(language)
     template = CONTENT_PARTS.read_text() + tokenizer.chat_template
     encoder = ChatEncoder(tokenizer, patches_per_image(vision_config), template)
@@ -95,6 +111,12 @@ def main() -> None:
     parser.add_argument("--language_model_name_or_path", required=True, help="chat model folder or hub id")
     parser.add_argument("--output_dir", required=True, type=Path)
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="auto keeps each source's own")
+    parser.add_argument(
+        "--image_aspect_ratio",
+        choices=("published", "pad"),
+        default="published",
+        help="how images become squares: as the vision model's image processor says, or padded, as in LLaVA-1.5",
+    )
     parser.add_argument("--random_weights", action="store_true", help="use the configs alone, for tests of size")
     parser.add_argument("--overwrite", action="store_true", help="replace the model in --output_dir")
     args = parser.parse_args()
@@ -108,9 +130,12 @@ def main() -> None:
 def build(vision: Path, language: Path, args: argparse.Namespace) -> None:
     """Builds, saves and checks."""
     torch.manual_seed(0)  # the same projector every time
-    model, processor = build_llava(vision, language, DTYPES[args.dtype], args.random_weights)
+    model, processor = build_llava(
+        vision, language, DTYPES[args.dtype], args.random_weights, args.image_aspect_ratio == "pad"
+    )
     print(components_table(model), flush=True)
     print(f"vision tower from {vision}, language model from {language}, projector new", flush=True)
+    print(f"images: {FRAMINGS[framing(processor.image_processor)]}", flush=True)
     with new_folder(args.output_dir, args.overwrite) as folder:  # in its place only when all checks have passed
         save_llava(model, processor, folder)
         print("saved, now reading it back", flush=True)

@@ -149,6 +149,15 @@ def zero_config(name: str, ranks: int, hidden_size: int, train_type: str) -> Zer
     return ZeroConfig.read(settings, ranks, hidden_size)
 
 
+def zero_configs(
+    config: LlavaConfig, model_args: ModelArguments, args: EstimateArguments, train_type: str
+) -> dict[str, ZeroConfig]:
+    """Those of ZERO_CONFIGS that a training takes: DoRA is refused with ZeRO-3 (flag_checks.check_adapters)."""
+    dora = model_args.use_dora and train_type == "use_lora"
+    names = [name for name in ZERO_CONFIGS if not (dora and name == "ZeRO-3")]
+    return {name: zero_config(name, args.num_gpus, config.text_config.hidden_size, train_type) for name in names}
+
+
 def report(
     config: LlavaConfig, model_args: ModelArguments, args: EstimateArguments, workload: Workload
 ) -> Iterator[str]:
@@ -164,9 +173,7 @@ def report(
     if positions and batch.length > positions:
         yield f"more than the model's {positions:,} positions: cut such records with --model_max_length {positions}"
     yield f"{args.num_gpus} GPUs x {batch.samples:g} samples in bf16 under DeepSpeed\n"
-    hidden_size = config.text_config.hidden_size
-    zeros = {name: zero_config(name, args.num_gpus, hidden_size, model_args.train_type) for name in ZERO_CONFIGS}
-    yield from memory_table(memory, workload, zeros)
+    yield from memory_table(memory, workload, zero_configs(config, model_args, args, model_args.train_type))
     last, each = model_bytes(model) / 1e9, checkpoint_bytes(model, deepspeed=True) / 1e9
     yield f"\ndisk: {last:.3g} GB for the trained model, {each:.3g} GB for a checkpoint"
     yield from time_table(StepFlops.count(model), memory, config, model_args, args, workload)
@@ -241,8 +248,7 @@ def fit_table(
     for strategy in STRATEGIES:
         in_4bit = model_args.load_in_4bit and strategy == "use_lora"
         memory = MemoryModel.of(meta_model(config, torch.bfloat16, strategy, model_args.lora), in_4bit)
-        hidden_size = config.text_config.hidden_size
-        zeros = {name: zero_config(name, args.num_gpus, hidden_size, strategy) for name, *_ in FALLBACKS}
+        zeros = zero_configs(config, model_args, args, strategy)
         yield table_row(strategy, [largest_fit(memory, workload, zeros, kind) for kind in args.gpu])
     yield "c: with --gradient_checkpointing true; co: and --deepspeed ds_configs/zero2_offload.json; c3: and zero3.json"
 
@@ -251,7 +257,7 @@ def largest_fit(memory: MemoryModel, workload: Workload, zeros: dict[str, ZeroCo
     """The largest batch with the first of FALLBACKS under which the wanted one fits, and its mark."""
     batch = workload.batch
     for name, checkpointing, mark in FALLBACKS:
-        if memory.peak(batch, zeros[name], checkpointing) <= memory_budget(kind):
+        if name in zeros and memory.peak(batch, zeros[name], checkpointing) <= memory_budget(kind):
             each = batch.times(1 / batch.samples)
             largest = memory.largest_batch(each, zeros[name], checkpointing, memory_budget(kind))
             return f"{largest}{mark}"

@@ -1,4 +1,4 @@
-"""Shows what the model really gets, as one HTML page: images after resize and crop, tokens, labels, padding.
+"""Shows what the model really gets, as one HTML page: images as the tower gets them, tokens, labels, padding.
 
     python -m train_llava.show_batch --model_name_or_path models/llava --data_path data/mine --output batch.html
 

@@ -17,7 +17,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.trainer_callback import ProgressCallback
 
-from train_llava.arguments import DataArguments, LlavaTrainingArguments, ModelArguments, parse_flags
+from train_llava.arguments import DataArguments, LlavaTrainingArguments, ModelArguments
 from train_llava.cli import InputError, command, shared_output_folder
 from train_llava.data import MULTIPLE, LlavaCollator, LlavaDataset
 from train_llava.ingest.bad_images import BadImages
@@ -36,6 +36,7 @@ from train_llava.training.flag_checks import check_flags
 from train_llava.training.held_out import check_scores
 from train_llava.training.model_card import write_card
 from train_llava.training.output_dir import drop_old_runs, prepare_output_dir, report_failure, set_old_run_aside
+from train_llava.training.renamed import parse_flags
 from train_llava.training.resume import (
     StepFlagsCallback,
     check_data,
@@ -108,7 +109,7 @@ def prepare(
     memory_line, expected = check_memory_budget(config, dtype, longest, model_args, args)
     if args.auto_batch:  # a micro-batch is chosen now, for which the settings were made anew
         fill_settings(args, model_args.train_type)
-    run = describe_run(model_args, data_args, args, train_dataset, collator.encoder)  # with the batch that fits
+    run = describe_run(model_args, data_args, args, train_dataset, collator)  # with the batch that fits
     universal = False  # whether DeepSpeed must load a universal checkpoint, as for another number of ranks
     if checkpoint:
         check_data(checkpoint, run["data"])

@@ -24,7 +24,6 @@ from benchmarks.full_size.trace import profiler, read_trace
 from benchmarks.full_size.verdict import verdict
 from benchmarks.result import ROOT
 from train_llava import train
-from train_llava.arguments import parse_flags
 from train_llava.data import LlavaCollator, LlavaDataset
 from train_llava.model.freeze import LoraSettings, apply_train_type
 from train_llava.model.generate import ask, generate
@@ -37,6 +36,7 @@ from train_llava.processing.images import open_image
 from train_llava.training.callbacks import peak_memory_gb, synchronize
 from train_llava.training.fault_tolerance import PreemptionCallback
 from train_llava.training.flag_checks import check_flags
+from train_llava.training.renamed import parse_flags
 from train_llava.training.trainer import LlavaTrainer
 
 PROFILED = 3  # steps after the timed ones

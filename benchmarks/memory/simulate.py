@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import LlavaConfig
 
+from train_llava.model.freeze import LoraSettings
 from train_llava.model.loss import patch_forward
 from train_llava.model.structure import llava_in
 from train_llava.planning.activations import Batch
@@ -50,14 +51,19 @@ class LiveStorages(TorchDispatchMode):
 
 
 def peak_of_step(
-    config: LlavaConfig, train_type: str, batch: Batch, checkpointing: bool, dtype: torch.dtype = torch.bfloat16
+    config: LlavaConfig,
+    train_type: str,
+    batch: Batch,
+    checkpointing: bool,
+    dtype: torch.dtype = torch.bfloat16,
+    lora: LoraSettings | None = None,
 ) -> dict[str, int]:
     """Bytes of `weights`, of what is `kept` between forward and backward pass, and at the `peak`, without optimizer.
 
     The step is that of training (train_llava/model/loss.py), told as there where images and answers stand. Attention is
     torch's fused one for the CPU, which saves what the GPU's does; dropout keeps a mask of bytes as on a GPU.
     """
-    model = meta_model(config, dtype, train_type).train()
+    model = meta_model(config, dtype, train_type, lora).train()
     llava = llava_in(model)
     if checkpointing:
         llava.gradient_checkpointing_enable()

@@ -9,7 +9,7 @@ import transformers
 from PIL import Image
 from safetensors import SafetensorError
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import LlavaImageProcessorPil, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
@@ -17,6 +17,7 @@ from train_llava.cli import InputError
 from train_llava.ingest.conversation import IMAGE_TOKEN
 from train_llava.model.config import logit_scale
 from train_llava.model.load import pad_left
+from train_llava.processing.images import framing, noise, with_pillow
 
 
 def load_part(
@@ -54,6 +55,29 @@ def load_image_processor(folder: Path, size: int) -> BaseImageProcessor:
             f"tower reads (3, {size}, {size}). Take both files from one model."
         )
     return processor
+
+
+def pad_to_square(published: BaseImageProcessor, folder: Path) -> BaseImageProcessor:
+    """transformers' LLaVA processor with the settings of a published one, for images that are padded instead of cropped
+    or squeezed. The background is the mean colour, which normalises to about zero.
+
+    Raises:
+        InputError: square images, which are not padded, would not get the published pixels; or the rim of an image
+            would be cut off all the same.
+    """
+    settings = {name: value for name, value in published.to_dict().items() if name != "image_processor_type"}
+    settings["do_center_crop"] = bool(settings.get("do_center_crop"))  # SigLIP's says nothing, which means no
+    padding = LlavaImageProcessorPil(**settings | {"do_pad": True, "do_convert_rgb": True})
+    ours, theirs = (
+        each(noise(90, 90), return_tensors="pt")["pixel_values"] for each in (padding, with_pillow(published))
+    )
+    if not torch.equal(ours, theirs) or framing(padding) != "pad":
+        raise InputError(
+            f"{folder}: --image_aspect_ratio pad does not go with its preprocessor_config.json, which does more than "
+            f"resize and crop to one size ({type(published).__name__}, size {published.size}, crop_size "
+            f"{getattr(published, 'crop_size', None)}). Leave it out, or make both sizes equal."
+        )
+    return padding
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

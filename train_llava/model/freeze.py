@@ -39,6 +39,9 @@ class LoraSettings:
     lora_target_modules: list[str] | None = None  # None: the matrices of the language model's attention
     train_projector: bool = True
     vision_lora: bool = False
+    use_rslora: bool = False
+    use_dora: bool = False
+    init_lora_weights: str = "true"
 
 
 def apply_train_type(
@@ -91,6 +94,9 @@ def add_lora(model: LlavaForConditionalGeneration, settings: LoraSettings) -> nn
         r=settings.lora_r,
         lora_alpha=settings.lora_alpha,
         lora_dropout=settings.lora_dropout,
+        use_rslora=settings.use_rslora,
+        use_dora=settings.use_dora,
+        init_lora_weights=settings.init_lora_weights == "true" or settings.init_lora_weights,  # PEFT's own is True
         target_modules=lora_targets(model, settings),
         modules_to_save=["multi_modal_projector"] if settings.train_projector else None,
     )

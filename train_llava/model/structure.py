@@ -19,6 +19,8 @@ STRATEGIES: tuple[str, ...] = get_args(Strategy)
 CLIP, SIGLIP = "clip_vision_model", "siglip_vision_model"  # the supported kinds of vision tower
 VISION, PROJECTOR, LANGUAGE, HEAD, ADAPTERS = "vision tower", "projector", "language model", "head", "LoRA adapters"
 
+LORA_B = "matrices B of the adapters"
+
 
 # ---------------------------------------------------------------- the geometry of an image
 
@@ -70,6 +72,13 @@ def component_of(name: str) -> str:
 def component_or_adapter(name: str) -> str:
     """The component of a parameter, where LoRA adapters are a component of their own."""
     return ADAPTERS if "lora_" in name else component_of(name)
+
+
+def learning_rate_group(name: str) -> str:
+    """The component of a parameter, where of adapters LoRA+ sets LORA_B apart: the matrices that start at zero, and the
+    lengths of DoRA (as PEFT's optimizers/loraplus.py; Hayou et al., arXiv:2402.12354)."""
+    component = component_or_adapter(name)
+    return LORA_B if component == ADAPTERS and ("lora_B" in name or "lora_magnitude" in name) else component
 
 
 def count_weights(parameter: nn.Parameter) -> int:

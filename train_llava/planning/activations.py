@@ -175,12 +175,14 @@ def head_stage(llava: nn.Module, config: Any, s: int) -> Stage:
 
 def adapter_bytes(layer: nn.Module, s: int, mask: int) -> float:
     """Per position, of all LoRA adapters of a layer: what dropout leaves of the input and its mask, and the input of
-    the second matrix, as wide as the rank (PEFT, tuners/lora/layer.py, Linear.forward)."""
+    the second matrix, as wide as the rank (PEFT, tuners/lora/layer.py, Linear.forward); with DoRA also the outputs of
+    base and adapter, which its lengths multiply (tuners/lora/dora.py)."""
     size = 0.0
     for module in layer.modules():
         if hasattr(module, "lora_A"):
             dropped = any(isinstance(dropout, nn.Dropout) for dropout in module.lora_dropout.values())
             size += module.in_features * (s + mask) * dropped + s * sum(module.r.values())
+            size += 2 * s * module.out_features * len(module.lora_magnitude_vector)
     return size
 
 

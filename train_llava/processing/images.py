@@ -1,5 +1,6 @@
 """Encoded image (see ingest/image_files.py) -> RGB image -> the numbers that the vision tower reads."""
 
+import hashlib
 import io
 import tempfile
 import warnings
@@ -21,6 +22,7 @@ from train_llava.cli import InputError
 from train_llava.ingest.image_files import ImageRef, beginning_of, check_file, image_name, in_a_file, read_bytes
 from train_llava.ingest.image_kinds import KINDS, describe_other_kind
 from train_llava.ingest.limits import MOST_PIXELS, THINNEST
+from train_llava.processing.padding import pad_and_resize
 
 ORIENTATION = 0x0112  # EXIF's tag, and what brings its values above 1 upright
 TURNS = dict(enumerate(("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE"), 2))
@@ -142,7 +144,7 @@ class PixelBytes:
 class FastImageProcessor:
     """Images -> what the vision tower reads, with the numbers of its own image processor (Pillow backend).
 
-    Workers only decode, resize and crop. What a byte becomes stands in a table that the image processor itself has
+    Workers only decode, pad, resize and crop. What a byte becomes stands in a table that the image processor itself has
     made; so the result equals the processor's bit for bit, whatever mean, deviation or rescaling it asks for. That it
     does is proven on PROBES; where it does not, the image processor does all the work.
     """
@@ -162,6 +164,13 @@ class FastImageProcessor:
             return torch.cat([self._whole(image) for image in images])
         return self._bytes(images, self.fast_path)
 
+    def fingerprint(self) -> str:
+        """A digest that changes with what the processor makes of images; its files may say the same in other words."""
+        digest = hashlib.sha256()
+        for probe in self.PROBES:
+            digest.update(self._whole(noise(*probe)).numpy().tobytes())
+        return digest.hexdigest()
+
     def _bytes(self, images: list[Image.Image], fast_path: Callable[[Image.Image], Any]) -> PixelBytes:
         return PixelBytes(torch.from_numpy(np.stack([np.asarray(fast_path(image)) for image in images])), self.table)
 
@@ -180,15 +189,21 @@ class FastImageProcessor:
         return pixels.reshape(3, 256).float() if pixels.shape == (1, 3, 16, 16) else None
 
     def _resized(self, image: Image.Image) -> Image.Image:
-        """Resizes and crops as the processor does, without its conversions between Pillow and NumPy."""
+        """Pads, resizes and crops as the processor does, without its conversions between Pillow and NumPy. (Padding
+        is that of LLaVA's, before resizing; another kind's fails the proof.)"""
         processor = self.processor
+        pad = getattr(processor, "do_pad", False) and image.width != image.height
         if processor.do_resize:
             size = (processor.size.width, processor.size.height)
             if shortest := processor.size.shortest_edge:
-                short, long = sorted(image.size)
+                short, long = (1, 1) if pad else sorted(image.size)
                 size = (shortest, int(shortest * long / short))
                 size = size if image.width <= image.height else size[::-1]
-            image = image.resize(size, processor.resample)
+            if pad:
+                background = tuple(int(255 * mean) for mean in processor.image_mean)  # as LLaVA rounds it
+                image = pad_and_resize(image, size, processor.resample, background)
+            else:
+                image = image.resize(size, processor.resample)
         if processor.do_center_crop:
             width, height = processor.crop_size.width, processor.crop_size.height
             left, top = (image.width - width) // 2, (image.height - height) // 2
@@ -203,14 +218,19 @@ class FastImageProcessor:
     def _is_proven(self, fast_path: Callable[[Image.Image], Any]) -> bool:
         """Whether the bytes of a fast path become the processor's own numbers, on all PROBES."""
         for probe in self.PROBES:
-            noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*probe, 3), dtype=np.uint8))
+            image = noise(*probe)
             try:
-                numbers = self._bytes([noise], fast_path).normalise()
+                numbers = self._bytes([image], fast_path).normalise()
             except (AttributeError, TypeError, ValueError):  # settings of a kind that this path does not know
                 return False
-            if not torch.equal(numbers, self._whole(noise)):
+            if not torch.equal(numbers, self._whole(image)):
                 return False
         return True
+
+
+def noise(height: int, width: int) -> Image.Image:
+    """An RGB image, always the same, in which no pixel is like its neighbours."""
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
 def with_pillow(image_processor: BaseImageProcessor) -> BaseImageProcessor:
@@ -225,6 +245,23 @@ def with_pillow(image_processor: BaseImageProcessor) -> BaseImageProcessor:
             return AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)
         except (OSError, ValueError):
             return image_processor
+
+
+def framing(image_processor: BaseImageProcessor) -> str:
+    """How a processor brings an image that is not square to a square, found out on white images three times as wide as
+    high: "crop" where black ends do not show, "squeeze" where all of the square is white, else "pad"."""
+    pixels = FastImageProcessor(image_processor)
+    plain = Image.new("RGB", (300, 100), "white")
+    black_ends = plain.copy()
+    for left in (0, 297):
+        black_ends.paste("black", (left, 0, left + 3, 100))
+    shown, with_ends, square = (
+        made.normalise() if isinstance(made, PixelBytes) else made
+        for made in (pixels([image]) for image in (plain, black_ends, Image.new("RGB", (100, 100), "white")))
+    )
+    if torch.equal(shown, with_ends):
+        return "crop"
+    return "squeeze" if torch.equal(shown, square) else "pad"
 
 
 def tokens_per_image(processor: LlavaProcessor) -> int:

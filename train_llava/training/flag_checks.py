@@ -51,6 +51,7 @@ def check_flags(model_args: ModelArguments, data_args: DataArguments, args: Llav
         if (value := getattr(args, name)) not in (fine, getattr(defaults, name)):
             raise InputError(f"--{name} {getattr(value, 'value', value)}: {reason}.")
     check_lora(model_args)
+    check_adapters(model_args, args)
     if args.fsdp and (args.use_cpu or not gpu()):
         raise InputError("--fsdp: on a CPU accelerate trains with DDP instead. Try --deepspeed ds_configs/zero3.json.")
     check_one_gpu(args)
@@ -85,11 +86,14 @@ def check_one_gpu(args: LlavaTrainingArguments) -> None:
 
 
 def check_packs(data_args: DataArguments, args: LlavaTrainingArguments) -> None:
-    """Refuses flags that do not go with --tokens_per_batch.
+    """Refuses flags that do not go with --packing or --tokens_per_batch.
 
     Raises:
         InputError: names both.
     """
+    if data_args.packing and args.neftune_noise_alpha is not None:
+        reason = "its noise is scaled by the length of a row, and a packed row is as long as all its conversations"
+        raise InputError(f"--neftune_noise_alpha {args.neftune_noise_alpha:g}: {reason}. Leave out --packing true.")
     if args.tokens_per_batch is None:
         return
     if args.tokens_per_batch < 1:
@@ -162,15 +166,54 @@ def check_services(args: LlavaTrainingArguments) -> None:
             raise InputError("--push_to_hub true: not logged in, or no network. Try hf auth login.") from error
 
 
+STARTS = ("true", "gaussian", "orthogonal")  # of --init_lora_weights
+# Kinds of PEFT's that take their start from the base's weights or from data, and what is in the way
+OTHER_STARTS = {
+    "pissa": "changes the frozen weights, and the saved adapter would not fit its base",
+    "olora": "changes the frozen weights, and the saved adapter would not fit its base",
+    "loftq": "changes the frozen weights, and the saved adapter would not fit its base",
+    "corda": "needs a pass over the data first, and changes the frozen weights",
+    "lora_ga": "needs a pass over the data first, and changes the frozen weights",
+    "eva": "needs a pass over the data first",
+}
+
+
 def check_lora(model_args: ModelArguments) -> None:
-    """Refuses flags of adapters in a run without adapters.
+    """Refuses flags of adapters in a run without adapters, and starts of adapters that are not done here.
 
     Raises:
         InputError: names the flag.
     """
-    for name, value in {"train_projector": False, "vision_lora": True, "load_in_4bit": True}.items():
+    flags = {"train_projector": False, "vision_lora": True, "load_in_4bit": True, "use_rslora": True, "use_dora": True}
+    for name, value in flags.items():
         if model_args.train_type != "use_lora" and getattr(model_args, name) == value:
             raise InputError(f"--{name} {str(value).lower()} goes with --train_type use_lora alone.")
+    start = model_args.init_lora_weights
+    if start not in STARTS:
+        why = next((f"it {why}" for name, why in OTHER_STARTS.items() if start.startswith(name)), "not known here")
+        raise InputError(f"--init_lora_weights {start}: {why}. There are {', '.join(STARTS)}.")
+    if start != "true" and model_args.train_type != "use_lora":
+        raise InputError(f"--init_lora_weights {start} goes with --train_type use_lora alone.")
+    if start == "orthogonal" and model_args.lora_r % 2:
+        raise InputError(f"--init_lora_weights orthogonal halves the rank: --lora_r {model_args.lora_r} is not even.")
+    if start == "orthogonal" and model_args.load_in_4bit:
+        raise InputError(
+            "--init_lora_weights orthogonal and --load_in_4bit: PEFT would round the adapters to integers."
+        )
+
+
+def check_adapters(model_args: ModelArguments, args: LlavaTrainingArguments) -> None:
+    """Refuses kinds of adapters that the rest of the flags do not go with.
+
+    Raises:
+        InputError: names both.
+    """
+    if args.loraplus_lr_ratio is not None and model_args.train_type != "use_lora":
+        raise InputError(f"--loraplus_lr_ratio {args.loraplus_lr_ratio:g} goes with --train_type use_lora alone.")
+    if model_args.use_dora and (args.fsdp or (args.deepspeed and args.hf_deepspeed_config.is_zero3())):
+        where = "--fsdp" if args.fsdp else f"--deepspeed {args.deepspeed} (ZeRO-3)"
+        reason = "it reads frozen matrices outside of their layers, where each rank has a share of them alone"
+        raise InputError(f"--use_dora true does not go with {where}: {reason}. Use --deepspeed ds_zero2.json.")
 
 
 def check_kernels(model_args: ModelArguments, args: LlavaTrainingArguments) -> None:

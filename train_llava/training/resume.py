@@ -19,8 +19,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from train_llava.arguments import DataArguments, LlavaTrainingArguments, ModelArguments
 from train_llava.cli import InputError
-from train_llava.data import LlavaDataset
-from train_llava.processing.chat import ChatEncoder
+from train_llava.data import LlavaCollator, LlavaDataset
 
 # Without DeepSpeed, on a CPU, Trainer loads the optimizer to what accelerate calls a rank's CPU, `cpu:0`, which
 # torch.load does not know before 2.12
@@ -29,7 +28,10 @@ RUN = "run.json"
 NEW_RUN = "start a new run from its model (an adapter merged, see train_llava.merge_lora) with another --output_dir"
 # Flags that a resumed run cannot change: it takes them from its checkpoint, or could not continue with others
 # (of those of adapters all but the dropout, which may be changed)
-LORA = ("train_projector", "lora_r", "lora_alpha", "lora_target_modules", "vision_lora", "load_in_4bit")
+LORA = (
+    *("train_projector", "lora_r", "lora_alpha", "lora_target_modules", "vision_lora", "load_in_4bit"),
+    *("use_rslora", "use_dora", "init_lora_weights", "loraplus_lr_ratio"),
+)
 BEST = "metric_for_best_model"  # compared where both runs have one: what was best by one says nothing of another
 FLAGS = (
     BEST,
@@ -84,10 +86,11 @@ def describe_run(
     data_args: DataArguments,
     args: LlavaTrainingArguments,
     dataset: LlavaDataset,
-    encoder: ChatEncoder,
+    collator: LlavaCollator,
 ) -> dict[str, Any]:
-    """What a checkpoint holds of its run: the flags, the batch, the data, and how it becomes tokens."""
-    data = {"records": len(dataset), "data": dataset.fingerprint(), "tokens": encoder.fingerprint()}
+    """What a checkpoint holds of its run: the flags, the batch, the data, and how it becomes tokens and pixels."""
+    data = {"records": len(dataset), "data": dataset.fingerprint(), "tokens": collator.encoder.fingerprint()}
+    data["images"] = collator.pixels.fingerprint()
     return {"flags": run_flags(model_args, data_args, args), "batch": args.step_factors, "data": data}
 
 
@@ -135,9 +138,14 @@ def check_data(checkpoint: Path, data: dict[str, Any]) -> None:
         InputError: it has other data.
     """
     run = read_run(checkpoint)
-    if run is None or run["data"] == data:
+    was = data if run is None else data | run["data"]  # earlier versions wrote nothing about images
+    if was == data:
         return
-    was = run["data"]
+    if was | {"images": ""} == data | {"images": ""}:
+        raise InputError(
+            f"{checkpoint} was trained with another image processor than this model has now (such as one with another "
+            f"--image_aspect_ratio of build_model). Give the model of that run, or {NEW_RUN}."
+        )
     if was["records"] != data["records"]:
         what = f"on {was['records']:,} records, and here are {data['records']:,}"
     elif was["data"] != data["data"]:

@@ -22,7 +22,7 @@ from train_llava.model.adapters import check_resumable_adapter, record_base
 from train_llava.model.folder import CARD, make_readable, put_in_place, upload
 from train_llava.model.fused_lora import fuse_lora
 from train_llava.model.loss import patch_forward
-from train_llava.model.structure import PROJECTOR, VISION, component_or_adapter, llava_in
+from train_llava.model.structure import LORA_B, PROJECTOR, VISION, learning_rate_group, llava_in
 from train_llava.model.weights import take_stored_names
 from train_llava.processing.images import PixelBytes
 from train_llava.training.callbacks import ThroughputCallback
@@ -231,14 +231,15 @@ class LlavaTrainer(Trainer):
 
     def create_optimizer(self, *args) -> torch.optim.Optimizer:
         """Trainer's optimizer, which spares biases and norms weight decay, with groups for components that have a
-        learning rate of their own.
+        learning rate of their own. (PEFT's create_loraplus_optimizer would give the projector's biases that of LORA_B.)
 
         Raises:
             InputError: a rate for a component that is frozen.
         """
-        optimizer = super().create_optimizer(*args)
+        optimizer, ratio = super().create_optimizer(*args), self.args.loraplus_lr_ratio
         rates = {PROJECTOR: self.args.projector_learning_rate, VISION: self.args.vision_learning_rate}
-        component = {id(parameter): component_or_adapter(name) for name, parameter in self.model.named_parameters()}
+        rates[LORA_B] = ratio and ratio * self.args.learning_rate
+        component = {id(parameter): learning_rate_group(name) for name, parameter in self.model.named_parameters()}
         unused = {name for name, rate in rates.items() if rate is not None}
         for group in [*optimizer.param_groups]:
             for name, rate in rates.items():

@@ -1,0 +1,102 @@
+"""A whole LLaVA -> the files that another program serves it from: llama.cpp, Ollama, vLLM or SGLang.
+
+    python -m train_llava.export --model_name_or_path models/mine --format gguf --output_dir models/mine-gguf
+
+gguf    model.gguf (language model, tokenizer, chat template) and mmproj.gguf (tower and projector), for llama.cpp
+ollama  the same two and a Modelfile, for `ollama create NAME -f Modelfile`
+vllm    the folder again, with the names of weights that vLLM and SGLang read
+
+Weights keep the values they are stored with. What differs there from here, such as what becomes of an image that is not
+square: docs/serving.md.
+"""
+
+import argparse
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+from transformers import LlavaProcessor
+
+from train_llava.cli import InputError, command, command_parser, output_folder
+from train_llava.model.config import load_llava_config
+from train_llava.model.folder import check_output_dir, new_folder
+from train_llava.model.generate import collator_of
+from train_llava.model.load import fetch, load, load_processor
+from train_llava.model.older_names import copy_with_older_names
+from train_llava.model.structure import has_cls
+from train_llava.processing.modelfile import modelfile
+
+LANGUAGE_FILE, VISION_FILE, MODELFILE = "model.gguf", "mmproj.gguf", "Modelfile"
+
+
+@command
+def main() -> None:
+    parser = command_parser(__doc__)
+    parser.add_argument("--model_name_or_path", required=True, help="whole LLaVA: a folder or a hub id")
+    parser.add_argument("--format", required=True, choices=("gguf", "ollama", "vllm"))
+    parser.add_argument("--output_dir", required=True, type=Path)
+    args = parser.parse_args()
+
+    check_output_dir(args.output_dir, overwrite=False)
+    source = fetch(args.model_name_or_path)
+    load_llava_config(source)
+    processor = load_processor(source)
+    if args.format != "vllm":
+        check_gguf(source, processor, args)
+    with output_folder(args.output_dir, source):
+        if args.format == "vllm":
+            write_folder(source, args)
+        else:
+            write_gguf(source, args)
+    print(f"saved to {args.output_dir}")
+
+
+def check_gguf(source: Path, processor: LlavaProcessor, args: argparse.Namespace) -> None:
+    """Refuses what llama.cpp would compute in another way, before any weight is loaded.
+
+    Raises:
+        InputError: names what it is; or the package gguf is not installed.
+    """
+    if find_spec("gguf") is None:
+        raise InputError("--format gguf and ollama need gguf: pip install gguf (the extra train_llava[export])")
+    from train_llava.model.gguf_language import unsupported_language_model
+    from train_llava.model.gguf_vision import CLASS_TOKEN, unsupported_vision
+    from train_llava.model.gguf_vocabulary import unsupported_tokenizer
+
+    config = load_llava_config(source)
+    reason = unsupported_language_model(config.text_config) or unsupported_vision(config, processor)
+    if reason := reason or unsupported_tokenizer(processor.tokenizer):
+        raise InputError(
+            f"{source}: cannot be exported to llama.cpp: {reason}. Serve it in another way: docs/serving.md"
+        )
+    if has_cls(config.vision_config):
+        if args.format == "ollama":  # which nobody builds anew
+            raise InputError(f"{source}: {CLASS_TOKEN}. Ollama has the same code. Use llama.cpp, or a SigLIP tower.")
+        print(f"warning: {CLASS_TOKEN}. A SigLIP tower has no such trouble.", file=sys.stderr)
+
+
+def write_gguf(source: Path, args: argparse.Namespace) -> None:
+    """Writes the two files, and for Ollama the one that names them."""
+    from train_llava.model.gguf_language import write_language_model
+    from train_llava.model.gguf_vision import write_vision
+    from train_llava.model.gguf_vocabulary import ends_of_answer
+
+    model, processor = load(source)
+    with new_folder(args.output_dir, needed=sum(p.nbytes for p in model.parameters())) as folder:
+        if args.format == "ollama":  # first, as it may be refused
+            ends = processor.tokenizer.convert_ids_to_tokens(ends_of_answer(model, processor))
+            text = modelfile(collator_of(processor).encoder.template, [LANGUAGE_FILE, VISION_FILE], ends)
+            (folder / MODELFILE).write_text(text, encoding="utf-8")
+        write_language_model(model, processor, folder / LANGUAGE_FILE)
+        write_vision(model, processor, folder / VISION_FILE)
+
+
+def write_folder(source: Path, args: argparse.Namespace) -> None:
+    """Writes the folder again."""
+    needed = sum(path.stat().st_size for path in source.iterdir() if path.is_file())
+    with new_folder(args.output_dir, needed=needed) as folder:
+        print(f"{copy_with_older_names(source, folder)} weights have the names of transformers 4 there")
+
+
+if __name__ == "__main__":
+    main()
