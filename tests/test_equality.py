@@ -54,7 +54,7 @@ def test_accumulated_batches_of_one(alone, llava, data, tmp_path, train_type):
     assert_equal_runs(tmp_path / "out", alone(train_type))
 
 
-@pytest.mark.parametrize("train_type", TRAIN_TYPES)
+@pytest.mark.parametrize("train_type", [pytest.param(t, marks=[pytest.mark.slow] * (t == "none")) for t in TRAIN_TYPES])
 def test_two_ranks_with_zero2(runs, alone, train_type):
     output, _ = runs(train_type)
     assert weights(output).keys() == weights(alone(train_type)).keys()  # in the files, too

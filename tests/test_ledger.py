@@ -142,43 +142,41 @@ def as_promised(steps, sources, batch):
 
 
 KINDS = {"map": "none", "mixture": "use_lora", "packing": "freeze_vision", "streaming": "projector"}
+SLOW = ("map", "packing")  # a mixture is read as a map, too
 # ranks, workers, samples per micro-batch, micro-batches
 LAYOUTS = [(1, 0, 4, 1), (1, 1, 2, 2), (1, 3, 4, 1), (2, 0, 2, 1), (2, 2, 1, 2), (2, 3, 3, 2)]
 RESUMED = [((2, 1, 2, 1), (2, 0, 2, 1)), ((1, 2, 4, 1), (2, 3, 1, 2))]  # before and after
 
 
-@pytest.fixture(scope="module")
-def runs(llava, kinds, tmp_path_factory):
-    """All of them, by kind: without and with a kill; and what was said."""
-    made, chains = {}, []
-    for kind, train_type in KINDS.items():
-        folder, data = tmp_path_factory.mktemp(kind), kinds[kind][0]
-        often = [spec(llava, data, folder / str(i), *way, save_steps=100) for i, way in enumerate(LAYOUTS)]
-        chains += [[one] for one in often]
-        # with captions and evaluations on the way
-        data = [*data, "--train_type", train_type, "--sample_steps", 3, "--eval_data_path", kinds["map"][0][1]]
-        data += ["--eval_strategy", "steps", "--eval_steps", 3]
-        killed = [
-            [
-                spec(llava, data, folder / f"killed{i}", *before, kill=9),
-                spec(llava, data, folder / f"killed{i}", *after, resume_from_checkpoint="true"),
-            ]
-            for i, (before, after) in enumerate(RESUMED)
+@pytest.fixture(
+    scope="module", params=[pytest.param(kind, marks=[pytest.mark.slow] * (kind in SLOW)) for kind in KINDS]
+)
+def runs(request, llava, kinds, tmp_path_factory):
+    """Of a kind: its name, all runs without and with a kill, and what was said."""
+    kind = request.param
+    folder, data = tmp_path_factory.mktemp(kind), kinds[kind][0]
+    often = [spec(llava, data, folder / str(i), *way, save_steps=100) for i, way in enumerate(LAYOUTS)]
+    # with captions and evaluations on the way
+    data = [*data, "--train_type", KINDS[kind], "--sample_steps", 3, "--eval_data_path", kinds["map"][0][1]]
+    data += ["--eval_strategy", "steps", "--eval_steps", 3]
+    killed = [
+        [
+            spec(llava, data, folder / f"killed{i}", *before, kill=9),
+            spec(llava, data, folder / f"killed{i}", *after, resume_from_checkpoint="true"),
         ]
-        chains += killed
-        made[kind] = (often, killed)
-    (tmp_path_factory.getbasetemp() / "runs.json").write_text(json.dumps(chains))
-    command = (sys.executable, ROOT / "tests" / "ledger.py", tmp_path_factory.getbasetemp() / "runs.json")
-    return made, run(*command, OMP_NUM_THREADS="1").stderr
+        for i, (before, after) in enumerate(RESUMED)
+    ]
+    (folder / "runs.json").write_text(json.dumps([*([one] for one in often), *killed]))
+    command = (sys.executable, ROOT / "tests" / "ledger.py", folder / "runs.json")
+    return kind, often, killed, run(*command, OMP_NUM_THREADS="1").stderr
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_each_record_as_often_as_promised(runs, kinds, pixels, kind):
+def test_each_record_as_often_as_promised(runs, kinds, pixels):
     """One and two ranks, none to three workers, with and without accumulation; one order for all with as many samples
     in a step."""
-    made, log = runs
+    kind, often, _, log = runs
     orders = []
-    for one, (ranks, _, size, accumulation) in zip(made[kind][0], LAYOUTS, strict=True):
+    for one, (ranks, _, size, accumulation) in zip(often, LAYOUTS, strict=True):
         codes, lines = read(one)
         assert codes == [0] * ranks, log[-3000:]
         orders.append(samples(lines, pixels))
@@ -186,12 +184,11 @@ def test_each_record_as_often_as_promised(runs, kinds, pixels, kind):
     assert all(order == orders[0] for order in orders[:-1])
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_same_with_a_kill_in_the_middle(runs, pixels, kind):
+def test_the_same_with_a_kill_in_the_middle(runs, pixels):
     """Killed in the second epoch, then resumed with other workers, other micro-batches and another number of ranks."""
-    made, log = runs
-    expected = samples(read(made[kind][0][0])[1], pixels)
-    for before, after in made[kind][1]:
+    _, often, killed, log = runs
+    expected = samples(read(often[0])[1], pixels)
+    for before, after in killed:
         (codes, lines), (codes_after, lines_after) = read(before), read(after)
         assert codes[-1] == -signal.SIGKILL and set(codes_after) == {0}, log[-3000:]
         seen = samples(lines, pixels)

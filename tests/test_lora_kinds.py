@@ -95,7 +95,7 @@ RUNS = {
 }
 
 
-@pytest.mark.parametrize("kind", RUNS)
+@pytest.mark.parametrize("kind", ["DoRA, rsLoRA, LoRA+", pytest.param("orthogonal", marks=pytest.mark.slow)])
 def test_saved_merged_and_resumed(llava, data, tmp_path, kind):
     """The adapter in plain PEFT, the merged folder in plain transformers, and a run that was cut off in the middle."""
     flags = [word for name, value in RUNS[kind].items() for word in (f"--{name}", str(value).lower())]

@@ -231,6 +231,7 @@ def test_what_is_too_long_is_cut_or_left_out(llava, data, tmp_path):
     assert done.returncode == 2 and "no record has an answer that fits into --model_max_length 10" in done.stderr
 
 
+@pytest.mark.slow
 def test_sample_captions_do_not_change_the_run(runs, llava, data, tmp_path):
     """Printed, drawn and in TensorBoard, under ZeRO-2 with two ranks; losses and weights stay equal bit for bit."""
     output, _ = runs("use_lora")
