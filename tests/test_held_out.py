@@ -61,6 +61,7 @@ def with_answers(data, indices, answer, folder):
 
 
 FIGURES = ("loss", "exact_match", "bleu_1", "bleu_4", "rouge_l", "cider")  # of captions
+IMAGES = ("image_records", "loss_own_image", "loss_other_image", "loss_grey_image", "image_gain", "image_gain_error")
 
 
 def evaluated(model, data, output, *flags):
@@ -72,8 +73,8 @@ def evaluated(model, data, output, *flags):
 
 def assert_same(log, expected):
     """What a training has logged of an evaluation, and what evaluate says."""
-    for name in FIGURES:
-        assert log[f"eval_{name}"] == pytest.approx(expected[name], rel=1e-5), name
+    for name in (*FIGURES, *IMAGES):
+        assert log[f"eval_{name}"] == pytest.approx(expected[name], rel=1e-5, abs=1e-6), name
 
 
 @pytest.mark.parametrize(
@@ -117,6 +118,8 @@ def test_two_ranks(llava, data, answerable, tmp_path):
     for step in (3, 6):
         assert_same(logs[step], evaluated(tmp_path / "run" / f"checkpoint-{step}", answerable, tmp_path / str(step)))
     assert f"held-out loss {logs[6]['eval_loss']:.4f}  exact match" in done.stdout
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "| does it look at the image? | 8 records with another image are too few" in card
 
 
 def test_the_best_is_kept_and_training_goes_on_as_without(llava, data, held_out, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Does the model look at the image? A trained one does, an untrained one gives no sign of it, a blind one does not."""
 
 import json
+import statistics
 
 import numpy as np
 import pytest
@@ -58,7 +59,7 @@ def test_a_trained_model_looks(trained, colours):
     found = losses(*trained, dataset)
     means = figures(found)
     assert means["image_records"] == 16 and means["loss_own_image"] < 0.1 < means["loss_other_image"]
-    assert verdict(found).startswith("The model looks at the image: with its own, a token of the answer is ")
+    assert verdict(means).startswith("The model looks at the image: with its own, a token of the answer is ")
     model, processor = trained
     # the same by hand, with the plain model; the next record of another colour is one or two behind
     examples = list(dataset)[1:]
@@ -74,7 +75,7 @@ def test_a_trained_model_looks(trained, colours):
 
 def test_an_untrained_model_shows_no_sign(llava, colours):
     found = losses(*load(llava), LlavaDataset(colours))
-    assert not verdict(found).startswith("The model looks")
+    assert not verdict(figures(found)).startswith("The model looks")
 
 
 def test_a_blind_model_ignores_the_image(trained, colours, llava, tmp_path):
@@ -119,9 +120,14 @@ def test_verdicts():
     rng = np.random.default_rng(0)
     noise = [Losses(10, 10 + gain, 10 + gain, 10) for gain in rng.normal(0, 5, 200)]
     clear = [Losses(10, 20 + gain, 15, 10) for gain in rng.normal(0, 5, 200)]
-    assert verdict(noise).startswith("No sign that") and "looks at the image: " in verdict(clear)
-    assert f" {np.exp(figures(clear)['loss_other_image'] - 1):.3g} times" in verdict(clear)
-    assert verdict(clear[:9]).startswith("9 records with another image are too few")
+    said = {name: verdict(figures(some)) for name, some in {"noise": noise, "clear": clear, "few": clear[:9]}.items()}
+    assert said["noise"].startswith("No sign that") and "looks at the image: " in said["clear"]
+    assert f" {np.exp(figures(clear)['loss_other_image'] - 1):.3g} times" in said["clear"]
+    assert said["few"].startswith("9 records with another image are too few")
+    gains = [each.other - 10 for each in clear]
+    assert figures(clear)["image_gain"] == pytest.approx(statistics.mean(gains))
+    assert figures(clear)["image_gain_error"] == pytest.approx(statistics.stdev(gains) / len(gains) ** 0.5)
     # 99.9% of the loss, as rounding in 16 bits may change it
-    assert verdict([Losses(10, 10.005, 9.995, 10)] * 20).startswith("The model ignores the image")
-    assert verdict([Losses(10, 9, 9, 10)] * 20).startswith("No sign")  # another image serves better: it does not look
+    assert verdict(figures([Losses(10, 10.005, 9.995, 10)] * 20)).startswith("The model ignores the image")
+    better = figures([Losses(10, 9, 9, 10)] * 20)  # another image serves better: it does not look
+    assert verdict(better).startswith("No sign") and figures(clear[:1])["image_gain_error"] == 0

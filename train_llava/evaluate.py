@@ -192,8 +192,9 @@ def write_results(
     """Writes what `evaluate` has found into --output_dir, and shows it in short."""
     metrics, each = metrics_of(rows, args.metric)
     categories = categories_of(rows, args.metric)
-    image_use = verdict(losses) if losses else "No two images that look different: nothing to say about their use."
-    metrics |= figures(losses) if losses else {}
+    shown = figures(losses) if losses else {}
+    image_use = verdict(shown) if losses else "No two images that look different: nothing to say about their use."
+    metrics |= shown
     rows = [{"answer" if name == "caption" else name: value for name, value in row.items()} for row in rows]
     rows = [row | values for row, values in zip(rows, each, strict=True)]
     title = f"{args.adapter_name_or_path or args.model_name_or_path} on {', '.join(args.data_path)}"

@@ -89,23 +89,25 @@ def examples_by_image(
 
 
 def figures(losses: Sequence[Losses]) -> dict[str, float]:
-    """The mean loss per answer token given each image, and the number of records."""
+    """The number of records, the mean loss per answer token given each image, and by how much the loss of a record
+    grows with another one's image: the mean over records, and its standard error (0 of a single record)."""
     own, other, grey, tokens = (sum(values) for values in zip(*losses, strict=True))
     means = {"loss_own_image": own / tokens, "loss_other_image": other / tokens, "loss_grey_image": grey / tokens}
-    return {"image_records": len(losses), **means}
+    gains = np.array([each.other - each.own for each in losses])
+    error = gains.std(ddof=1) / math.sqrt(len(gains)) if len(gains) > 1 else 0.0
+    return {"image_records": len(losses), **means, "image_gain": gains.mean().item(), "image_gain_error": float(error)}
 
 
-def verdict(losses: Sequence[Losses]) -> str:
-    """The figures in words. The model looks at images if another record's image makes its answers less likely, by more
-    than CLEAR standard errors of the mean over records; it ignores them if no image changes its loss."""
-    means = figures(losses)
-    own, other, grey = means["loss_own_image"], means["loss_other_image"], means["loss_grey_image"]
-    if len(losses) < ENOUGH:
-        return f"{len(losses)} records with another image are too few to say whether the model looks at the image."
+def verdict(figures: dict[str, float]) -> str:
+    """`figures` in words. The model looks at images if another record's image makes its answers less likely, by more
+    than CLEAR standard errors; it ignores them if no image changes its loss."""
+    own, other, grey = (figures[f"loss_{which}_image"] for which in ("own", "other", "grey"))
+    if figures["image_records"] < ENOUGH:
+        few = figures["image_records"]
+        return f"{few:g} records with another image are too few to say whether the model looks at the image."
     if max(abs(other - own), abs(grey - own)) <= SAME * own:
         return "The model ignores the image: its loss is the same whatever it is shown."
-    gains = np.array([each.other - each.own for each in losses])
-    if gains.mean() <= CLEAR * gains.std(ddof=1) / math.sqrt(len(gains)):
+    if figures["image_gain"] <= CLEAR * figures["image_gain_error"]:
         return "No sign that the model looks at the image: another record's image serves as well as its own."
     times = math.exp(min(other - own, 100))
     return (

@@ -10,6 +10,7 @@ from train_llava.arguments import LlavaTrainingArguments
 from train_llava.cli import InputError
 from train_llava.data import LlavaDataset
 from train_llava.model.generate import MAX_NEW_TOKENS, SORTED, caption_rows
+from train_llava.model.image_use import figures, losses_by_image, sample
 from train_llava.model.load import Model
 from train_llava.scores.scorable import check_metrics, score_names
 from train_llava.scores.scoring import CAPTION, score
@@ -29,7 +30,7 @@ def held_out_score(
     alive: Callable[[], Any],
 ) -> dict[str, float]:
     """What `train_llava.evaluate` says of these weights and records, but for the loss: the model's own answer to each
-    first question, greedily, beside the reference.
+    first question, greedily, beside the reference; and how much the images matter.
 
     Rank r answers records r, r + ranks, ..., and every rank gets the score of all: each decides which model is best. A
     rank works through its records on its own, so its weights must be whole (not under ZeRO-3 or FSDP). In memory at a
@@ -53,7 +54,17 @@ def held_out_score(
                 yield {"index": index, **row, "image": None}
             alive()
 
-    return score(gather_rows(rows()))
+    return score(gather_rows(rows())) | image_use(model, processor, dataset, args)
+
+
+def image_use(
+    model: Model, processor: LlavaProcessor, dataset: LlavaDataset, args: LlavaTrainingArguments
+) -> dict[str, float]:
+    """What `train_llava.evaluate` says of how much the images matter; nothing where all look alike."""
+    share = slice(args.process_index, None, args.world_size)
+    losses = losses_by_image(model, processor, dataset, sample(dataset), args.eval_batch_size, share)
+    losses = gather_object(losses)
+    return figures(losses) if losses else {}
 
 
 def gather_rows(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

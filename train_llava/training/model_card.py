@@ -17,6 +17,7 @@ from train_llava.cli import write_whole
 from train_llava.ingest.bad_images import BadImages
 from train_llava.ingest.data_files import parse_data_path, paths_of
 from train_llava.model.folder import CARD, is_foreign_card
+from train_llava.model.image_use import verdict
 from train_llava.model.structure import components_table
 from train_llava.pages.charts import chart
 
@@ -98,12 +99,14 @@ def write_card(
     draw_curves(history, folder / "curves.png")
     adapter, base = isinstance(model, PeftModel), model_args.model_name_or_path
     step, scores = held_out(state, args)
+    looks = verdict(scores) if "image_records" in scores else ""
     facts = {
         "trained from": f"`{name_of(base)}`",
         "strategy": f"`--train_type {model_args.train_type}`",
         "data": ", ".join(map(data_name, data_args.data_path)),
         "held-out data": ", ".join(map(data_name, data_args.eval_data_path or [])),
         **{f"held-out {name}, at step {step:,}": f"{value:.4f}" for name, value in scores.items()},
+        "does it look at the image?": looks,
         "images": BadImages(folder / "bad_images.jsonl", 0).summary().replace(f"{folder}/", ""),
         "steps": f"{state.global_step:,} of {args.step_size} {args.step_unit} each on {args.world_size} ranks",
         "epochs": f"{state.epoch or 0:.3g}",
