@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import ROOT, call
 from flag_classes import EQUAL, NO_EFFECT, OURS, table
+from torch.utils import cpp_extension
 from trainers import trainer_of
 from transformers import Trainer
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
@@ -115,6 +116,22 @@ def test_refused_parallelism():
     args.parallelism_config = object()  # which transformers builds on machines with several GPUs alone
     with pytest.raises(InputError, match="--parallelism_config"):
         check_flags(ModelArguments(""), DataArguments([]), args)
+
+
+def test_an_adam_that_cannot_be_compiled_is_refused(monkeypatch):
+    """Where a folder of PyTorch's own has a blank in its name; only an optimizer in host memory needs a compiler."""
+    configs = ("zero2_offload.json", "zero3.json")
+    monkeypatch.setattr(cpp_extension, "TORCH_LIB_PATH", "/opt/with/torch/lib")
+    offload, other = (
+        LlavaTrainingArguments("x", use_cpu=True, report_to="none", deepspeed=str(ROOT / "ds_configs" / name))
+        for name in configs
+    )
+    check_flags(ModelArguments(""), DataArguments([]), offload)
+    monkeypatch.setattr(cpp_extension, "TORCH_LIB_PATH", "/opt/with a blank/torch/lib")
+    check_flags(ModelArguments(""), DataArguments([]), other)
+    with pytest.raises(InputError, match=r"zero2_offload.json: .* cannot be compiled, .* name, /opt/with a blank/"):
+        check_flags(ModelArguments(""), DataArguments([]), offload)
+    unset_hf_deepspeed_config()
 
 
 def test_several_gpus_in_one_process_are_refused(llava, data):

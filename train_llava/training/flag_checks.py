@@ -4,9 +4,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from deepspeed.git_version_info import installed_ops
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
+from torch.utils import cpp_extension
 from transformers import Trainer
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.utils import is_flash_attn_2_available, is_liger_kernel_available
@@ -57,6 +59,7 @@ def check_flags(model_args: ModelArguments, data_args: DataArguments, args: Llav
     check_one_gpu(args)
     if args.deepspeed and {"optimizer", "scheduler"} & {*args.hf_deepspeed_config.config}:
         raise InputError(f"--deepspeed {args.deepspeed}: leave optimizer and scheduler out of it, they are flags here.")
+    check_offload(args)
     if args.train_sampling_strategy not in SAMPLING:
         raise InputError(f"--train_sampling_strategy {args.train_sampling_strategy}: there are {', '.join(SAMPLING)}.")
     if data_args.streaming and args.train_sampling_strategy == "group_by_length":
@@ -71,6 +74,22 @@ def check_flags(model_args: ModelArguments, data_args: DataArguments, args: Llav
     check_packs(data_args, args)
     check_services(args)
     check_kernels(model_args, args)
+
+
+def check_offload(args: LlavaTrainingArguments) -> None:
+    """Refuses an optimizer in host memory where DeepSpeed could not compile its Adam: torch writes its own folder into
+    the linker's command without quotation marks (2.13, utils/cpp_extension.py).
+
+    Raises:
+        InputError: this folder has a blank in its name.
+    """
+    compiles = args.deepspeed and args.hf_deepspeed_config.is_offload() and not installed_ops.get("cpu_adam")
+    if compiles and " " in cpp_extension.TORCH_LIB_PATH:
+        raise InputError(
+            f"--deepspeed {args.deepspeed}: DeepSpeed's Adam for the CPU cannot be compiled, as PyTorch lies in a "
+            f"folder with a blank in its name, {cpp_extension.TORCH_LIB_PATH}. Run this from a folder without, or give an "
+            "environment that lies in one, as in PYTHON=/opt/venv/bin/python bash run_zero2.sh."
+        )
 
 
 def check_one_gpu(args: LlavaTrainingArguments) -> None:
