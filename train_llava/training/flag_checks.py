@@ -87,8 +87,8 @@ def check_offload(args: LlavaTrainingArguments) -> None:
     if compiles and " " in cpp_extension.TORCH_LIB_PATH:
         raise InputError(
             f"--deepspeed {args.deepspeed}: DeepSpeed's Adam for the CPU cannot be compiled, as PyTorch lies in a "
-            f"folder with a blank in its name, {cpp_extension.TORCH_LIB_PATH}. Run this from a folder without, or give an "
-            "environment that lies in one, as in PYTHON=/opt/venv/bin/python bash run_zero2.sh."
+            f"folder with a blank in its name, {cpp_extension.TORCH_LIB_PATH}. Run this from a folder without, or give "
+            "an environment that lies in one, as in PYTHON=/opt/venv/bin/python bash run_zero2.sh."
         )
 
 
