@@ -3,7 +3,7 @@
     python scripts/check_flags.py --learning_rat 1e-4
 
 An import of transformers' flags takes seconds, so their names are read out of its source, and ours out of
-train_llava/arguments.py and train_llava/training/renamed.py. Values are left to the training's own parser.
+train_llava/planning/arguments.py and train_llava/training/renamed.py. Values are left to the training's own parser.
 """
 
 import ast
@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1] / "train_llava"
-ARGUMENTS, OLD_FLAGS = PACKAGE / "arguments.py", PACKAGE / "training" / "renamed.py"
+ARGUMENTS, OLD_FLAGS = PACKAGE / "planning" / "arguments.py", PACKAGE / "training" / "renamed.py"
 
 
 def fields(file: Path) -> dict[str, list[str]]:

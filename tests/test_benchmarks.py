@@ -12,7 +12,7 @@ from train_llava.cli import InputError
 from train_llava.data import LlavaDataset
 from train_llava.ingest.formats import FORMATS
 from train_llava.ingest.readers import records_in
-from train_llava.scores.scoring import NAMES
+from train_llava.pages.scores.scoring import NAMES
 
 METRICS = {"vqav2": "vqa", "textvqa": "vqa", "gqa": "exact", "docvqa": "anls", "chartqa": "relaxed", "pope": "yes_no"}
 SHORT = "\nAnswer the question using a single word or phrase."

@@ -11,12 +11,12 @@ from trainers import trainer_of
 from transformers import TrainerControl, TrainerState
 
 from train_llava import train
-from train_llava.arguments import LlavaTrainingArguments, ModelArguments
 from train_llava.cli import InputError
 from train_llava.data import LlavaCollator, LlavaDataset
 from train_llava.model.config import load_llava_config
 from train_llava.model.load import load_processor
 from train_llava.planning import budget
+from train_llava.planning.arguments import LlavaTrainingArguments, ModelArguments
 from train_llava.planning.budget import check_memory_budget, checkpoint_bytes, free_memory, model_bytes
 from train_llava.planning.workload import longest_batch
 from train_llava.training.callbacks import DiskSpaceCallback

@@ -24,9 +24,9 @@ from train_llava.model.answer_losses import answer_losses
 from train_llava.model.freeze import LoraSettings, apply_train_type
 from train_llava.model.generate import caption_rows, first_question
 from train_llava.model.load import load
-from train_llava.scores import captions
-from train_llava.scores.captions import caption_metrics, words
-from train_llava.scores.scoring import score_each
+from train_llava.pages.scores import captions
+from train_llava.pages.scores.captions import caption_metrics, words
+from train_llava.pages.scores.scoring import score_each
 
 
 @pytest.fixture(scope="module")

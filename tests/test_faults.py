@@ -235,9 +235,9 @@ def test_the_estimate_of_a_checkpoint_is_what_it_takes(llava, data, tmp_path, tr
 
 def test_what_does_not_fit_into_memory_is_refused_before_the_weights_are_loaded(tmp_path):
     """A trillion weights, which this test itself only talks about."""
-    from train_llava.arguments import LlavaTrainingArguments
     from train_llava.cli import InputError
     from train_llava.planning.activations import Batch, Stage
+    from train_llava.planning.arguments import LlavaTrainingArguments
     from train_llava.planning.budget import memory_verdict
     from train_llava.planning.memory import MemoryModel, ZeroConfig
 

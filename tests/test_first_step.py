@@ -11,7 +11,7 @@ from training import ANY_BATCH, losses, zero2
 from transformers import Trainer, TrainerControl, TrainerState
 
 from train_llava import train
-from train_llava.arguments import LlavaTrainingArguments
+from train_llava.planning.arguments import LlavaTrainingArguments
 from train_llava.planning.micro_batch import LIMIT_FILE
 from train_llava.training import callbacks, first_step
 from train_llava.training.callbacks import ProgressLine

@@ -14,9 +14,9 @@ from transformers import Trainer
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from train_llava import train
-from train_llava.arguments import DataArguments, LlavaTrainingArguments, ModelArguments
 from train_llava.cli import InputError
 from train_llava.estimate import main as estimate
+from train_llava.planning.arguments import DataArguments, LlavaTrainingArguments, ModelArguments
 from train_llava.training.flag_checks import REFUSED, check_flags
 from train_llava.training.renamed import RENAMED
 from train_llava.training.trainer import LlavaTrainer

@@ -10,9 +10,9 @@ import pytest
 from conftest import call
 
 from train_llava import train
-from train_llava.arguments import LlavaTrainingArguments
 from train_llava.cli import InputError
 from train_llava.planning import micro_batch
+from train_llava.planning.arguments import LlavaTrainingArguments
 from train_llava.planning.micro_batch import choose_micro_batch, smaller_micro_batch
 from train_llava.training.resume import same_batch
 

@@ -9,12 +9,12 @@ from conftest import call
 from trainers import trainer_of
 from training import losses, weights, zero2
 
-from train_llava.arguments import LlavaTrainingArguments
 from train_llava.cli import InputError
 from train_llava.data import LlavaCollator, LlavaDataset
 from train_llava.evaluate import main as evaluate
 from train_llava.model.generate import first_question, generate
 from train_llava.model.load import load, load_processor
+from train_llava.planning.arguments import LlavaTrainingArguments
 from train_llava.train import main as train
 from train_llava.training.held_out import check_scores
 from train_llava.training.trainer import LlavaTrainer

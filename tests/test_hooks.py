@@ -36,9 +36,9 @@ from transformers import Trainer
 from transformers.models.clip.modeling_clip import CLIPEncoder
 from transformers.models.siglip.modeling_siglip import SiglipEncoder
 
-from train_llava.arguments import DataArguments, LlavaTrainingArguments, ModelArguments
 from train_llava.model.freeze import apply_train_type
 from train_llava.model.load import load
+from train_llava.planning.arguments import DataArguments, LlavaTrainingArguments, ModelArguments
 
 NAMES = [
     "accelerate.Accelerator.clip_grad_norm_",

@@ -14,12 +14,12 @@ from training import losses, weights
 from transformers import LlavaForConditionalGeneration, Trainer
 
 from train_llava import merge_lora, train
-from train_llava.arguments import DataArguments, LlavaTrainingArguments, ModelArguments
 from train_llava.cli import InputError
 from train_llava.data import LlavaCollator
 from train_llava.estimate import main as estimate
 from train_llava.model.freeze import LoraSettings, apply_train_type
 from train_llava.model.load import load, load_processor
+from train_llava.planning.arguments import DataArguments, LlavaTrainingArguments, ModelArguments
 from train_llava.training.flag_checks import check_flags
 from train_llava.training.trainer import LlavaTrainer
 

@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard
 from transformers import TrainerState
 
 from train_llava import train
-from train_llava.arguments import LlavaTrainingArguments
+from train_llava.planning.arguments import LlavaTrainingArguments
 from train_llava.training.model_card import card_header, held_out
 
 

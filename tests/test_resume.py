@@ -12,9 +12,9 @@ from trainers import TRAIN_TYPES
 from training import losses, weights
 
 from train_llava import train
-from train_llava.arguments import LlavaTrainingArguments
 from train_llava.cli import InputError
 from train_llava.data import LlavaDataset
+from train_llava.planning.arguments import LlavaTrainingArguments
 from train_llava.training.resume import BEST, check_resumable, checkpoint_to_resume, write_run
 
 FLAGS = ["--use_cpu", "true", "--report_to", "none", "--logging_steps", 1, "--train_type", "projector"]

@@ -15,13 +15,13 @@ from transformers import CLIPVisionConfig, Gemma3TextConfig, Qwen2Config, Siglip
 from benchmarks.full_size import kernels as full_size_kernels
 from benchmarks.full_size import published
 from benchmarks.result import RESULTS
-from train_llava.arguments import LlavaTrainingArguments, ModelArguments
 from train_llava.model.config import compose_config
 from train_llava.model.freeze import LoraSettings
 from train_llava.model.loss import patch_forward
 from train_llava.model.structure import llava_in
 from train_llava.planning import kernels as kernels_module
 from train_llava.planning.activations import Batch
+from train_llava.planning.arguments import LlavaTrainingArguments, ModelArguments
 from train_llava.planning.foretell import foretell
 from train_llava.planning.kernels import Kernel, KernelCounter, Way, count_kernels, inputs_of, micro_step
 from train_llava.planning.meta_model import meta_model

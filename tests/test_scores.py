@@ -5,10 +5,10 @@ import random
 import pytest
 from sklearn.metrics import precision_recall_fscore_support
 
-from train_llava.scores.scoring import NAMES, problem, score, score_each
-from train_llava.scores.short_answers import accuracy, anls, choice_accuracy, edit_distance, relaxed_accuracy
-from train_llava.scores.vqa import normalise, vqa_accuracy
-from train_llava.scores.yes_no import says_yes, yes_no_figures
+from train_llava.pages.scores.scoring import NAMES, problem, score, score_each
+from train_llava.pages.scores.short_answers import accuracy, anls, choice_accuracy, edit_distance, relaxed_accuracy
+from train_llava.pages.scores.vqa import normalise, vqa_accuracy
+from train_llava.pages.scores.yes_no import says_yes, yes_no_figures
 
 # What the processor of EvalAI, as MMF and LLaVA have it (m4c_evaluator.py), makes of these texts
 OFFICIAL = {

@@ -187,7 +187,7 @@ SPEAKING = """
 import logging, sys, warnings
 from transformers import logging as theirs
 from deepspeed.utils import logger
-from train_llava.arguments import LlavaTrainingArguments
+from train_llava.planning.arguments import LlavaTrainingArguments
 from train_llava.training.run_log import RunLog
 
 warnings.simplefilter("always")

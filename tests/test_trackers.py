@@ -10,9 +10,9 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers.integrations import get_reporting_integration_callbacks
 
-from train_llava.arguments import LlavaTrainingArguments
 from train_llava.cli import InputError
 from train_llava.pages.caption_sheet import draw_sheet
+from train_llava.planning.arguments import LlavaTrainingArguments
 from train_llava.training import flag_checks
 from train_llava.training.samples import LogGenerationsCallback
 from train_llava.training.trackers import TRACKERS

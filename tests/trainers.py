@@ -6,10 +6,10 @@ import pytest
 import torch
 from transformers import Trainer
 
-from train_llava.arguments import LlavaTrainingArguments
 from train_llava.data import LlavaCollator, LlavaDataset
 from train_llava.model.freeze import LoraSettings, apply_train_type
 from train_llava.model.load import load
+from train_llava.planning.arguments import LlavaTrainingArguments
 from train_llava.training.trainer import LlavaTrainer
 
 TRAIN_TYPES = ["use_lora", "freeze_vision", "none", "projector"]

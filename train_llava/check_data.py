@@ -23,7 +23,6 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from transformers import LlavaConfig
 
-from train_llava.arguments import MAX_BAD_IMAGES
 from train_llava.cli import (
     InputError,
     check_same,
@@ -43,6 +42,7 @@ from train_llava.ingest.sources import LISTED, Source
 from train_llava.model.config import max_positions
 from train_llava.model.load import fetch, load_processor
 from train_llava.pages.charts import COLOUR, chart
+from train_llava.planning.arguments import MAX_BAD_IMAGES
 from train_llava.processing.chat import ChatEncoder
 from train_llava.processing.images import open_image, tokens_per_image
 from train_llava.processing.token_lengths import too_long

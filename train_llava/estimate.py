@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from transformers import LlavaConfig
 
-from train_llava.arguments import DataArguments, FlagParser, ModelArguments, flag
 from train_llava.cli import InputError, command
 from train_llava.data import LlavaCollator, LlavaDataset
 from train_llava.model.backbones import load_tokenizer
@@ -29,6 +28,7 @@ from train_llava.model.config import (
 )
 from train_llava.model.load import load_processor
 from train_llava.model.structure import STRATEGIES, components_table
+from train_llava.planning.arguments import DataArguments, FlagParser, ModelArguments, flag
 from train_llava.planning.budget import checkpoint_bytes, model_bytes
 from train_llava.planning.flops import PEAKS, StepFlops
 from train_llava.planning.kernels import Way

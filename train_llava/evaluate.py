@@ -39,9 +39,9 @@ from train_llava.model.answer_losses import answer_losses
 from train_llava.model.generate import MAX_NEW_TOKENS, SORTED, caption_rows
 from train_llava.model.image_use import Losses, figures, losses_by_image, sample, verdict
 from train_llava.model.load import Model, accelerator, load
+from train_llava.pages.scores.scorable import check_metrics
+from train_llava.pages.scores.scoring import CAPTION, NAMES, score_each
 from train_llava.pages.thumbnails import thumbnail
-from train_llava.scores.scorable import check_metrics
-from train_llava.scores.scoring import CAPTION, NAMES, score_each
 
 TEMPLATE = Path(__file__).parent / "pages" / "evaluate.html.jinja"
 WRITTEN = ("metrics.json", "samples.jsonl", "report.html")

@@ -17,7 +17,6 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.trainer_callback import ProgressCallback
 
-from train_llava.arguments import DataArguments, LlavaTrainingArguments, ModelArguments
 from train_llava.cli import InputError, command, shared_output_folder
 from train_llava.data import MULTIPLE, LlavaCollator, LlavaDataset
 from train_llava.ingest.bad_images import BadImages
@@ -26,6 +25,7 @@ from train_llava.model.config import load_llava_config, max_positions
 from train_llava.model.freeze import apply_train_type
 from train_llava.model.load import fetch, gpu, load, load_processor, take_memory_in_blocks_that_grow
 from train_llava.model.structure import components_table
+from train_llava.planning.arguments import DataArguments, LlavaTrainingArguments, ModelArguments
 from train_llava.planning.budget import check_memory_budget, no_deepspeed_config
 from train_llava.planning.foretell import foretell, this_gpu
 from train_llava.planning.workload import Workload, fullest_pack, longest_batch

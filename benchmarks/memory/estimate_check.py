@@ -32,12 +32,12 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, PreTrainedC
 
 from benchmarks.memory.simulate import peak_of_step
 from benchmarks.result import RESULTS, head, parser, write
-from train_llava.arguments import LlavaTrainingArguments
 from train_llava.cli import command
 from train_llava.estimate import memory_budget, used_on_device, zero_config
 from train_llava.model.config import compose_config
 from train_llava.model.structure import STRATEGIES
 from train_llava.planning.activations import Batch
+from train_llava.planning.arguments import LlavaTrainingArguments
 from train_llava.planning.memory import MemoryModel, ZeroConfig
 from train_llava.planning.meta_model import meta_model
 from train_llava.planning.roofline import GPUS

@@ -38,12 +38,12 @@ from benchmarks.script import last_line
 from benchmarks.speed.messages import messages_of, prompts_and_completions
 from benchmarks.speed.original_way import Original
 from tests.qwen_tokenizer import qwen_tokenizer
-from train_llava.arguments import LlavaTrainingArguments
 from train_llava.build_model import build_llava
 from train_llava.data import LlavaCollator, LlavaDataset
 from train_llava.model.folder import save_llava
 from train_llava.model.freeze import LoraSettings, apply_train_type
 from train_llava.model.load import load
+from train_llava.planning.arguments import LlavaTrainingArguments
 from train_llava.processing.chat import IGNORE_INDEX
 from train_llava.training.callbacks import peak_memory_gb
 from train_llava.training.trainer import LlavaTrainer

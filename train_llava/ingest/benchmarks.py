@@ -30,7 +30,7 @@ LONGEST_CATEGORY = 100  # characters
 class Benchmark(NamedTuple):
     """How the records of a benchmark are read.
 
-    `metric`: one of train_llava.scores.scoring.METRICS; `question`: its field; `image`: of a record, the name of its
+    `metric`: one of METRICS in pages/scores/scoring.py; `question`: its field; `image`: of a record, the name of its
     file; `answer`: of a record, the one to train on, if it has one; `category`: of a record and its file's name.
     """
 

@@ -12,11 +12,11 @@ from torch import nn
 from transformers import LlavaConfig
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
-from train_llava.arguments import LlavaTrainingArguments, ModelArguments
 from train_llava.cli import InputError
 from train_llava.model.load import gpu
 from train_llava.model.structure import count_trained, count_weights, llava_in
 from train_llava.planning.activations import Batch
+from train_llava.planning.arguments import LlavaTrainingArguments, ModelArguments
 from train_llava.planning.memory import MemoryModel, ZeroConfig, optimizer_bytes, reduces_once
 from train_llava.planning.meta_model import meta_model
 from train_llava.planning.micro_batch import SPARE, choose_micro_batch

@@ -3,8 +3,8 @@
 import torch
 from transformers import LlavaConfig
 
-from train_llava.arguments import LlavaTrainingArguments, ModelArguments
 from train_llava.model.load import gpu
+from train_llava.planning.arguments import LlavaTrainingArguments, ModelArguments
 from train_llava.planning.kernels import Way
 from train_llava.planning.roofline import kind_of_gpu
 from train_llava.planning.speed import hours

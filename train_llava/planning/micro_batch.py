@@ -10,7 +10,7 @@ from pathlib import Path
 
 from accelerate.utils import gather_object
 
-from train_llava.arguments import LlavaTrainingArguments
+from train_llava.planning.arguments import LlavaTrainingArguments
 
 MOST = 64  # samples; long before that a GPU's products are as fast as they get
 SPARE = 0.1  # of the memory: kernels, NCCL, what the allocator loses between blocks, and the estimate's own error

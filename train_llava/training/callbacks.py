@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from train_llava.arguments import LlavaTrainingArguments
 from train_llava.model.load import gpu
+from train_llava.planning.arguments import LlavaTrainingArguments
 from train_llava.planning.budget import check_disk_space
 from train_llava.planning.flops import StepFlops, peak_flops
 from train_llava.planning.foretell import LONG

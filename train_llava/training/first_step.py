@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from train_llava.arguments import LlavaTrainingArguments
 from train_llava.model.load import gpu
+from train_llava.planning.arguments import LlavaTrainingArguments
 from train_llava.planning.micro_batch import smaller_micro_batch, write_limit
 from train_llava.training.callbacks import peak_memory_gb
 

@@ -13,9 +13,9 @@ from transformers import Trainer
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.utils import is_flash_attn_2_available, is_liger_kernel_available
 
-from train_llava.arguments import DataArguments, LlavaTrainingArguments, ModelArguments
 from train_llava.cli import InputError
 from train_llava.model.load import gpu
+from train_llava.planning.arguments import DataArguments, LlavaTrainingArguments, ModelArguments
 
 SAMPLING = ("random", "sequential", "group_by_length")  # of --train_sampling_strategy
 # Flags of TrainingArguments that are refused, the value that is not, and why; tests/flag_classes.py has all flags

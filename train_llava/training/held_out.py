@@ -6,14 +6,14 @@ from typing import Any
 from accelerate.utils import gather_object
 from transformers import EvalPrediction, LlavaProcessor
 
-from train_llava.arguments import LlavaTrainingArguments
 from train_llava.cli import InputError
 from train_llava.data import LlavaDataset
 from train_llava.model.generate import MAX_NEW_TOKENS, SORTED, caption_rows
 from train_llava.model.image_use import figures, losses_by_image, sample
 from train_llava.model.load import Model
-from train_llava.scores.scorable import check_metrics, score_names
-from train_llava.scores.scoring import CAPTION, score
+from train_llava.pages.scores.scorable import check_metrics, score_names
+from train_llava.pages.scores.scoring import CAPTION, score
+from train_llava.planning.arguments import LlavaTrainingArguments
 
 
 def mean_loss(held_out: EvalPrediction) -> dict[str, float]:

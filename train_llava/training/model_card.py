@@ -12,7 +12,6 @@ from torch import nn
 from transformers import TrainerState
 from yaml import YAMLError
 
-from train_llava.arguments import DataArguments, LlavaTrainingArguments, ModelArguments
 from train_llava.cli import write_whole
 from train_llava.ingest.bad_images import BadImages
 from train_llava.ingest.data_files import parse_data_path, paths_of
@@ -20,6 +19,7 @@ from train_llava.model.folder import CARD, is_foreign_card
 from train_llava.model.image_use import verdict
 from train_llava.model.structure import components_table
 from train_llava.pages.charts import chart
+from train_llava.planning.arguments import DataArguments, LlavaTrainingArguments, ModelArguments
 
 HOW_TO_USE = """```python
 from transformers import pipeline

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
-from train_llava.arguments import LlavaTrainingArguments
 from train_llava.cli import InputError
 from train_llava.model.folder import CARD, CONFIGS, is_foreign_card, model_files, recover_model
+from train_llava.planning.arguments import LlavaTrainingArguments
 from train_llava.planning.micro_batch import read_limit
 from train_llava.training.resume import is_whole, newest_first
 from train_llava.training.run_log import LOG_FILE

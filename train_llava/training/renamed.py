@@ -1,6 +1,6 @@
 """The command line of a training, in which flags of older scripts are named with what became of them."""
 
-from train_llava.arguments import DataArguments, FlagParser, LlavaTrainingArguments, ModelArguments
+from train_llava.planning.arguments import DataArguments, FlagParser, LlavaTrainingArguments, ModelArguments
 
 # Flags of transformers 4 and of LLaVA. scripts/check_flags.py reads them here, too
 RENAMED = {

@@ -17,9 +17,9 @@ from typing import Any
 from torch.serialization import register_package
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
-from train_llava.arguments import DataArguments, LlavaTrainingArguments, ModelArguments
 from train_llava.cli import InputError
 from train_llava.data import LlavaCollator, LlavaDataset
+from train_llava.planning.arguments import DataArguments, LlavaTrainingArguments, ModelArguments
 
 # Without DeepSpeed, on a CPU, Trainer loads the optimizer to what accelerate calls a rank's CPU, `cpu:0`, which
 # torch.load does not know before 2.12

@@ -11,8 +11,8 @@ from typing import Any, TextIO
 from deepspeed.utils import logger as deepspeed_logger
 from transformers.utils import logging as transformers_logging
 
-from train_llava.arguments import LlavaTrainingArguments
 from train_llava.cli import lead_nowhere
+from train_llava.planning.arguments import LlavaTrainingArguments
 
 LOG_FILE = "launch.log"
 OWN = logging.getLogger(__name__)

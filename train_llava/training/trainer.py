@@ -15,7 +15,6 @@ from transformers import Trainer
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer import TRAINING_ARGS_NAME
 
-from train_llava.arguments import LlavaTrainingArguments
 from train_llava.cli import UNFINISHED, InputError
 from train_llava.data import LlavaDataset
 from train_llava.model.adapters import check_resumable_adapter, record_base
@@ -24,6 +23,7 @@ from train_llava.model.fused_lora import fuse_lora
 from train_llava.model.loss import patch_forward
 from train_llava.model.structure import LORA_B, PROJECTOR, VISION, learning_rate_group, llava_in
 from train_llava.model.weights import take_stored_names
+from train_llava.planning.arguments import LlavaTrainingArguments
 from train_llava.processing.images import PixelBytes
 from train_llava.training.callbacks import ThroughputCallback
 from train_llava.training.fault_tolerance import delay_forks_for_gloo, ignore_signals_in_worker

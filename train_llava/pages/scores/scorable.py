@@ -3,7 +3,7 @@
 from train_llava.cli import InputError
 from train_llava.data import LlavaDataset
 from train_llava.ingest.conversation import first_answer
-from train_llava.scores.scoring import CAPTION, problem, references_of, score
+from train_llava.pages.scores.scoring import CAPTION, problem, references_of, score
 
 
 def check_metrics(dataset: LlavaDataset, metric: str) -> None:

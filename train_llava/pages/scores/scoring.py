@@ -8,10 +8,10 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from train_llava.scores.captions import caption_metrics
-from train_llava.scores.short_answers import accuracy, anls, choice_accuracy, letter_in, relaxed_accuracy
-from train_llava.scores.vqa import LEAST_PEOPLE, vqa_accuracy
-from train_llava.scores.yes_no import is_yes_or_no, yes_no_accuracy, yes_no_figures
+from train_llava.pages.scores.captions import caption_metrics
+from train_llava.pages.scores.short_answers import accuracy, anls, choice_accuracy, letter_in, relaxed_accuracy
+from train_llava.pages.scores.vqa import LEAST_PEOPLE, vqa_accuracy
+from train_llava.pages.scores.yes_no import is_yes_or_no, yes_no_accuracy, yes_no_figures
 
 Row = dict[str, Any]  # of model.generate.caption_rows: "caption" is the model's answer, "reference" the right one
 CAPTION = "caption"  # for answers in sentences; all others are for a word or a few
