@@ -51,7 +51,7 @@ def trained(llava, colours):
 
 
 def losses(model, processor, dataset, batch_size=5):
-    return losses_by_image(model, processor, dataset, sample(dataset), batch_size)
+    return [*losses_by_image(model, processor, dataset, sample(dataset), batch_size)]
 
 
 def test_a_trained_model_looks(trained, colours):

@@ -18,13 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from accelerate.utils import gather_object
 from jinja2 import Environment
 from tqdm import tqdm
 from transformers import LlavaProcessor
 
 from train_llava.cli import (
-    InputError,
     check_same,
     command,
     command_parser,
@@ -37,8 +35,9 @@ from train_llava.data import LlavaDataset
 from train_llava.ingest.data_files import paths_of
 from train_llava.model.answer_losses import answer_losses
 from train_llava.model.generate import MAX_NEW_TOKENS, SORTED, caption_rows
-from train_llava.model.image_use import Losses, figures, losses_by_image, sample, verdict
+from train_llava.model.image_use import image_use, verdict
 from train_llava.model.load import Model, accelerator, load
+from train_llava.model.ranks import gather
 from train_llava.pages.scores.scorable import check_metrics
 from train_llava.pages.scores.scoring import CAPTION, NAMES, score_each
 from train_llava.pages.thumbnails import thumbnail
@@ -173,40 +172,32 @@ def evaluate(args: argparse.Namespace, state: PartialState) -> None:
     model, processor = load(args.model_name_or_path, args.adapter_name_or_path)
     share = slice(state.process_index, None, state.num_processes)
     options = {"batch_size": args.batch_size, "max_new_tokens": args.max_new_tokens}
-    try:
-        rows: list[Any] = [*answer_rows(model, processor, dataset, range(len(dataset))[share], **options)]
-        losses = losses_by_image(model, processor, dataset, sample(dataset), args.batch_size, share)
-    except InputError as error:  # of a record that the first rank, which says errors, does not read
-        rows, losses = [error], []
-    rows, losses = gather_object(rows), gather_object(losses)
-    for row in rows:
-        if isinstance(row, InputError):
-            raise row
+    rows = gather(answer_rows(model, processor, dataset, range(len(dataset))[share], **options))
+    shown = image_use(model, processor, dataset, args.batch_size, share)
     if state.is_main_process:
-        write_results(args, dataset, sorted(rows, key=lambda row: row["index"]), losses)
+        write_results(args, dataset, sorted(rows, key=lambda row: row["index"]), shown)
 
 
 def write_results(
-    args: argparse.Namespace, dataset: LlavaDataset, rows: list[dict[str, Any]], losses: list[Losses]
+    args: argparse.Namespace, dataset: LlavaDataset, rows: list[dict[str, Any]], shown: dict[str, float]
 ) -> None:
     """Writes what `evaluate` has found into --output_dir, and shows it in short."""
     metrics, each = metrics_of(rows, args.metric)
     categories = categories_of(rows, args.metric)
-    shown = figures(losses) if losses else {}
-    image_use = verdict(shown) if losses else "No two images that look different: nothing to say about their use."
+    use = verdict(shown) if shown else "No two images that look different: nothing to say about their use."
     metrics |= shown
     rows = [{"answer" if name == "caption" else name: value for name, value in row.items()} for row in rows]
     rows = [row | values for row, values in zip(rows, each, strict=True)]
     title = f"{args.adapter_name_or_path or args.model_name_or_path} on {', '.join(args.data_path)}"
-    page = report_page(title, metrics, rows, dataset, categories, image_use)
-    whole = facts_of(args) | metrics | {"image_use": image_use, "categories": categories}
+    page = report_page(title, metrics, rows, dataset, categories, use)
+    whole = facts_of(args) | metrics | {"image_use": use, "categories": categories}
     contents = (json.dumps(whole, indent=2, ensure_ascii=False) + "\n", json_lines(rows), page)
     for name, text in zip(WRITTEN, contents, strict=True):
         write_whole(args.output_dir / name, text)
     print("\n".join(f"{name:<18}{value:>12}" for name, value in as_text(metrics)))
     if categories:
         print(f"\n{in_columns(category_table(categories))}\n")
-    print(image_use)
+    print(use)
     if "cider" not in metrics and any(row["metric"] == CAPTION for row in rows):
         print("BLEU, ROUGE-L and CIDEr need pycocoevalcap: pip install pycocoevalcap (the extra train_llava[score])")
     print(f"every answer: {args.output_dir}/samples.jsonl   the worst and the best: {args.output_dir}/report.html")

@@ -20,7 +20,7 @@ from transformers import LlavaProcessor
 from train_llava.cli import InputError, command, command_parser, output_folder
 from train_llava.model.config import load_llava_config
 from train_llava.model.folder import check_output_dir, new_folder
-from train_llava.model.generate import collator_of
+from train_llava.model.generate import collator_of, ends_of_answer
 from train_llava.model.load import fetch, load, load_processor
 from train_llava.model.older_names import copy_with_older_names
 from train_llava.model.structure import has_cls
@@ -79,7 +79,6 @@ def write_gguf(source: Path, args: argparse.Namespace) -> None:
     """Writes the two files, and for Ollama the one that names them."""
     from train_llava.model.gguf_language import write_language_model
     from train_llava.model.gguf_vision import write_vision
-    from train_llava.model.gguf_vocabulary import ends_of_answer
 
     model, processor = load(source)
     with new_folder(args.output_dir, needed=sum(p.nbytes for p in model.parameters())) as folder:

@@ -28,9 +28,9 @@ from train_llava.data import LlavaCollator, LlavaDataset
 from train_llava.model.freeze import LoraSettings, apply_train_type
 from train_llava.model.generate import ask, generate
 from train_llava.model.load import load_processor
-from train_llava.planning.budget import deepspeed_json
+from train_llava.planning.budget import zero_of_run
 from train_llava.planning.flops import StepFlops, peak_flops
-from train_llava.planning.memory import MemoryModel, ZeroConfig, reduces_once
+from train_llava.planning.memory import MemoryModel
 from train_llava.planning.workload import longest_batch
 from train_llava.processing.images import open_image
 from train_llava.training.callbacks import peak_memory_gb, synchronize
@@ -142,9 +142,8 @@ def estimated(trainer: LlavaTrainer) -> float:
     """Bytes of the step's peak, as train_llava.estimate works them out."""
     args, collator = trainer.args, trainer.data_collator
     batch = longest_batch(trainer.train_dataset, collator.encoder, args.train_batch_size)
-    zero = ZeroConfig.read(deepspeed_json(args), args.world_size, trainer.model.config.text_config.hidden_size)
     memory = MemoryModel.of(trainer.model, on_gpu=not args.use_cpu)
-    zero.whole_sums = reduces_once(memory.trained, args.gradient_accumulation_steps, zero.stage, zero.offload)
+    zero = zero_of_run(args, memory, trainer.model.config.text_config.hidden_size)
     return memory.peak(batch, zero, args.gradient_checkpointing)
 
 

@@ -54,8 +54,7 @@ def generate(model: Model, processor: LlavaProcessor, examples: Sequence[Example
     length, positions = batch["input_ids"].shape[1], model.config.get_text_config().max_position_embeddings
     if length >= positions:
         raise InputError(f"the prompt takes {length} of the model's {positions} positions. Shorten it, or show less.")
-    ends = model.generation_config.eos_token_id or []
-    ends = {collator.encoder.end_of_turn_id, *(ends if isinstance(ends, list) else [ends])}
+    ends = ends_of_answer(model, processor)
     defaults = {"max_new_tokens": MAX_NEW_TOKENS, "do_sample": False, "pad_token_id": processor.tokenizer.pad_token_id}
     options = {**defaults, "eos_token_id": sorted(ends), **options}
     options["max_new_tokens"] = min(options["max_new_tokens"], positions - length)
@@ -68,6 +67,13 @@ def generate(model: Model, processor: LlavaProcessor, examples: Sequence[Example
             raise InputError(f"out of memory. {less}.") from error
         raise
     return [answer.strip() for answer in processor.batch_decode(ids, skip_special_tokens=True)]
+
+
+def ends_of_answer(model: Model, processor: LlavaProcessor) -> list[int]:
+    """The ids that end an answer, that of the chat template first."""
+    known = model.generation_config.eos_token_id
+    known = known if isinstance(known, list) else [] if known is None else [known]
+    return [*dict.fromkeys([collator_of(processor).encoder.end_of_turn_id, *known])]
 
 
 @lru_cache(maxsize=2)

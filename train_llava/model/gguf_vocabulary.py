@@ -8,7 +8,7 @@ from gguf import GGUFWriter, TokenType
 from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerBase
 
 from train_llava.cli import InputError
-from train_llava.model.generate import collator_of
+from train_llava.model.generate import ends_of_answer
 
 # How text is cut into words before they are merged: the regular expressions of tokenizer.json, one after the other,
 # and llama.cpp's name for them (src/llama-vocab.cpp), which has no others
@@ -95,10 +95,3 @@ def add_vocabulary(writer: GGUFWriter, model: LlavaForConditionalGeneration, pro
     for add, end in zip(keys, ends, strict=False):
         add(end)
     writer.add_chat_template(MARKERS.read_text() + processor.chat_template)
-
-
-def ends_of_answer(model: LlavaForConditionalGeneration, processor: LlavaProcessor) -> list[int]:
-    """The ids that end an answer, that of the chat template first."""
-    known = model.generation_config.eos_token_id
-    known = known if isinstance(known, list) else [] if known is None else [known]
-    return [*dict.fromkeys([collator_of(processor).encoder.end_of_turn_id, *known])]

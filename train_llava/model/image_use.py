@@ -20,6 +20,7 @@ from train_llava.data import LlavaDataset
 from train_llava.ingest.records import column
 from train_llava.model.answer_losses import answer_losses
 from train_llava.model.load import Model
+from train_llava.model.ranks import gather
 
 MOST = 256  # records: three passes over so many are a small part of an evaluation that generates answers
 ENOUGH = 10  # records, for a sentence about the model
@@ -37,6 +38,18 @@ class Losses(NamedTuple):
     tokens: int
 
 
+def image_use(
+    model: Model, processor: LlavaProcessor, dataset: LlavaDataset, batch_size: int, share: slice
+) -> dict[str, float]:
+    """`figures` of a sample of the records, on every rank; empty where all images look alike.
+
+    Args:
+        share: the places in the sample that this rank works on.
+    """
+    losses = gather(losses_by_image(model, processor, dataset, sample(dataset), batch_size, share))
+    return figures(losses) if losses else {}
+
+
 def sample(dataset: LlavaDataset) -> list[int]:
     """At most MOST records that have an image, evenly spaced over the dataset; always the same."""
     having = np.flatnonzero(pc.list_value_length(column(dataset.records, "images")).to_numpy())
@@ -50,7 +63,7 @@ def losses_by_image(
     indices: Sequence[int],
     batch_size: int,
     share: slice = slice(None),
-) -> list[Losses]:
+) -> Iterator[Losses]:
     """The losses of some records. The other image of a record is that of the next one of `indices` that looks
     different, and the first one follows the last; so the figures do not depend on batches or ranks.
 
@@ -58,15 +71,13 @@ def losses_by_image(
         indices: of the records, each with an image.
         share: those of them to work on, as a rank does.
 
-    Returns:
+    Yields:
         One entry for each record of the share; none where all images look alike.
     """
-    found: list[Losses] = []
     examples = examples_by_image(dataset, indices, range(len(indices))[share])
     while batch := list(islice(examples, batch_size)):
         own, other, grey = (answer_losses(model, processor, some) for some in zip(*batch, strict=True))
-        found += [Losses(a, b, c, n) for (a, n), (b, _), (c, _) in zip(own, other, grey, strict=True)]
-    return found
+        yield from (Losses(a, b, c, n) for (a, n), (b, _), (c, _) in zip(own, other, grey, strict=True))
 
 
 def examples_by_image(

@@ -55,8 +55,7 @@ def take_memory_in_blocks_that_grow() -> None:
     Batches differ in length: blocks of fixed sizes would leave gaps that the next batch does not fit into. It is set
     here and not by the script, since DeepSpeed's launcher takes only variables with other names to other machines.
     """
-    ours = gpu() == "cuda" and not torch.version.hip and "PYTORCH_CUDA_ALLOC_CONF" not in os.environ  # its older name
-    if ours:
+    if gpu() == "cuda" and not torch.version.hip and "PYTORCH_CUDA_ALLOC_CONF" not in os.environ:  # its older name
         os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 
 

@@ -44,8 +44,7 @@ def check_memory_budget(
         model = meta_model(config, dtype, model_args.train_type, model_args.lora)
     on_gpu = gpu() is not None and not args.use_cpu
     memory = MemoryModel.of(model, model_args.load_in_4bit, on_gpu)
-    zero = ZeroConfig.read(deepspeed_json(args), args.world_size, config.text_config.hidden_size)
-    zero.whole_sums = reduces_once(memory.trained, args.gradient_accumulation_steps, zero.stage, zero.offload)
+    zero = zero_of_run(args, memory, config.text_config.hidden_size)
 
     def needed(size: int) -> float:
         return memory.peak(longest(size), zero, args.gradient_checkpointing)
@@ -58,6 +57,13 @@ def check_memory_budget(
     check_disk_space(model, args, int(args.save_strategy != "no"))
     line = memory_verdict(memory, longest(args.train_batch_size), zero, args)
     return line + chosen, needed(args.train_batch_size)
+
+
+def zero_of_run(args: LlavaTrainingArguments, memory: MemoryModel, hidden_size: int) -> ZeroConfig:
+    """How a run's ranks share what it holds, and whether they sum its gradients up first (`reduces_once`)."""
+    zero = ZeroConfig.read(deepspeed_json(args), args.world_size, hidden_size)
+    zero.whole_sums = reduces_once(memory.trained, args.gradient_accumulation_steps, zero.stage, zero.offload)
+    return zero
 
 
 def deepspeed_json(args: LlavaTrainingArguments) -> dict | None:

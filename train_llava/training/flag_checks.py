@@ -127,6 +127,11 @@ def check_packs(data_args: DataArguments, args: LlavaTrainingArguments) -> None:
         raise InputError(f"--streaming true: --tokens_per_batch {reason}. Leave one of them out.")
 
 
+def shares_weights(args: LlavaTrainingArguments) -> bool:
+    """Whether each rank holds a part of the weights alone: under FSDP and ZeRO-3."""
+    return bool(args.fsdp or (args.deepspeed and args.hf_deepspeed_config.is_zero3()))
+
+
 def check_score(data_args: DataArguments, args: LlavaTrainingArguments) -> None:
     """Refuses --eval_generate where nothing can be asked, and a best model by a score without it. Which scores there
     are depends on the records, see held_out.check_scores.
@@ -136,7 +141,7 @@ def check_score(data_args: DataArguments, args: LlavaTrainingArguments) -> None:
     """
     if args.eval_generate and not data_args.eval_data_path:
         raise InputError("--eval_generate true needs --eval_data_path, whose questions are asked.")
-    if args.eval_generate and (args.fsdp or (args.deepspeed and args.hf_deepspeed_config.is_zero3())):
+    if args.eval_generate and shares_weights(args):
         reason = "each rank answers other records, and here it holds a part of the weights alone"
         raise InputError(f"--eval_generate true: {reason}. Use ds_zero2.json, or train_llava.evaluate afterwards.")
     metric, greater = args.metric_for_best_model, args.greater_is_better
@@ -229,7 +234,7 @@ def check_adapters(model_args: ModelArguments, args: LlavaTrainingArguments) -> 
     """
     if args.loraplus_lr_ratio is not None and model_args.train_type != "use_lora":
         raise InputError(f"--loraplus_lr_ratio {args.loraplus_lr_ratio:g} goes with --train_type use_lora alone.")
-    if model_args.use_dora and (args.fsdp or (args.deepspeed and args.hf_deepspeed_config.is_zero3())):
+    if model_args.use_dora and shares_weights(args):
         where = "--fsdp" if args.fsdp else f"--deepspeed {args.deepspeed} (ZeRO-3)"
         reason = "it reads frozen matrices outside of their layers, where each rank has a share of them alone"
         raise InputError(f"--use_dora true does not go with {where}: {reason}. Use --deepspeed ds_zero2.json.")

@@ -1,16 +1,16 @@
 """What held-out records say of a model while it is trained: their loss, and with --eval_generate a score."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from accelerate.utils import gather_object
 from transformers import EvalPrediction, LlavaProcessor
 
 from train_llava.cli import InputError
 from train_llava.data import LlavaDataset
 from train_llava.model.generate import MAX_NEW_TOKENS, SORTED, caption_rows
-from train_llava.model.image_use import figures, losses_by_image, sample
+from train_llava.model.image_use import image_use
 from train_llava.model.load import Model
+from train_llava.model.ranks import gather
 from train_llava.pages.scores.scorable import check_metrics, score_names
 from train_llava.pages.scores.scoring import CAPTION, score
 from train_llava.planning.arguments import LlavaTrainingArguments
@@ -42,7 +42,8 @@ def held_out_score(
     Raises:
         InputError: a record of any rank cannot be asked; on all ranks.
     """
-    own = range(args.process_index, len(dataset), args.world_size)
+    share = slice(args.process_index, None, args.world_size)
+    own = range(len(dataset))[share]
     window, options = args.eval_batch_size * SORTED, {"batch_size": args.eval_batch_size}
 
     def rows() -> Iterator[dict[str, Any]]:
@@ -54,35 +55,8 @@ def held_out_score(
                 yield {"index": index, **row, "image": None}
             alive()
 
-    return score(gather_rows(rows())) | image_use(model, processor, dataset, args)
-
-
-def image_use(
-    model: Model, processor: LlavaProcessor, dataset: LlavaDataset, args: LlavaTrainingArguments
-) -> dict[str, float]:
-    """What `train_llava.evaluate` says of how much the images matter; nothing where all look alike."""
-    share = slice(args.process_index, None, args.world_size)
-    losses = losses_by_image(model, processor, dataset, sample(dataset), args.eval_batch_size, share)
-    losses = gather_object(losses)
-    return figures(losses) if losses else {}
-
-
-def gather_rows(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of all ranks, on every rank, by their `index`.
-
-    Raises:
-        InputError: the one that a rank has met while it made its rows; the same on all ranks, or the others would wait.
-    """
-    own: list[Any] = []
-    try:
-        own += rows
-    except InputError as error:
-        own = [error]
-    found = gather_object(own)
-    for row in found:
-        if isinstance(row, InputError):
-            raise row
-    return sorted(found, key=lambda row: row["index"])
+    figures = score(sorted(gather(rows()), key=lambda row: row["index"]))
+    return figures | image_use(model, processor, dataset, args.eval_batch_size, share)
 
 
 def check_scores(dataset: LlavaDataset, args: LlavaTrainingArguments) -> None:
