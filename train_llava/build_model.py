@@ -73,7 +73,7 @@ def build_llava(
     if len(tokenizer) > chat_model.get_input_embeddings().num_embeddings:
         chat_model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64, mean_resizing=False)
     published = text_logits(chat_model, encoder)
-    ends = chat_model.generation_config.eos_token_id
+    ends = encoder.ends(chat_model.generation_config.eos_token_id)
     head = scaled_head(chat_model)
     config = compose_config(
         tower.config,
@@ -91,8 +91,6 @@ def build_llava(
     check_logits(model.eval(), encoder, published, language)
 
     # Greedy, and stopping at every end the chat model knows: its sampling settings were tuned without images.
-    ends = [encoder.end_of_turn_id, *(ends if isinstance(ends, list) else [ends])]
-    ends = [end for end in dict.fromkeys(ends) if end is not None]
     model.generation_config = transformers.GenerationConfig(eos_token_id=ends, pad_token_id=tokenizer.pad_token_id)
     processor = LlavaProcessor(
         image_processor=image_processor,

@@ -71,9 +71,7 @@ def generate(model: Model, processor: LlavaProcessor, examples: Sequence[Example
 
 def ends_of_answer(model: Model, processor: LlavaProcessor) -> list[int]:
     """The ids that end an answer, that of the chat template first."""
-    known = model.generation_config.eos_token_id
-    known = known if isinstance(known, list) else [] if known is None else [known]
-    return [*dict.fromkeys([collator_of(processor).encoder.end_of_turn_id, *known])]
+    return collator_of(processor).encoder.ends(model.generation_config.eos_token_id)
 
 
 @lru_cache(maxsize=2)

@@ -115,6 +115,11 @@ class ChatEncoder:
         """The conversation as the chat template renders it."""
         return self.template.render(messages, add_generation_prompt)
 
+    def ends(self, known: int | list[int] | None) -> list[int]:
+        """The ids that end an answer: the template's first, then those of a model's generation config."""
+        known = known if isinstance(known, list) else [] if known is None else [known]
+        return [*dict.fromkeys([self.end_of_turn_id, *known])]
+
     def fingerprint(self) -> str:
         """A digest that changes when the ids of some conversation would change."""
         words = self.backend.to_str() if self.backend else str(sorted(self.tokenizer.get_vocab().items()))
