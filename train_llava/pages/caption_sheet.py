@@ -14,8 +14,10 @@ VERDICT = {None: INK, True: (20, 110, 50), False: (190, 30, 30)}
 
 
 def draw_sheet(rows: list[dict[str, Any]]) -> Image.Image:
-    """Images with the `prompt`, if a row has one, and the model's answer (`caption`) under each. Where a row says whether
-    the answer is `exact`, it is green if so, else red with the right one below."""
+    """Images with the `prompt`, if a row has one, and the model's answer (`caption`) under each.
+
+    Where a row says whether the answer is `exact`, it is green if so, else red with the right one below.
+    """
     words = "".join(row["caption"] + row.get("reference", "") + row.get("prompt", "") for row in rows)
     large, small = (font_for(words, size) for size in (18, 14))
     gap, columns = 20, min(4, len(rows))
