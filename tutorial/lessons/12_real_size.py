@@ -167,14 +167,14 @@ figures.shown(
 #
 # ## What it costs
 #
-# You pay for a GPU by the hour. So one question decides what to rent: how much slower may a cheaper GPU be? The bars go from the estimate to three times the estimate, for one epoch of `use_lora` on one GPU.
+# You pay for a GPU by the hour. So one question decides what to rent: how much slower may a cheaper GPU be? The bars go from the estimate to three times the estimate, for one epoch of `use_lora` on one GPU. If a GPU costs less than its percentage of an H100's price, it is the cheaper one.
 
 # %% [markdown] lang="zh"
 # 蓝色的是单卡纯训练步的速度，估计误差在两成以内。橙色的是完整任务，同时还要从磁盘读几十万张图片，全都比估计的慢。所以请把估计当成最好的情况，时间按三倍准备。跑起来几十步之后，就以自己的日志为准：上面会打印 `samples/s`。
 #
 # ## 要花多少钱
 #
-# GPU 按小时付费，所以租哪种卡，只看一个问题：便宜的卡可以慢多少？图中的横条从估计值画到它的三倍，是用一张卡做 `use_lora`、训练一轮的时间。
+# GPU 按小时付费，所以租哪种卡，只看一个问题：便宜的卡可以慢多少？图中的横条从估计值画到它的三倍，是用一张卡做 `use_lora`、训练一轮的时间。某种卡每小时的价格如果低于 H100 的这个百分比，租它就更便宜。
 
 # %% tags=["figure"]
 best = {kind: hours(speed[1].samples_per_second(kind)) for kind in GPUS}
@@ -182,9 +182,9 @@ figure, (axis,) = figures.panels(1, 2.9)
 axis.barh([*best], [2 * each for each in best.values()], left=[*best.values()], color=figures.BLUE)
 axis.plot(hours(measured), [*best].index("h100-80g"), "o", color=figures.ORANGE, label="measured, early code")
 for at, each in enumerate(best.values()):
-    axis.text(3 * each + 0.5, at, f"worth {best['h100-80g'] / each:.0%} of an H100's price", va="center", fontsize=9)
-axis.set_xlabel("hours of one epoch on one GPU")
-axis.set_xlim(0, 60)
+    axis.text(2 * each, at, f"{best['h100-80g'] / each:.0%}", color="white", ha="center", va="center")
+axis.set_xlabel("hours of one epoch on one GPU        %: an hour of it is worth so much of an H100's hour")
+axis.set_xlim(0, 50)
 axis.legend(frameon=False, loc="upper right")
 figures.shown(figure, "Hours of one epoch on six kinds of GPU, and what each is worth beside an H100")
 
