@@ -219,7 +219,10 @@ ONE_SCENE: dict[str, Callable[[Scene, ModuleType, Rng], QA | None]] = {
     "count": ask_count,
     "reading": ask_reading,
 }
-KINDS_OF_QUESTION = [*ONE_SCENE, "several", "text"]
+KINDS_OF_QUESTION = [
+    *("caption", "colour", "count", "place", "side", "reading", "absent", "presence"),  # those that a sheet shows
+    *("size", "thing", "detail", "several", "text"),
+]
 
 
 def ask(kind: str, scenes: list[Scene], language: str, rng: Rng) -> QA | None:

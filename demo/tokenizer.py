@@ -50,7 +50,9 @@ def make_tokenizer() -> Qwen2Tokenizer:
     bpe = Tokenizer(BPE())
     bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    bpe.train_from_iterator(corpus(), trainers.BpeTrainer(vocab_size=10_000, initial_alphabet=alphabet))
+    bpe.train_from_iterator(
+        corpus(), trainers.BpeTrainer(vocab_size=10_000, initial_alphabet=alphabet, show_progress=False)
+    )
     model = json.loads(bpe.to_str())["model"]
     tokenizer = Qwen2Tokenizer(
         vocab=model["vocab"],

@@ -65,9 +65,9 @@ REFUSED = [
     Family("GraniteMoE", "GraniteMoe", EXPERTS, note="lacks self_attn.o_proj or mlp"),
     Family("gpt-oss", "GptOss", {**EXPERTS, **HEADS}, note="mixture of experts"),
     Family("LFM2", "Lfm2", note="lacks self_attn.o_proj or mlp"),
-    Family("Falcon-H1", "FalconH1", note="lm_head behind|lacks self_attn.o_proj or mlp"),
-    Family("OPT", "OPT", note="lm_head behind"),
-    Family("GPT-2", "GPT2", note="lm_head behind"),
+    Family("Falcon-H1", "FalconH1", note="no lm_head behind model.layers|lacks self_attn.o_proj or mlp"),
+    Family("OPT", "OPT", note="no lm_head behind model.layers"),
+    Family("GPT-2", "GPT2", note="no lm_head behind model.layers"),
 ]
 TOWERS = [
     ("CLIP", "CLIPVisionModel", "all patches of the last layer but one, CLS dropped"),

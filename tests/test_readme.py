@@ -4,65 +4,73 @@ import json
 import re
 import statistics
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 from conftest import ROOT, call
-from pages import blocks, commands, text_of, without_blocks
+from pages import anchors, blocks, commands, levels, links, numbers, tables, text_of, without_comments
 
 from benchmarks.learning import original, strategies
 from benchmarks.speed import packing, train_step, tricks
 from docs import draw_llava
 
-PAIRS = {
-    "README.md": "README_zh.md",
-    **{f"docs/{n}.md": f"docs/{n}_zh.md" for n in ("training", "data", "from_zero_nlp", "contributing")},
-}
 PAGES = sorted(str(path.relative_to(ROOT)) for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+ENGLISH = [page for page in PAGES if "_zh" not in page]
+COMMANDED = ("README.md", *(f"docs/{name}.md" for name in ("training", "data", "from_zero_nlp", "contributing")))
 RESULTS = ROOT / "benchmarks" / "results"
 
 
-def links(text):
-    return re.findall(r"\]\(([^)\s]+)\)", without_blocks(text))
+def twin_of(page):
+    """The same page in Chinese."""
+    return page.replace(".md", "_zh.md")
 
 
-def anchors(text):
-    """As GitHub makes them of the headings."""
-    titles = re.findall(r"^#+ (.*)", without_blocks(text), re.M)
-    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+def code(text):
+    """Language and content of each block; of the repository's tree the names alone, the rest is in words."""
+    found = [(language, without_comments(language, body)) for language, body in blocks(text)]
+    return [(language, names_in_tree(body) if is_tree(body) else body) for language, body in found]
 
 
-def tables(text):
+def is_tree(body):
+    return body.startswith("run_zero2.sh, ")
+
+
+def names_in_tree(tree):
+    return re.findall(r"[\w*/]+\.\w+|\w+/", tree.replace("_zh.", "."))
+
+
+def shapes(text):
     """Rows and columns of each table."""
-    found, rows = [], []
-    for line in [*without_blocks(text).splitlines(), ""]:
-        if line.startswith("|"):
-            rows.append(len(re.findall(r"(?<!\\)\|", line)) - 1)
-        elif rows:
-            assert len(set(rows)) == 1, line
-            found.append((len(rows), rows[0]))
-            rows = []
-    return found
+    return [(len(table), len(table[0])) for table in tables(text)]
 
 
-@pytest.mark.parametrize("english", PAIRS)
-def test_both_languages_have_the_same_structure(english):
-    texts = [text_of(english), text_of(PAIRS[english])]
-    levels = [re.findall(r"^(#+) ", without_blocks(text), re.M) for text in texts]
-    assert levels[0] == levels[1] and len(levels[0]) > 3
-    assert commands(texts[0]) == commands(texts[1])
-    assert tables(texts[0]) == tables(texts[1])
-    others = [[block for block in blocks(text) if block[0] != "bash"] for text in texts]
-    assert [language for language, _ in others[0]] == [language for language, _ in others[1]]
-    for (language, body), (_, chinese) in zip(*others, strict=True):
-        tree = language == "text" and body.startswith("run_zero2.sh, ")  # its right half is in Chinese
-        assert (
-            re.findall(r"[\w*/]+\.\w+|\w+/", body) == re.findall(r"[\w*/]+\.\w+|\w+/", chinese)
-            if tree
-            else body == chinese
-        )
-    targets = [[link.partition("#")[0].replace("_zh.", ".") for link in links(text)[1:]] for text in texts]
-    assert targets[0] == targets[1]
-    assert links(texts[0])[0].endswith("_zh.md") and "_zh" not in links(texts[1])[0]  # the way to the other language
+def figures(text):
+    """The numbers in each row of each table, in any order: languages differ in theirs."""
+    return [[sorted(numbers("|".join(row))) for row in table] for table in tables(text)]
+
+
+def targets(page):
+    """Where the links of a page lead: a page by its English name, and there to which of its headings."""
+    found = []
+    for link in links(text_of(page))[1:]:  # the first leads to the twin
+        path, _, anchor = link.partition("#")
+        there = (ROOT / page).parent / path if path else ROOT / page
+        heading = anchors(there.read_text()).index(anchor) if anchor and "//" not in path else None
+        found.append((path.replace("_zh.", "."), heading))
+    return sorted(found, key=str)
+
+
+@pytest.mark.parametrize("page", ENGLISH)
+def test_pages_and_their_twins_are_level(page):
+    texts = english, chinese = text_of(page), text_of(twin_of(page))
+    assert levels(english) == levels(chinese)
+    assert code(english) == code(chinese)
+    assert shapes(english) == shapes(chinese)
+    assert page == "README.md" or figures(english) == figures(chinese)  # there each in its reader's own money
+    assert targets(page) == targets(twin_of(page))
+    assert [links(text)[0] for text in texts] == [Path(twin_of(page)).name, Path(page).name]
+    for text, own in zip(texts, (False, True), strict=True):  # each language leads to its own pages
+        assert all(("_zh." in link) == own for link in links(text)[1:] if re.match(r"(?!http)[^#]+\.md", link))
 
 
 @pytest.mark.parametrize("page", ["README.md", "README_zh.md"])
@@ -96,7 +104,7 @@ def test_paths_exist(page):
 
 @pytest.mark.parametrize("page", ["README.md", "README_zh.md"])
 def test_the_tree_is_that_of_the_repository(page):
-    (tree,) = [body for language, body in blocks(text_of(page)) if body.startswith("run_zero2.sh, ")]
+    (tree,) = [body for language, body in blocks(text_of(page)) if is_tree(body)]
     assert len(tree.splitlines()) <= 25
     for line in tree.splitlines():
         folder = ROOT / "train_llava" if line.startswith(" ") else ROOT
@@ -126,7 +134,7 @@ def test_the_files_that_the_move_names_exist():
     assert len(paths) > 8 and all((ROOT / path).exists() for path in paths)
 
 
-@pytest.mark.parametrize("page", PAIRS)
+@pytest.mark.parametrize("page", COMMANDED)
 def test_commands_exist_and_know_their_flags(page):
     helps = {}
     variables = text_of("run_zero2.sh")

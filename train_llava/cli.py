@@ -19,6 +19,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
+import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from transformers.utils import logging
@@ -51,6 +52,9 @@ def command(main: Callable[[], None]) -> Callable[[], None]:
             reason = str(error).rpartition("InputError: ")[2]  # a loader's worker puts its traceback in front
             if int(os.environ.get("LOCAL_RANK", "0")) <= 0:
                 print(f"error: {reason}", file=sys.stderr, flush=True)
+            if dist.is_initialized():  # a thread of Gloo's may hold a tensor still: Python's own end would abort
+                sys.stdout.flush()
+                os._exit(2)
             sys.exit(2)
         except BrokenPipeError:  # as in `... | head`: nobody reads on
             lead_nowhere(sys.stdout)
@@ -94,8 +98,6 @@ def number(kind: type, least: float, most: float, words: str) -> Callable[[str],
 positive = number(int, 1, 2**63 - 1, "a whole number from 1 on")
 not_negative = number(int, 0, 2**63 - 1, "a whole number from 0 on")
 
-
-# ---------------------------------------------------------------- where a command writes
 
 UNFINISHED = ".unfinished-"  # the beginning of names of files and folders that are being written
 HELD: dict[tuple[int, int], int] = {}  # what this process has locked: device and inode, and the open file

@@ -20,7 +20,8 @@ from PIL import Image
 
 from benchmarks.result import RESULTS, ROOT, head, parser, table, write
 from benchmarks.script import environment, read_log
-from demo.scenes import caption, draw, random_scene
+from demo.english import caption
+from demo.scenes import draw, random_scene
 from train_llava.build_model import build_llava
 from train_llava.model.folder import save_llava
 
@@ -33,7 +34,7 @@ QUESTION = "<image>\nWhat is at the two ends of this image?"
 
 def draw_wide(rng: np.random.Generator, split: str) -> tuple[Image.Image, str]:
     """An image with a scene of the demo at each end and nothing between them, and its caption."""
-    scenes = [random_scene(rng, split) for _ in range(2)]
+    scenes = [random_scene(rng, split)[:2] for _ in range(2)]
     left, right = (draw(scene, rng, split) for scene in scenes)
     canvas = Image.new("RGB", (WIDE * left.height, left.height), GREY)
     canvas.paste(left, (0, 0))

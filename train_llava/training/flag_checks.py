@@ -32,7 +32,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "fp16_full_eval": (False, "it would round the weights that are saved. Use --fp16 true"),
     "hub_strategy": ("end", "what is uploaded on the way is not whole, and lacks its card. Leave it out"),
     "ignore_data_skip": (False, "a resumed run would see its first records again. Leave it out"),
-    "include_for_metrics": ([], "the only metric is the held-out loss. Use python -m train_llava.evaluate"),
+    "include_for_metrics": ([], "no metric here reads it. Use --eval_generate true"),
     "include_num_input_tokens_seen": ("no", "padding would be counted as tokens. The log has tokens_per_second"),
     "label_names": (None, "the labels are those of the collator. Leave it out"),
     "length_column_name": ("length", "lengths are counted when the data is opened. Leave it out"),
