@@ -44,7 +44,6 @@ DEMO_FLAGS=(
     --adam_beta2 0.95
     --save_strategy no
     --logging_steps 30
-    --eval_data_path "$HELD_OUT"
     --sample_steps 200
 )
 
@@ -54,12 +53,12 @@ first_stage() { # first_stage FLAGS... ; adds to FLAGS that the training begins 
     if [ ! -f "$FIRST_STAGE.done" ]; then
         echo "Stage 1 (once): the projector alone, on captions"
         launch "$@" --model_name_or_path "$MODEL" --data_path "$DEMO_DIR/data/captions" --train_type projector \
-            --output_dir "$FIRST_STAGE" --learning_rate 2e-3 --max_steps 400 --report_to none --sample_steps 200 9>&-
+            --output_dir "$FIRST_STAGE" --learning_rate 2e-3 --max_steps 400 --report_to none 9>&-
         [ "$STATUS" -eq 0 ] || exit "$STATUS"
         touch "$FIRST_STAGE.done"
     fi
     exec 9>&-
-    FLAGS+=(--model_name_or_path "$FIRST_STAGE")
+    FLAGS+=(--model_name_or_path "$FIRST_STAGE" --eval_data_path "$HELD_OUT")
     echo "Stage 2: --train_type $TRAIN_TYPE, on conversations"
 }
 
