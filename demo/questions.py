@@ -219,6 +219,7 @@ ONE_SCENE: dict[str, Callable[[Scene, ModuleType, Rng], QA | None]] = {
     "count": ask_count,
     "reading": ask_reading,
 }
+HARDER = ["caption", "side", "side", "absent", "presence", "place", "size"]  # asked again as often, to be learned as well
 KINDS_OF_QUESTION = [
     *("caption", "colour", "count", "place", "side", "reading", "absent", "presence"),  # those that a sheet shows
     *("size", "thing", "detail", "several", "text"),
@@ -240,7 +241,7 @@ def rounds(scenes: list[Scene], count: int, rng: Rng, mixed: float = 0.0) -> lis
 
     `mixed` is the share of conversations that may change their language at each question.
     """
-    kinds = ["text"] if not scenes else ["several"] if len(scenes) > 1 else [*ONE_SCENE, "caption"]
+    kinds = ["text"] if not scenes else ["several"] if len(scenes) > 1 else [*ONE_SCENE, *HARDER]
     language, changes, found = pick_language(rng), rng.random() < mixed, {}
     for _ in range(20 * count):  # a small scene has few questions of some kinds
         kind = "text" if rng.random() < 0.05 else pick(rng, kinds)
