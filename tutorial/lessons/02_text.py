@@ -26,7 +26,6 @@
 import numpy as np
 
 from demo.scenes import Item, draw
-from train_llava.processing.chat import ChatEncoder
 from tutorial import text_figures
 from tutorial.trained import trained_llava
 
@@ -39,6 +38,8 @@ chat = [
     {"role": "user", "content": "<image>\nWhich colour does the star have?"},
     {"role": "assistant", "content": "Yellow."},
 ]
+
+from train_llava.processing.chat import ChatEncoder
 
 encoder = ChatEncoder(tokenizer, llava.config.image_seq_length, processor.chat_template)
 ids, labels = encoder.encode(chat)
