@@ -24,9 +24,8 @@ Chat = tuple[list[dict[str, str]], list[str]]  # messages, and the notes that ar
 
 
 def notes(scene: Scene, rng: np.random.Generator) -> dict[int, str]:
-    """The words about each patch that shows something, in any order, in one of the languages."""
-    words = LANGUAGES[pick_language(rng)]
-    return {item.patch: " ".join(rng.permutation(words.note(item))) for item in scene}
+    """The English words about each patch that shows something, in any order."""
+    return {item.patch: " ".join(rng.permutation(english.note(item))) for item in scene}
 
 
 def tell(scene: Scene, squeezed: bool, rng: np.random.Generator) -> tuple[str, list[str]]:
@@ -37,9 +36,8 @@ def tell(scene: Scene, squeezed: bool, rng: np.random.Generator) -> tuple[str, l
     return ", ".join(found[patch] for patch in sorted(found)), []
 
 
-def to_chat(scenes: list[Scene], pairs: list[tuple[str, str]], rng: np.random.Generator) -> Chat:
+def to_chat(scenes: list[Scene], pairs: list[tuple[str, str]], squeezed: bool, rng: np.random.Generator) -> Chat:
     """Questions and answers as messages; the scenes stand in the first question, before or after its words."""
-    squeezed = rng.random() < 0.75
     told = [tell(scene, squeezed, rng) for scene in scenes]
     messages = [
         {"role": role, "content": text}
@@ -58,13 +56,14 @@ def to_chat(scenes: list[Scene], pairs: list[tuple[str, str]], rng: np.random.Ge
 def random_chat(rng: np.random.Generator) -> Chat:
     """One to ten questions about up to three scenes."""
     scenes = [random_scene(rng, "train") for _ in range(rng.choice(4, p=[0.05, 0.75, 0.15, 0.05]))]
-    return to_chat(scenes, rounds(scenes, int(rng.integers(1, 11)), rng, mixed=0.2), rng)
+    return to_chat(scenes, rounds(scenes, int(rng.integers(1, 11)), rng, mixed=0.2), rng.random() < 0.75, rng)
 
 
 def random_facts(rng: np.random.Generator) -> Chat:
-    """A scene of two things or more, and each fact about it once.
+    """A squeezed scene of two things or more, and a sentence about each, in any order.
 
-    Before it can answer questions, the model must learn to find a thing by its kind; chats ask for that too rarely.
+    Before it can answer questions, the model must learn to find a thing by its kind. Chats alone do not teach that:
+    after 5,000 steps of them the model still guessed among the colours present; this takes 600 steps.
     """
     while True:
         scene = random_scene(rng, "train")
@@ -72,12 +71,11 @@ def random_facts(rng: np.random.Generator) -> Chat:
         items = [item for item in scene if kinds.count(item.kind) == 1]
         if len(items) > 1:
             break
-    facts = []
-    for item in items:
-        x = english.kind(item.kind)
-        facts += [f"The {x} is {item.colour}.", f"The {x} is {english.size(item)}."]
-        facts.append(f"The {x} is at the {english.place(item.place)}.")
-    return to_chat([scene], [(pick(rng, english.DETAILED), " ".join(rng.permutation(facts)))], rng)
+    facts = [
+        f"The {english.kind(item.kind)} is {item.colour}, {english.size(item)} and at the {english.place(item.place)}."
+        for item in items
+    ]
+    return to_chat([scene], [(pick(rng, english.DETAILED), " ".join(rng.permutation(facts)))], True, rng)
 
 
 def squeeze(model: Qwen2ForCausalLM, inputs: Batch, bags: list[list[int]]) -> torch.Tensor:
@@ -89,18 +87,29 @@ def squeeze(model: Qwen2ForCausalLM, inputs: Batch, bags: list[list[int]]) -> to
     offsets = torch.tensor([0, *map(len, bags)]).cumsum(0)[:-1]
     words = torch.tensor(list(chain(*bags)), dtype=torch.long)
     sums = torch.nn.functional.embedding_bag(words, table.weight, offsets, mode="sum")
-    sums = sums + 0.1 * torch.randn_like(sums)  # what a projector writes is never exact
     where = (inputs["input_ids"] == model.config.pad_token_id) & (inputs["attention_mask"] == 1)
     return embeddings.masked_scatter(where[..., None], sums)
 
 
+def answers_of(ids: torch.Tensor, tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
+    """Which of the ids (chats, length) belong to an answer or end it, as booleans of the same shape."""
+    start, end = tokenizer("<|im_start|>assistant\n").input_ids, tokenizer.convert_tokens_to_ids("<|im_end|>")
+    begins = torch.zeros_like(ids)
+    windows = ids.unfold(1, len(start), 1)  # (chats, length - 2, 3)
+    begins[:, len(start) :] = (windows[:, :-1] == torch.tensor(start)).all(-1)
+    ends = torch.zeros_like(ids)
+    ends[:, 1:] = ids[:, :-1] == end
+    # the last boundary before a position, of either kind, is the beginning of an answer
+    last_begin, last_end = ((torch.arange(ids.shape[1]) * marks).cummax(1).values for marks in (begins, ends))
+    return (last_begin >= last_end) & (last_begin > 0)
+
+
 def chat_batch(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerBase, chats: list[Chat]) -> Batch:
-    """inputs_embeds (chats, longest, hidden), attention_mask and labels (chats, longest); every word is a label."""
+    """inputs_embeds (chats, longest, hidden), attention_mask and labels (chats, longest); labels are the answers."""
     text = [tokenizer.apply_chat_template(messages, tokenize=False) for messages, _ in chats]
     inputs = tokenizer(text, padding=True, padding_side="right", return_tensors="pt")
     bags = [tokenizer(f" {note}").input_ids if note else [] for _, some in chats for note in some]
-    unknown = (inputs.attention_mask == 0) | (inputs.input_ids == model.config.pad_token_id)
-    labels = inputs.input_ids.masked_fill(unknown, -100)
+    labels = inputs.input_ids.masked_fill(~answers_of(inputs.input_ids, tokenizer), -100)
     embeddings = squeeze(model, inputs, bags)
     return {"inputs_embeds": embeddings, "attention_mask": inputs.attention_mask, "labels": labels}
 

@@ -50,6 +50,11 @@ def figures(text):
     return [[sorted(numbers("|".join(row))) for row in table] for table in tables(text)]
 
 
+def in_english(path):
+    """The path of the same page or lesson in English; three English lessons lie at the top of the repository."""
+    return path.replace("_zh.", ".").replace("tutorial/zh/code", "code").replace("tutorial/zh/", "tutorial/en/")
+
+
 def targets(page):
     """Where the links of a page lead: a page by its English name, and there to which of its headings."""
     found = []
@@ -57,7 +62,7 @@ def targets(page):
         path, _, anchor = link.partition("#")
         there = (ROOT / page).parent / path if path else ROOT / page
         heading = anchors(there.read_text()).index(anchor) if anchor and "//" not in path else None
-        found.append((path.replace("_zh.", "."), heading))
+        found.append((in_english(path), heading))
     return sorted(found, key=str)
 
 
@@ -72,6 +77,14 @@ def test_pages_and_their_twins_are_level(page):
     assert [links(text)[0] for text in texts] == [Path(twin_of(page)).name, Path(page).name]
     for text, own in zip(texts, (False, True), strict=True):  # each language leads to its own pages
         assert all(("_zh." in link) == own for link in links(text)[1:] if re.match(r"(?!http)[^#]+\.md", link))
+
+
+@pytest.mark.parametrize(("page", "lesson"), [("faq", r"(tutorial/en/\d|code0)"), ("faq_zh", r"tutorial/zh/")])
+def test_each_question_leads_to_a_lesson(page, lesson):
+    """To one in the language of the page, in which a cell shows the answer."""
+    questions = re.split(r"^### ", text_of(f"docs/{page}.md"), flags=re.M)[1:]
+    assert len(questions) == 25
+    assert [question for question in questions if not re.search(rf"\]\(\.\./{lesson}\w+\.ipynb\)", question)] == []
 
 
 @pytest.mark.parametrize("page", ["README.md", "README_zh.md"])
