@@ -10,6 +10,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from alt_texts import describe_figures
 from docstrings import marked_up
 from links import rewrite
+from mathml import add_mathml
 from search_zh import SearchPairs
 from stage import pages, without_ending
 
@@ -24,6 +25,7 @@ exclude_patterns = ["benchmarks"]
 smartquotes = False  # it would turn the two lines of a --flag into one
 
 myst_heading_anchors = 4
+myst_enable_extensions, html_math_renderer = ["dollarmath"], "mathml"
 nb_execution_mode = "off"
 nb_ipywidgets_js = {}  # they would come from other hosts
 nb_code_prompt_show, nb_code_prompt_hide = ("显示代码", "收起代码") if CHINESE else ("Show the code", "Hide the code")
@@ -34,7 +36,7 @@ autodoc_typehints_format = "short"
 python_use_unqualified_type_names = True
 default_role = "literal"  # docstrings have `names` as Markdown has them
 
-html_theme = "furo"
+html_theme, html_favicon = "furo", "static/icon.svg"
 html_static_path, templates_path, html_css_files = ["static"], ["templates"], ["site.css"]
 html_copy_source = html_show_sphinx = html_show_copyright = False
 OTHER = "en" if CHINESE else "zh"
@@ -50,6 +52,7 @@ html_sidebars = {
 def setup(app: Sphinx) -> None:
     app.add_config_value("repository", "", "env")
     app.add_search_language(SearchPairs)
+    add_mathml(app)
     app.connect("source-read", rewrite)
     app.connect("source-read", describe_figures)
     app.connect("autodoc-process-docstring", marked_up)
