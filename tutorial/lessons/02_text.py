@@ -188,10 +188,10 @@ print("the same logits, bit for bit")
 # %%
 known = table[: plain.vocab_size]
 directions = [torch.nn.functional.normalize(each, dim=-1) for each in (vectors, known)]
-nearest = (directions[0] @ directions[1].T).topk(8)
+nearest = (directions[0] @ directions[1].T).topk(12)
 
 words = [[tokenizer.decode([each]).strip() for each in row] for row in nearest.indices.tolist()]
-words = [[word for word in row if word.isascii()][:3] for row in words]
+words = [[word for word in row if word.isascii()][:5] for row in words]
 lengths = {"words": known.norm(dim=-1), "image vectors": vectors.norm(dim=-1)}
 text_figures.nearest_words(image, words, lengths, patch=28)
 
