@@ -211,7 +211,7 @@ for halves in ((lost, LANGUAGE), (VISION, endless), (too_large, LANGUAGE)):
 
 # %%
 model, processor = build_llava(VISION, LANGUAGE)
-save_llava(model, processor, FOLDER / "llava")
+save_llava(model, processor, FOLDER / "llava", overwrite=True)
 pipe = pipeline("image-text-to-text", model=str(FOLDER / "llava"))
 chat[0]["content"][0]["image"] = image
 print(pipe(text=chat, max_new_tokens=30, return_full_text=False)[0]["generated_text"])
