@@ -13,6 +13,7 @@ from unittest import mock
 
 import pytest
 import torch
+from browsers import launched
 from folders import changed
 from page_client import TOKENS, served
 from safetensors.torch import load_file, save_file
@@ -198,6 +199,12 @@ def page(llava, files, tmp_path_factory):
         shutil.copy(file, examples)
     (examples / "notes.txt").write_text("no image")
     with served(sys.executable, "-m", "train_llava.app", "--model_name_or_path", llava, "--examples", examples) as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with launched() as one:
         yield one
 
 

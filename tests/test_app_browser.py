@@ -1,11 +1,6 @@
 """The web page in a real browser. Reference: infer.generate, asked alone."""
 
-import shutil
-
-import pytest
 from conftest import TOKENS
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 # how long the answer is, each time that the page changes
 WATCH = """() => {
@@ -13,17 +8,6 @@ WATCH = """() => {
   const watch = () => seen.push(document.querySelector(".assistant .text")?.textContent.length);
   new MutationObserver(watch).observe(document.querySelector("#chat"), {childList: true, subtree: true});
 }"""
-
-
-@pytest.fixture(scope="module")
-def browser():
-    driver = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if CHROMIUM is None:
-        pytest.skip("no chromium on this machine")
-    with driver.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 def opened(browser, url, tokens):

@@ -30,7 +30,7 @@ class LiveStorages(TorchDispatchMode):
         """From now on until it dies."""
         storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
-        if key in self.known:
+        if key in self.known or tensor.is_meta:
             return
         self.known.add(key)
         self.live += size

@@ -72,6 +72,11 @@ class ZeroConfig:
         """A GPU's part of the optimizer's states."""
         return 0 if self.offload else size / self.ranks if self.stage >= 1 else size
 
+    def copies_weights(self, element: int) -> bool:
+        """Whether the optimizer works on an fp32 copy of trained weights, of so many bytes each: with DeepSpeed always,
+        unless they are in fp32 and nothing is shared out (runtime/engine.py, `_do_optimizer_sanity_check`)."""
+        return self.deepspeed and (self.stage > 0 or element < 4)
+
 
 @dataclass
 class MemoryModel:
@@ -116,19 +121,22 @@ class MemoryModel:
     def sums(self, trained: int, zero: ZeroConfig) -> float:
         """Bytes of the gradients of so many weights that wait on a GPU for the optimizer's step."""
         size = trained * (4 if zero.fp32_sums or zero.whole_sums else self.element)
+        if zero.fp32_sums and zero.stage == 1 and self.element < 4:
+            size += trained * self.element  # DeepSpeed's BF16_Optimizer keeps the gradients beside their sums
         return size if zero.whole_sums else zero.of_gradients(size)
 
     def optimizer(self, zero: ZeroConfig) -> float:
         """Bytes of a GPU's part of the optimizer's states."""
-        return zero.of_optimizer(optimizer_bytes(self.trained, zero.deepspeed))
+        return zero.of_optimizer(optimizer_bytes(self.trained, zero.copies_weights(self.element)))
 
     def temporary(self, zero: ZeroConfig) -> float:
         """Bytes that the optimizer's step and DeepSpeed need beside the states: fp32 gradients, and buffers."""
         return self.fp32_gradients(zero) + self.buffers(zero)
 
     def fp32_gradients(self, zero: ZeroConfig) -> float:
-        """Bytes of DeepSpeed's copy of a GPU's gradients for the optimizer's step (stage_1_and_2.py, `step`)."""
-        return zero.of_gradients(4 * self.trained) if zero.deepspeed else 0
+        """Bytes of DeepSpeed's copy of the gradients for the optimizer's step (stage_1_and_2.py, `step`): of those that
+        its part of the optimizer needs, also under ZeRO-1, where each GPU holds all."""
+        return zero.of_optimizer(4 * self.trained) if zero.copies_weights(self.element) else 0
 
     def on_host(self, zero: ZeroConfig) -> float:
         """Bytes that a rank with offload holds in the host's memory: optimizer states and fp32 gradients (ZeRO-Offload,

@@ -1,0 +1,446 @@
+# %% [markdown] lang="en"
+# # 6. The training loop
+#
+# A model is built (lesson 4), and data comes in batches (lesson 5). What remains is the loop that learns. In this lesson you write it yourself, in plain PyTorch, and train the demo's projector with it. You will watch the model learn to talk first, and to look afterwards. Then the package's own trainer does the same on the same batches, and the two curves lie on each other.
+#
+# ## What you will know
+#
+# - the five things that each step does;
+# - what the shelf in the loss curve means, and how to compute its height before the training;
+# - what a trainer and ZeRO-2 add to these lines.
+
+# %% [markdown] lang="zh"
+# # 6. 训练循环
+#
+# 模型搭好了（第 4 课），数据也能变成批次了（第 5 课），剩下的就是让它学起来的那个循环。这一课用纯 PyTorch 把它写出来，训练演示模型的投影层。你会看到模型先学会说话，后学会看图。接着换成本仓库的训练程序，用同样的批次再训练一遍，两条损失曲线会重合在一起。
+#
+# ## 你会学到
+#
+# - 训练的每一步做哪五件事；
+# - 损失曲线上的那段平台是什么意思，它的高度怎样在训练之前就算出来；
+# - Trainer 和 ZeRO-2 在这几行代码之外多做了什么。
+
+# %% tags=["figure"]
+import numpy as np
+
+from tutorial import figures
+
+PARTS = {
+    "a batch": "images, ids, labels",
+    "forward": "model(**batch).loss",
+    "backward": "loss.backward()",
+    "step": "optimizer.step()",
+    "clear": "optimizer.zero_grad()",
+}
+figure, (axis,) = figures.panels(1, 2.9)
+axis.set_axis_off()
+axis.set(xlim=(-1.9, 1.9), ylim=(-1.35, 1.25))
+angles = np.pi / 2 - np.arange(5) * 2 * np.pi / 5
+for (name, code), angle in zip(PARTS.items(), angles, strict=True):
+    box = {"boxstyle": "round,pad=0.5", "facecolor": figures.BLUE, "edgecolor": "none"}
+    place = {"ha": "center", "va": "center"}
+    axis.text(1.3 * np.cos(angle), np.sin(angle), name, color="white", bbox=box, **place)
+    axis.text(1.3 * np.cos(angle), np.sin(angle) - 0.33, code, fontsize=9, **place)
+    ends = [(1.3 * np.cos(angle - turn), np.sin(angle - turn)) for turn in (0.4, 0.85)]
+    axis.annotate("", ends[1], ends[0], arrowprops={"arrowstyle": "->", "color": figures.ORANGE, "lw": 2})
+axis.text(0, -0.1, "one step", ha="center", color=figures.ORANGE, fontsize=13)
+figures.shown(figure, "The five parts of a training step in a circle: batch, forward, backward, step, clear")
+
+# %% [markdown] lang="en"
+# ## What the circle turns on
+#
+# First the data: images with captions, as in LLaVA's first stage. Each batch has 16 of them. The order is that of the package's sampler, so that both trainings see the same batches.
+
+# %% [markdown] lang="zh"
+# ## 循环里转的是什么
+#
+# 先准备数据：图片加描述，和 LLaVA 第一阶段一样。每个批次 16 条。顺序用的是本仓库的采样器，这样两次训练看到的批次完全一样。
+
+# %%
+import shutil
+from pathlib import Path
+
+import torch
+from datasets import disable_progress_bars
+from transformers import logging
+
+from demo.make_data import write_records
+from train_llava.build_model import build_llava
+from train_llava.data import LlavaCollator, LlavaDataset
+from train_llava.model.folder import save_llava
+from train_llava.model.structure import components_table
+from train_llava.training.sampler import LlavaSampler
+
+logging.set_verbosity_error()
+logging.disable_progress_bar()
+disable_progress_bars()
+
+FOLDER, STEPS, SIZE = Path("output/lesson_06"), 80, 16
+shutil.rmtree(FOLDER, ignore_errors=True)
+write_records(FOLDER / "data", "captions", "train", STEPS * SIZE, seed=0)
+write_records(FOLDER / "new", "captions", "train", 3, seed=1)  # images that the loop does not read
+
+torch.manual_seed(0)
+model, processor = build_llava("demo/clip", "demo/qwen", torch.float32)
+save_llava(model, processor, FOLDER / "model")  # for the second training
+
+collator = LlavaCollator(processor)
+data = LlavaDataset(FOLDER / "data").filter_by_length(collator.encoder)
+order = list(LlavaSampler(data.sizes, [1], data.lengths, SIZE, grouped=False, seed=0))
+batches = [collator([data[i] for i in order[at : at + SIZE]]) for at in range(0, len(order), SIZE)]
+print({name: tuple(value.shape) for name, value in batches[-1].items()})
+
+# %% [markdown] lang="en"
+# Then the freezing. The vision tower and the language model keep their weights; the projector alone learns. To freeze means no more than to ask for no gradient.
+
+# %% [markdown] lang="zh"
+# 再冻结参数。视觉塔和语言模型的权重都不动，只训练投影层。所谓冻结，就是不要它的梯度。
+
+# %%
+model.requires_grad_(False)
+model.model.multi_modal_projector.requires_grad_(True)
+print(components_table(model))
+
+# %% [markdown] lang="en"
+# ## The loop
+#
+# Here is all of it. `share` is the schedule of the learning rate: it rises for four steps (*warm-up*), as the first gradients are wild, and then falls along a cosine, so that the last steps only polish. *Clipping* shortens a gradient that is too long, so that one odd batch cannot do much harm.
+
+# %% [markdown] lang="zh"
+# ## 循环本身
+#
+# 全部代码都在这里。`share` 是学习率的变化方式：前四步从零升上去（预热，warm-up），因为一开始的梯度很乱；之后沿余弦曲线降下来，最后几步只做微调。梯度裁剪（clipping）把过长的梯度缩短，免得一个反常的批次就把模型带偏。
+
+# %%
+from math import cos, pi
+
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+
+RATE, WARM_UP = 2e-3, 4
+
+
+def share(step):
+    """Of the rate, at a step."""
+    if step < WARM_UP:
+        return step / WARM_UP
+    return 0.5 + 0.5 * cos(pi * (step - WARM_UP) / (STEPS - WARM_UP))
+
+
+def train(batches, rate=RATE, watch=lambda step: None):
+    """Trains the projector; returns the loss of each step."""
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    optimizer = AdamW(trained, lr=rate, betas=(0.9, 0.95), weight_decay=0.0)
+    schedule, losses = LambdaLR(optimizer, share), []
+    for step, batch in enumerate(batches):
+        watch(step)
+        loss = model(**batch).loss  # forward: how wrong are the predicted tokens?
+        loss.backward()  # backward: which way should each weight move?
+        clip_grad_norm_(trained, 1.0)
+        optimizer.step()  # move the weights
+        schedule.step()
+        optimizer.zero_grad()  # forget the gradients, or the next ones are added to them
+        losses.append(loss.item())
+    return losses
+
+
+# %% [markdown] lang="en"
+# On the way we look over the model's shoulder. At some steps it writes captions for three images that the loop does not read, and we note how sure it is of each token of the right caption.
+
+# %% [markdown] lang="zh"
+# 训练途中，我们在几个时刻看看模型的样子：让它给三张循环里没有的图片写描述，同时记下正确描述里的每个词元，它有多大把握。
+
+# %%
+from train_llava.model.generate import caption_rows
+
+new = LlavaDataset(FOLDER / "new")
+example = collator([new[0]])
+target = example["labels"][0, 1:]
+captions, surprise = {}, {}  # by step
+
+
+def watch(step):
+    if step in (0, 12, 30, STEPS):
+        captions[step] = [row["caption"] for row in caption_rows(model, processor, new)]
+        with torch.no_grad():
+            logits = model(**example).logits[0, :-1]
+        surprise[step] = torch.nn.functional.cross_entropy(logits, target, reduction="none")[target >= 0]
+
+
+projector = model.model.multi_modal_projector
+start = {name: weight.clone() for name, weight in projector.state_dict().items()}
+losses = train(batches, watch=watch)
+watch(STEPS)
+for step, texts in captions.items():
+    print(f"step {step:>2}: {texts[0]}")
+print("  right:", new[0]["messages"][-1]["content"])
+
+# %% [markdown] lang="en"
+# The first caption has the right form and nothing to do with the image. Then things appear that are there, first the places and colours, at last the kinds. Let us see how the loss tells this story.
+#
+# ## The shelf
+#
+# Imagine a model that has perfect grammar and is blind. It knows how captions are made, but must guess how many things there are, where, and of which kind, colour and size. The demo's world is small, so we can compute what it pays for guessing, before any training. A fair guess among $n$ costs $\ln n$.
+
+# %% [markdown] lang="zh"
+# 第一句描述格式是对的，内容却和图片毫无关系。后来，图里真有的东西才陆续出现：先是位置和颜色，最后才是具体是什么。下面看看损失怎样讲这同一个故事。
+#
+# ## 平台
+#
+# 设想一个语法完美、但什么也看不见的模型。它知道描述该怎么写，但图里有几样东西、在哪儿、是什么、什么颜色、多大，只能猜。演示的世界很小，所以不用训练就能算出它靠猜要付多大的损失：在 $n$ 种可能里平均地猜，代价是 $\ln n$。
+
+# %%
+from itertools import combinations
+from math import comb, log, prod
+
+from demo.scenes import COLOURS, KINDS, PLACES, home
+
+colours = [sum(home(colour, place) == "train" for colour in COLOURS) for place in range(len(PLACES))]
+chance = {1: 0.2, 2: 0.3, 3: 0.3, 4: 0.2}  # of so many things in an image, see demo/scenes.py
+sets = {}  # of places: how likely it is, as scenes with a held-out pair are drawn anew
+for count, p in chance.items():
+    for places in combinations(range(4), count):
+        sets[places] = p / comb(4, count) * prod(colours[place] / len(COLOURS) for place in places)
+total = sum(sets.values())
+nats = sum(
+    p / total * (-log(p / total) + sum(log(len(KINDS) * 2 * colours[place]) for place in places))
+    for places, p in sets.items()
+)
+tokens = sum((batch["labels"] >= 0).sum().item() for batch in batches) / len(data)
+blind = nats / tokens
+print(f"guessing costs {nats:.1f} nats for a caption of {tokens:.1f} tokens: {blind:.2f} per token")
+
+# %% tags=["figure"]
+figure, axes = figures.panels(2, 3.2, width_ratios=[3, 1])
+axes[0].plot(losses, color=figures.BLUE)
+axes[0].axhline(blind, color=figures.ORANGE, linestyle="--")
+axes[0].text(STEPS - 1, blind + 0.06, "perfect grammar, blind", color=figures.ORANGE, ha="right")
+axes[0].annotate("the shelf", (14, losses[14]), (14, 1.6), ha="center", arrowprops={"arrowstyle": "->"})
+axes[0].set(xlabel="step", ylabel="loss", ylim=(0, 3))
+axes[1].plot([RATE * share(step) for step in range(STEPS)], color=figures.INK)
+axes[1].set(xlabel="step", title="learning rate")
+assert blind < np.mean(losses[10:20]) < 1.6 * blind  # the shelf
+assert np.mean(losses[-8:]) < blind / 2
+figures.shown(figure, "The loss falls to what a blind model pays, stays for a while, and falls again")
+
+# %% [markdown] lang="en"
+# The loss falls steeply, hesitates a little above the dashed line, and falls again. The hesitation is the *shelf*. Up to it the projector only learns not to disturb the language model. Beyond it the loss is lower than any blind model's. **From there on it must be looking at the image**; there is no other way to get under the line.
+#
+# Token by token this is even clearer. Dark means surprised:
+
+# %% [markdown] lang="zh"
+# 损失先陡降，在虚线上方不远处徘徊一阵，然后继续下降。徘徊的这一段就是平台。到平台为止，投影层只是学会了不给语言模型捣乱。再往下，损失就比任何“盲人”都低了：**从这里开始，它一定在看图**，否则不可能降到虚线以下。
+#
+# 逐个词元看更清楚。颜色越深，表示模型越意外：
+
+# %% tags=["figure"]
+words = [processor.tokenizer.decode(token).strip() for token in target[target >= 0]]
+figure, axes = figures.panels(2, 2.6, width_ratios=[1, 5])
+figures.draw(axes[0], np.asarray(new[0]["images"][0]), "a new image")
+figures.draw(
+    axes[1],
+    torch.stack([*surprise.values()]),
+    "-log p of each token of the right caption",
+    cmap="Blues",
+    vmin=0,
+    vmax=4,
+)
+axes[1].set_aspect("auto")
+axes[1].set_xticks(range(len(words)), words, rotation=60, ha="right", rotation_mode="anchor")
+axes[1].set_yticks(range(len(surprise)), [f"step {step}" for step in surprise])
+axes[1].tick_params(length=0)
+figure.colorbar(axes[1].images[0], ax=axes[1], fraction=0.02, pad=0.01)
+figures.shown(figure, "How surprised the model is by each token of a caption, at four moments of the training")
+
+# %% [markdown] lang="en"
+# In the first row even the course of the sentence surprises the model. In the second it is white wherever grammar decides; size, colour, kind and place are still guesses. These get lighter only after the shelf, and the kinds last: to tell a four from a nine one must look closely.
+#
+# ## The same by the package
+#
+# Now the real trainer, on one CPU process, with the same model, data, seed and rate. Its 80 lines of log are read from a file.
+
+# %% [markdown] lang="zh"
+# 第一行里，连句子怎么往下接都让模型意外。到了第二行，凡是由语法决定的地方都变白了，大小、颜色、种类和位置还在靠猜。它们要过了平台才变浅，种类最慢：要分清 4 和 9，得看得很仔细。
+#
+# ## 换成本仓库的训练程序
+#
+# 现在用真正的训练程序，单个 CPU 进程，模型、数据、随机种子和学习率都相同。它打印的 80 行日志从文件里读。
+
+# %%
+import io
+import json
+from contextlib import redirect_stdout
+
+from tutorial.commands import run
+
+with redirect_stdout(io.StringIO()):
+    run(
+        f"train_llava.train --model_name_or_path {FOLDER}/model --data_path {FOLDER}/data --train_type projector"
+        f" --output_dir {FOLDER}/run --max_steps {STEPS} --per_device_train_batch_size {SIZE} --learning_rate {RATE}"
+        f" --lr_scheduler_type cosine --warmup_steps {WARM_UP} --adam_beta2 0.95 --seed 0"
+        " --logging_steps 1 --save_strategy no --report_to none --use_cpu true"
+    )
+log_history = json.loads((FOLDER / "run" / "trainer_state.json").read_text())["log_history"]
+theirs = [entry["loss"] for entry in log_history if "loss" in entry]
+assert np.allclose(losses, theirs, atol=1e-3)
+
+# %% tags=["figure"]
+figure, axes = figures.panels(2, 2.8)
+axes[0].plot(losses, color=figures.BLUE, label="our loop")
+axes[0].plot(theirs, "--", color=figures.ORANGE, label="train_llava.train")
+axes[0].set(xlabel="step", ylabel="loss", ylim=(0, 3))
+axes[0].legend(frameon=False)
+axes[1].plot(np.abs(np.subtract(losses, theirs)), color=figures.INK)
+axes[1].set(xlabel="step", title="difference", ylim=(0, None))
+figures.shown(figure, "Both losses lie on each other; their difference is that of rounding")
+
+# %% [markdown] lang="en"
+# ## What we see
+#
+# One curve hides the other. The differences are those of rounding: the trainer adds the same numbers in another order. So there is no secret in a trainer. What it adds is not learning, but what a training of days on many GPUs needs:
+#
+# | the loop above | the package | why |
+# |---|---|---|
+# | one process | several share each batch, and under ZeRO-2 gradients and optimizer as well | models too large for one GPU ([lesson 8](08_zero.ipynb)) |
+# | fp32 | bf16, with the optimizer in fp32 | half the memory, and faster |
+# | logits for all tokens | only where there is a label | a real vocabulary has 150,000 entries |
+# | any order | the longest records first | if memory is too small, the first step shows it |
+# | a crash loses everything | checkpoints, and it resumes at the same step | days of work |
+# | NaN goes on | stops, and names step and records | hours of useless work |
+
+# %% [markdown] lang="zh"
+# ## 我们看到
+#
+# 一条曲线盖住了另一条。差别只是舍入误差：训练程序把同样的数按另一种顺序相加。可见 Trainer 里没有秘密。它多做的不是“学习”，而是在许多 GPU 上连续训练几天所需要的东西：
+#
+# | 上面的循环 | 本仓库 | 为什么 |
+# |---|---|---|
+# | 一个进程 | 多个进程分摊每个批次；ZeRO-2 还分摊梯度和优化器状态 | 单卡放不下大模型（[第 8 课](08_zero.ipynb)） |
+# | fp32 | bf16，优化器用 fp32 | 显存减半，而且更快 |
+# | 每个词元都算 logits | 只在有标签的位置算 | 真实词表有 15 万项 |
+# | 顺序随意 | 最长的数据排在最前 | 显存不够，第一步就能发现 |
+# | 崩溃就全没了 | 有检查点，从同一步续训 | 几天的成果 |
+# | 出现 NaN 也照跑 | 停下来，说明是哪一步、哪些数据 | 几小时的白费 |
+
+# %% [markdown] lang="en"
+# ## Common questions
+#
+# **Is a batch of 4, accumulated four times, the same as one of 16?** Yes, if each part counts by its tokens. If each part counts alike, a short answer weighs too much. The cell below shows both. The trainer counts tokens.
+#
+# **Why does the loss not begin at $\ln 896 = 6.8$, as for guessing among all tokens?** The language model knows the language already. It is the projector that is new.
+#
+# **Why is the language model frozen at first?** The projector is random, so its vectors are noise, and the model would change good weights to fit them. The cell shows how much larger its gradient would be before the projector is trained than after.
+#
+# **What are a step and an epoch?** A step is one turn of the circle. An epoch is as many steps as it takes to see each record once: here all 80.
+
+# %% [markdown] lang="zh"
+# ## 常见问题
+#
+# **批大小 4、累积 4 次，和批大小 16 一样吗？** 一样，前提是每一份按词元数加权。如果每份权重相同，短回答的分量就过重了。下面的代码两种都试了。训练程序是按词元数加权的。
+#
+# **损失为什么不是从 $\ln 896 = 6.8$（在所有词元里瞎猜）开始？** 语言模型早就会说话了，新的只是投影层。
+#
+# **为什么一开始要冻结语言模型？** 投影层是随机的，给出的向量是噪声；不冻结的话，语言模型会为了迁就噪声而改坏自己的权重。下面的代码比较了投影层训练前后，语言模型本来会收到多大的梯度。
+#
+# **什么是一步（step），什么是一轮（epoch）？** 图里转一圈是一步；把每条数据都看一遍是一轮，这里正好 80 步。
+
+# %%
+whole = batches[-1]
+pieces = [{name: value[at : at + 4] for name, value in whole.items()} for at in range(0, SIZE, 4)]
+counts = [(piece["labels"] >= 0).sum() for piece in pieces]
+
+
+def gradient(parts, weights):
+    """Of the projector, summed over parts of a batch."""
+    projector.zero_grad()
+    for part, weight in zip(parts, weights, strict=True):
+        (model(**part).loss * weight).backward()
+    return projector.linear_1.weight.grad.clone()
+
+
+right = gradient([whole], [1])
+by_tokens = gradient(pieces, [count / sum(counts) for count in counts])
+alike = gradient(pieces, [1 / 4] * 4)
+print(f"answer tokens of the four parts: {[count.item() for count in counts]}")
+print(f"by tokens: wrong by {(by_tokens - right).norm() / right.norm():.4%}")
+print(f"alike:     wrong by {(alike - right).norm() / right.norm():.1%}")
+assert torch.allclose(by_tokens, right, atol=1e-4)
+
+# %%
+language, trained = model.model.language_model, {name: w.clone() for name, w in projector.state_dict().items()}
+language.requires_grad_(True)
+for name, weights in ("random projector", start), ("trained projector", trained):
+    projector.load_state_dict(weights)
+    model(**whole).loss.backward()
+    print(f"{name:<18} gradient of the language model: {clip_grad_norm_(language.parameters(), 1e9):.1f}")
+    model.zero_grad()
+_ = language.requires_grad_(False)
+
+# %% [markdown] lang="en"
+# ## Exercises
+#
+# 🐢 **Easy.** Take the mean loss of the last eight steps. Which probability does the model give the right token, in the geometric mean?
+#
+# 🐕 **Middle.** Train 24 steps each with a tenth and with a hundred times the rate. Guess first: which curve ends highest?
+#
+# 🦁 **Hard.** Show each caption with the image of another one. Where does the loss stop? Train 40 steps.
+
+# %% [markdown] lang="zh"
+# ## 练习
+#
+# 🐢 **简单。** 取最后八步损失的平均值。模型给正确词元的概率，几何平均是多少？
+#
+# 🐕 **中等。** 学习率分别取十分之一和一百倍，各训练 24 步。先猜一猜：哪条曲线最后最高？
+#
+# 🦁 **困难。** 给每条描述配上别人的图片，训练 40 步。损失停在哪里？
+
+# %% [markdown] lang="en"
+# ## Solutions
+#
+# 🐢 A loss is a mean of $-\ln p$, so $p = e^{-\text{loss}}$.
+
+# %% [markdown] lang="zh"
+# ## 答案
+#
+# 🐢 损失是 $-\ln p$ 的平均值，所以 $p = e^{-\text{loss}}$。
+
+# %% tags=["solution"]
+last = float(np.mean(losses[-8:]))
+print(f"loss {last:.2f}: p = {np.exp(-last):.2f}; on the shelf {np.exp(-blind):.2f}")
+
+# %% [markdown] lang="en"
+# 🐕 Too small a rate is slow. Too large a rate throws the projector far away in its first steps.
+
+# %% [markdown] lang="zh"
+# 🐕 学习率太小就慢；太大，头几步就把投影层甩到很远的地方。
+
+# %% tags=["solution"]
+tries = {RATE: losses[:24]}
+for rate in (RATE / 10, RATE * 100):
+    projector.load_state_dict(start)
+    tries[rate] = train(batches[:24], rate)
+assert np.mean(tries[RATE][-4:]) == min(np.mean(each[-4:]) for each in tries.values())
+for rate in sorted(tries):
+    print(f"rate {rate:.0e}: loss {np.mean(tries[rate][-4:]):.2f}")
+
+# %% [markdown] lang="en"
+# 🦁 It comes down to the shelf and stays, above the line. The captions are the same, so grammar can be learned. What the images say about them is gone. If your own training does this, look for what takes the image away ([lesson 10](10_diagnosis.ipynb)).
+
+# %% [markdown] lang="zh"
+# 🦁 损失降到平台就停住，一直在虚线上方。描述没变，所以语法学得会；图片和描述对不上，所以内容学不到。如果你自己的训练也这样，就去查是哪里让图片失效了（[第 10 课](10_diagnosis.ipynb)）。
+
+# %% tags=["solution"]
+projector.load_state_dict(start)
+mixed = [batch | {"pixel_values": batch["pixel_values"].roll(1, 0)} for batch in batches[:40]]
+lost = train(mixed)
+print(
+    f"last eight steps: {np.mean(lost[-8:]):.2f}; with the right images {np.mean(losses[32:40]):.2f}; blind {blind:.2f}"
+)
+assert np.mean(lost[-8:]) > blind
+
+# %% [markdown] lang="en"
+# Next lesson: [what to train and what to freeze](07_strategies.ipynb).
+
+# %% [markdown] lang="zh"
+# 下一课：[训练什么，冻结什么](07_strategies.ipynb)。
