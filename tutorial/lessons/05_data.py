@@ -21,6 +21,10 @@
 # - 训练时为什么在右边填充不会有任何影响，以及怎样找出自己数据里的错误。
 
 # %% tags=["figure"]
+from tutorial.quiet import quiet
+
+quiet()
+
 import io
 import json
 from contextlib import redirect_stdout
@@ -34,9 +38,8 @@ from demo.make_data import write_records
 from demo.scenes import DIGITS
 from train_llava.build_model import build_llava
 from train_llava.data import LlavaCollator, LlavaDataset
-from tutorial import commands, data_figures, planted_faults, quiet
+from tutorial import commands, data_figures, planted_faults
 
-quiet.quiet()
 FOLDER = Path("output/tutorial/05_data")
 write_records(FOLDER / "conversations", "conversations", "train", 24, seed=0)
 dataset = LlavaDataset(FOLDER / "conversations")
@@ -198,6 +201,8 @@ data_figures.batch(tokenizer, batch)
 
 # %%
 print(planted_faults.write(FOLDER / "mine"))
+
+# %%
 with redirect_stdout(io.StringIO()) as said:
     commands.run(f"train_llava.check_data --data_path {FOLDER}/mine --output_dir {FOLDER}/report --workers 0")
 print(said.getvalue().replace(f"{Path.cwd()}/", ""))
