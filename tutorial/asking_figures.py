@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from demo.english import caption
 from demo.language_half import PATCHES
 from demo.scenes import COLOURS, KINDS, Scene, draw, random_scene
-from train_llava.model.generate import ask
+from train_llava.model.generate import Example, ask
 from tutorial import figures
 from tutorial.asking import Asker, Batch, longer, with_answer
 
@@ -21,21 +21,30 @@ GROUPS = {"size": ["small", "large"], "colour": list(COLOURS), "kind": KINDS}  #
 PADDING = {"padding": "#ffffff", "text": "#cfe0f7", "image": "#fbd9bd"}
 
 
-def next_tokens(asker: Asker, batch: Batch, picture: np.ndarray, steps: int = 7) -> Image:
-    """The most probable next tokens at the first steps of an answer."""
+def next_tokens(asker: Asker, examples: list[Example], steps: int = 7) -> Image:
+    """The most probable next tokens at the first steps of an answer: that of the examples which leaves most doubt."""
+    answers = [best_tokens(asker, asker.batch(example), steps) for example in examples]
+    doubtful = min(range(len(answers)), key=lambda i: answers[i][0][:, 0].min())
     figure, axes = figures.panels(1 + steps, 1.9, width_ratios=[1.3] + [1] * steps)
-    figures.draw(axes[0], picture, "image")
-    for step, each in enumerate(axes[1:], 1):
-        with torch.no_grad():
-            best = asker.model(**batch).logits[0, -1].softmax(-1).topk(4)
-        each.barh(range(4), best.values.tolist(), color=[figures.ORANGE] + [GREY] * 3)
-        for row, token in enumerate(best.indices.tolist()):
+    figures.draw(axes[0], np.asarray(examples[doubtful]["images"][0]), "image")
+    for step, (each, chances, tokens) in enumerate(zip(axes[1:], *answers[doubtful], strict=True), 1):
+        each.barh(range(4), chances.tolist(), color=[figures.ORANGE] + [GREY] * 3)
+        for row, token in enumerate(tokens.tolist()):
             word = asker.processor.decode([token]).strip()
             drawable = word.isascii() and "$" not in word  # the font has no Chinese, and $ begins a formula
             each.text(0.04, row, word if drawable else "…", va="center", fontsize=8.5)
         each.set(xlim=(0, 1), ylim=(3.6, -0.6), xticks=[], yticks=[], title=f"step {step}")
-        batch = longer(batch, best.indices[:1, None])
     return figures.shown(figure, "An image, and at each step of its answer the four most probable next tokens")
+
+
+@torch.no_grad()
+def best_tokens(asker: Asker, batch: Batch, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Probabilities and ids of the four best next tokens at each step of a greedy answer, (steps, 4) each."""
+    found = []
+    for _ in range(steps):
+        found.append(asker.model(**batch).logits[0, -1].float().softmax(-1).topk(4))
+        batch = longer(batch, found[-1].indices[:1, None])
+    return torch.stack([each.values for each in found]), torch.stack([each.indices for each in found])
 
 
 @torch.no_grad()
@@ -95,8 +104,8 @@ def attention_maps(asker: Asker, batch: Batch, answer: list[int], words: int = 4
     start = batch["input_ids"].shape[1]
     looks = asker.image_attention(with_answer(batch, answer))[:, start - 1 : -1]  # the position before a word says it
     layers = np.linspace(0, len(looks) - 1, min(4, len(looks))).round().astype(int)
-    said = max(1, len(answer) - 1)  # without the end
-    shown = sorted(looks.sum((0, 2))[:said].topk(min(words, said)).indices.tolist())
+    said = [i for i, token in enumerate(answer) if asker.text([token]).isalpha()] or [0]
+    shown = sorted(sorted(said, key=lambda word: -looks[:, word].sum())[:words])
     pixels = batch["pixel_values"][0].float().cpu().permute(1, 2, 0).numpy()  # as the model sees the image
     pixels = (pixels - pixels.min()) / max(np.ptp(pixels), 1e-6)
 

@@ -38,7 +38,6 @@ quiet()
 
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from train_llava.ingest.image_kinds import SUFFIXES
@@ -53,12 +52,12 @@ files = sorted(file for file in Path(IMAGES).iterdir() if file.suffix.lower() in
 images = [open_image(file) for file in files[:8]]
 QUESTION = "What do you see in the image?"
 example = ask(QUESTION, images[:1])
-asking_figures.next_tokens(asker, asker.batch(example), np.asarray(images[0]))
+asking_figures.next_tokens(asker, [ask(QUESTION, [image]) for image in images])
 
 # %% [markdown] lang="en"
 # ## One token at a time
 #
-# From left to right you see seven steps of one answer. At each step the model gives every token of the vocabulary a probability; the figure shows the best four. The first is taken (orange), put behind the prompt, and the model is asked again. Taking always the most probable token is called **greedy**. Here it is by hand. It stops at a token that ends answers, such as `<|im_end|>`.
+# From left to right you see seven steps of one answer. At each step the model gives every token of the vocabulary a probability; the figure shows the best four. The best is taken (orange), put behind the prompt, and the model is asked again. Taking always the most probable token is called **greedy**. Here it is by hand. It stops at a token that ends answers, such as `<|im_end|>`.
 
 # %% [markdown] lang="zh"
 # ## 一次一个词元
@@ -150,14 +149,14 @@ for name, text in {"as in training": as_trained, **others}.items():
     print(f"{name:<16} -> {asker.answers(written)[0]!r}")
 
 # %% [markdown] lang="en"
-# The weights are the same each time. If a model that was good in training talks nonsense elsewhere, look at the prompt first.
+# The weights are the same each time, and yet the answers are not. If a model that was good in training is worse elsewhere, look at the prompt first.
 #
 # ## A conversation
 #
 # The history is a list of messages, and the images are those of all its `<image>`, in order. A question may change the language.
 
 # %% [markdown] lang="zh"
-# 三次用的权重完全相同。训练时好好的模型，换个地方就胡说，先查提示词。
+# 三次用的权重完全相同，回答却不一样。训练时好好的模型，换个地方就变差，先查提示词。
 #
 # ## 多轮对话
 #
@@ -195,7 +194,7 @@ asking_figures.attention_on_things(asker, QUESTION)
 #
 # - **An answer is a loop.** Read, take the best token, put it behind, repeat. The rest is speed.
 # - **The image is looked at again for every word.** It stays in the row, and different words take from different patches.
-# - **The layers share the work.** Some look at the thing itself; others take what earlier layers have copied to other positions. So one attention map is a hint and no proof. Lesson 10 has a stronger test.
+# - **The layers share the work.** The first spread their attention over many patches; in the last, the demo's model hardly misses the thing that it names. Still, attention says where a model looks, and not what it takes from there. Lesson 10 has a stronger test.
 #
 # ## Common questions
 #
@@ -208,7 +207,7 @@ asking_figures.attention_on_things(asker, QUESTION)
 #
 # - **回答就是一个循环。** 读一遍，取最好的词元，接到后面，再来。其余的都只是为了快。
 # - **每写一个词都会重新看图。** 图片一直留在序列里，不同的词从不同的图块取信息。
-# - **各层有分工。** 有的层直接盯着所说的东西；有的层用的是前面几层搬到别处的信息。所以单张注意力图只是线索，不是证明。更有力的检验在第 10 课。
+# - **各层有分工。** 前几层的注意力摊得很开；到最后一层，演示模型几乎总是盯着它正在说的东西。不过注意力只说明模型在看哪里，不说明它从那里取了什么。更有力的检验在第 10 课。
 #
 # ## 常见问题
 #
@@ -229,9 +228,10 @@ pipe = pipeline("image-text-to-text", model=MODEL, processor=None if whole else 
 content = [{"type": "image", "image": images[0]}, {"type": "text", "text": QUESTION}]
 told = pipe(text=[{"role": "user", "content": content}], return_full_text=False, max_new_tokens=40)
 print("pipeline:  ", told[0]["generated_text"])
-answers = generate(model, processor, [ask("What is in this image?", [image]) for image in images])
-rows = [{"image": image, "caption": answer} for image, answer in zip(images, answers, strict=True)]
-sheets.sheet(rows, "Up to eight images, and what the model says is in each")
+prompt = "What is at the bottom right?"
+answers = generate(model, processor, [ask(prompt, [image]) for image in images])
+rows = [{"image": i, "prompt": prompt, "caption": answer} for i, answer in zip(images, answers, strict=True)]
+sheets.sheet(rows, "Up to eight images, and what the model says is at the bottom right of each")
 
 # %% [markdown] lang="en"
 # ## Exercises

@@ -165,7 +165,7 @@ print(content[-1]["text"], " ->  ", answer[0]["generated_text"])
 # %% [markdown] lang="en"
 # ## What we see
 #
-# - **Much comes of little.** Beside W the change is small, and it has r directions only. The answers are others all the same.
+# - **Much comes of little.** Beside W the change is small, and it has r directions only. Still it turns wrong answers into right ones. See where the bars differ most: stage 1 showed one image at a time, so questions about several images, for example, are new to the base.
 # - **The change is not spread evenly.** The orange table shows in which layers and matrices it was worth most.
 # - **Merged or not is a question of use, not of quality.** One plain folder goes everywhere. An adapter is small, and many of them share one base.
 #
@@ -178,7 +178,7 @@ print(content[-1]["text"], " ->  ", answer[0]["generated_text"])
 # %% [markdown] lang="zh"
 # ## 我们看到
 #
-# - **改动很小，作用很大。** 和 W 相比改动不大，而且只有 r 个方向，回答却不一样了。
+# - **改动很小，作用不小。** 和 W 相比改动不大，而且只有 r 个方向，却能把错的答案改对。看看柱子在哪几类差得最多：第一阶段一次只看一张图，所以像“一题多图”这样的问题，基座从没见过。
 # - **改动并不平均。** 橙色的表能看出哪些层、哪些矩阵改得最多。
 # - **合不合并只关乎怎么用，不影响质量。** 合并后的文件夹到哪里都能用；适配器则很小，许多个可以共用一个基座。
 #
@@ -231,10 +231,10 @@ trained, whole = sum(tensor.numel() for tensor in tensors.values()), sum(p.numel
 print(f"{trained:,} of {whole:,}: {trained / whole:.1%}")
 
 # %% [markdown] lang="en"
-# 🐕 At 0 the trained projector stands alone beside the old language model. Above 1 the adapter overshoots: its weights were trained for 1.
+# 🐕 At 0 the trained projector stands alone beside the old language model; it does much of the work. Far above 1 the adapter overshoots: its weights were trained for 1.
 
 # %% [markdown] lang="zh"
-# 🐕 乘 0 时，只剩训练过的投影层配上原来的语言模型。大于 1 就改过头了：这些权重本来就是按 1 训练的。
+# 🐕 乘 0 时，只剩训练过的投影层配上原来的语言模型，大半工作其实是它做的。比 1 大太多就改过头了：这些权重本来就是按 1 训练的。
 
 # %% tags=["solution"]
 model, _ = load(ADAPTER, dtype=torch.float32)  # once more: the first one is merged
@@ -243,7 +243,7 @@ scalings = [layer.scaling["default"] for layer in layers]
 for factor in (0, 0.5, 1.5, 2, 1):  # 1 comes last, and stays
     for layer, scaling in zip(layers, scalings, strict=True):
         layer.scaling["default"] = factor * scaling
-    print(f"scaling x {factor}: {bars.percent(caption_rows(model, processor, examples[:39])):.0f}% exactly right")
+    print(f"scaling x {factor}: {bars.percent(caption_rows(model, processor, examples[:78])):.0f}% exactly right")
 
 # %% [markdown] lang="en"
 # 🦁 The weakest directions can go at little cost. A small task needs a small rank.
@@ -258,7 +258,7 @@ for k in (1, 2, 4, 8, 16, rank):
     for (a, b), (u, s, v) in zip(pairs, parts, strict=True):
         a.copy_(v[: len(a)])
         b.copy_(u[:, : len(a)] * s[: len(a)] * (torch.arange(len(a), device=s.device) < k))
-    print(f"{k:2} directions: {bars.percent(caption_rows(model, processor, examples[:39])):.0f}% exactly right")
+    print(f"{k:2} directions: {bars.percent(caption_rows(model, processor, examples[:78])):.0f}% exactly right")
 
 # %% [markdown] lang="en"
 # Next lesson: [it does not work, why?](tutorial/en/10_diagnosis.ipynb)

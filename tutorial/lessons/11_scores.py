@@ -34,22 +34,22 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from peft import PeftModel
 
 from demo.make_data import write_records
 from train_llava.build_model import build_llava
 from train_llava.data import LlavaDataset
 from train_llava.model.generate import caption_rows, generate
+from tutorial.trained import trained_llava
 
 FOLDER = Path("output/tutorial/11_scores")
 write_records(FOLDER, "held_out", "held_out", 130, seed=0)  # ten questions of each kind
 dataset = LlavaDataset(FOLDER, held_out=True)
 
-untrained, processor = build_llava("demo/clip", "demo/qwen", torch.float32)
-trained = PeftModel.from_pretrained(deepcopy(untrained), "demo/trained").merge_and_unload()
+trained, processor = trained_llava()  # what bash run_zero2.sh makes
+untrained, _ = build_llava("demo/clip", "demo/qwen", torch.float32)
 blind = deepcopy(trained)
 blind.model.multi_modal_projector.linear_2.weight.data.zero_()  # every patch of every image is now the same vector
-models = {"trained": trained.eval(), "blind": blind.eval(), "untrained": untrained.eval()}
+models = {"trained": trained, "blind": blind, "untrained": untrained.eval()}
 
 rows = {name: caption_rows(model, processor, dataset) for name, model in models.items()}
 english = [row for row in rows["trained"] if row["reference"].isascii()]
@@ -77,10 +77,10 @@ for name, some in {**rows, "trained, in English": english, "in Chinese": chinese
 assert bars.percent(rows["trained"]) > bars.percent(rows["blind"]) > 0
 
 # %% [markdown] lang="en"
-# The blind model gets something right. Some questions need no image, and others can be guessed: "Is there a heart?" has two answers. So a score means little without the score of somebody who does not look. Exact match also hides a lot. One wrong word of twenty counts as much as nonsense:
+# The other two see nothing of use, and still get something right. Some questions need no image, and others can be guessed: "Is there a heart?" has two answers. So a score means little without the score of somebody who does not look. Exact match also hides a lot. One wrong word of twenty counts as much as nonsense:
 
 # %% [markdown] lang="zh"
-# 弄瞎的模型也答对了一些。有的问题根本不用看图，有的能猜：“有爱心吗？”只有两种答案。所以报分数时，要同时报一个“不看图”的分数，否则说明不了什么。完全匹配还会掩盖不少东西。二十个词里错一个，和满口胡话同样算错：
+# 另外两个模型从图里看不出东西，照样答对了一些。有的问题根本不用看图，有的能猜：“有爱心吗？”只有两种答案。所以报分数时，要同时报一个“不看图”的分数，否则说明不了什么。完全匹配还会掩盖不少东西。二十个词里错一个，和满口胡话同样算错：
 
 # %%
 from difflib import SequenceMatcher
