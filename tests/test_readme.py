@@ -12,6 +12,7 @@ from pages import anchors, blocks, commands, levels, links, numbers, tables, tex
 
 from benchmarks.learning import original, strategies
 from benchmarks.speed import packing, train_step, tricks
+from demo.questions import KINDS_OF_QUESTION
 from docs import draw_llava
 
 PAGES = sorted(str(path.relative_to(ROOT)) for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
@@ -244,10 +245,10 @@ def test_the_notebook_has_the_answers_of_that_run():
     notebook = json.loads(text_of("code05_infer_lora.ipynb"))
     told = "".join("".join(out.get("text", "")) for cell in notebook["cells"] for out in cell.get("outputs", []))
     kept = text_of("benchmarks/results/demo.txt")
-    answers = re.findall(r"^  (?:right|WRONG)  (held_out_\d+)  (.*?)(?:   \(should be.*)?$", kept, re.M)
-    assert len(answers) == 8
-    for name, answer in answers:
-        assert re.search(rf"{name}\n  base .*\n  adapter  {answer}\n", told), name
+    answers = re.findall(r"^  (?:right|WRONG)  (.+?)  (.+?)(?:   \(should be: .*\))?$", kept, re.M)
+    assert len(answers) == len(KINDS_OF_QUESTION)
+    for question, answer in answers:
+        assert f"{question}\n  base " in told and f"\n  adapter  {answer}\n" in told.split(question)[1], question
 
 
 @pytest.mark.parametrize(("benchmark", "page"), [("kernels", "performance"), ("published", "estimate")])

@@ -259,7 +259,7 @@ excerpt(LlavaModel.forward, "masked_scatter", "masked_scatter")
 #
 # ## 没有人提醒你的错
 #
-# 严格加载只比名字和形状，看不出哪一行写错了。下面这些模型都能跑，一句怨言也没有：
+# 严格加载只比名字和形状，看不出代码哪一行写错了。下面这些模型照样能跑，什么错也不报：
 
 # %%
 from copy import copy
