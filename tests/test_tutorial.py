@@ -6,6 +6,7 @@ import resource
 import nbformat
 import pytest
 from conftest import ROOT, call
+from markdown_it import MarkdownIt
 from nbclient import NotebookClient
 
 from tutorial import build
@@ -91,6 +92,14 @@ def test_links_lead_somewhere(lesson, language):
         assert link.startswith("https://") or (folder / link.partition("#")[0]).is_file(), link
     last = markdown(lesson, language).split("\n\n")[-1]
     assert last.startswith(NEXT[language]) and (".ipynb)" in last or lesson == LESSONS[-1] != LESSONS[0])
+
+
+@pytest.mark.parametrize("language", build.LANGUAGES)
+def test_bold_is_bold(language):
+    """Not so in Chinese where it ends with a bracket or a mark, and no space follows."""
+    for lesson in LESSONS:
+        shown = re.sub(r"<(code|pre)>.*?</\1>", "", MarkdownIt().render(markdown(lesson, language)), flags=re.S)
+        assert not re.search(r".{9}\*\*.{9}", shown), lesson
 
 
 @pytest.mark.parametrize("lesson", LESSONS)
