@@ -5,6 +5,7 @@ The photos are those that scikit-learn ships.
 
 import json
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from sklearn.datasets import load_sample_images
@@ -22,7 +23,7 @@ RECORDS = [
 
 
 def write(folder: Path) -> str:
-    """Writes `chat.json` and `images/`, as LLaVA's data has them; returns what stands in the former."""
+    """Writes `chat.json` and `images/`, as LLaVA's data has them; returns the records in a line each, to be read."""
     images = folder / "images"
     images.mkdir(parents=True, exist_ok=True)
     for name, photo in zip(("temple.jpg", "flower.jpg"), load_sample_images().images, strict=True):
@@ -34,6 +35,10 @@ def write(folder: Path) -> str:
         turns = [{"from": ("human", "gpt")[j % 2], "value": value} for j, value in enumerate(values)]
         records.append({"id": f"mine_{i}", "image": image, "conversations": turns})
     records[5]["conversations"][1]["from"] = "robot"  # a role that nobody knows
-    lines = ",\n".join(json.dumps(record) for record in records)  # a record a line, to be read by a person
-    (folder / "chat.json").write_text(f"[\n{lines}\n]\n")
-    return lines
+    (folder / "chat.json").write_text(json.dumps(records, indent=1))
+    return "\n".join(map(line, records))
+
+
+def line(record: dict[str, Any]) -> str:
+    turns = " | ".join(f"{turn['from']}: {turn['value']!r}" for turn in record["conversations"])
+    return f"{record['id']}  {record['image']}  {turns}"

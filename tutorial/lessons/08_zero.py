@@ -57,7 +57,7 @@ memory_figures.owners()
 #
 # - **权重**，前向和反向都要读；
 # - **梯度**，每个要训练的权重一个，指出往哪边改损失会下降；
-# - **优化器状态**：AdamW 为每个权重记两个滑动平均，叫作**动量**（一阶和二阶）；混合精度下还有一份 32 位的权重，即**主副本**，免得很小的更新被舍入掉。
+# - **优化器状态**：AdamW 为每个权重记两个滑动平均，叫作**动量**（一阶矩和二阶矩）；混合精度下还有一份 32 位的权重，即**主副本**，免得很小的更新被舍入掉。
 #
 # bf16 的一个权重占 2 字节，全部加起来是它的八倍：
 
@@ -84,7 +84,7 @@ memory_figures.by_gpus(full)
 # On one GPU there is nobody to share with: all four bars are alike. On eight, ZeRO-2 brings what a GPU keeps far below 24 GB. The same by hand:
 
 # %% [markdown] lang="zh"
-# 只有一块 GPU 时没有人可以分，四根柱子一样高。八块时，ZeRO-2 让每块 GPU 存的内容远低于 24 GB。用手算一遍：
+# 只有一块 GPU 时没有别的卡分担，四根柱子一样高。八块时，ZeRO-2 让每块 GPU 存的内容远低于 24 GB。用手算一遍：
 
 # %%
 N = full.trained
@@ -210,7 +210,7 @@ memory_figures.tricks(json.loads(Path("benchmarks/results/tricks.json").read_tex
 # **Does accumulation change the result?** No: the gradient of a sum is the sum of the gradients. Only the loss must be divided by the labels of the whole step, which this repository does.
 
 # %% [markdown] lang="zh"
-# - 图片处理慢：多开几个 **worker**，一边训练一边解码图片。`--dataloader_persistent_workers true` 让它们跨轮次保留。`--dataloader_pin_memory true` 只对 GPU 有用。
+# - 图片处理慢：多开几个 **worker**，一边训练一边解码图片。`--dataloader_persistent_workers true` 让它们在各个 epoch 之间一直留着。`--dataloader_pin_memory true` 只对 GPU 有用。
 # - 显存不够：**梯度累积**把几个小批次的梯度加起来，再更新一次。**梯度检查点（gradient checkpointing）** 不保存激活值，用到时重算；模型越深，省得越多。
 # - 处理器有对应的计算单元：用 **bf16**。
 #
