@@ -55,7 +55,7 @@ def to_chat(scenes: list[Scene], pairs: list[tuple[str, str]], squeezed: bool, r
 
 def random_chat(rng: np.random.Generator) -> Chat:
     """One to ten questions about up to three scenes."""
-    scenes = [random_scene(rng, "train") for _ in range(rng.choice(4, p=[0.05, 0.75, 0.15, 0.05]))]
+    scenes = [random_scene(rng, "train") for _ in range(rng.choice(4, p=[0.05, 0.65, 0.2, 0.1]))]
     return to_chat(scenes, rounds(scenes, int(rng.integers(1, 11)), rng, mixed=0.2), rng.random() < 0.75, rng)
 
 

@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, default=FOLDER, help="where clip/, qwen/ and pretrain.json go")
     parser.add_argument("--only", choices=["clip", "qwen"], help="train one half and leave the other as it is")
     parser.add_argument("--clip_steps", type=int, default=6000)
-    parser.add_argument("--language_steps", type=int, default=6000)
+    parser.add_argument("--language_steps", type=int, default=9000)
     args = parser.parse_args()
 
     tokenizer = make_tokenizer()

@@ -219,6 +219,7 @@ ONE_SCENE: dict[str, Callable[[Scene, ModuleType, Rng], QA | None]] = {
     "count": ask_count,
     "reading": ask_reading,
 }
+HARDER = ("caption", "side", "side", "absent", "presence", "place", "size")  # asked more often than the others
 KINDS_OF_QUESTION = [
     *("caption", "colour", "count", "place", "side", "reading", "absent", "presence"),  # those that a sheet shows
     *("size", "thing", "detail", "several", "text"),
@@ -235,12 +236,13 @@ def ask(kind: str, scenes: list[Scene], language: str, rng: Rng) -> QA | None:
     return ONE_SCENE[kind](scenes[0], words, rng) if len(scenes) == 1 else None
 
 
-def rounds(scenes: list[Scene], count: int, rng: Rng, mixed: float = 0.0) -> list[QA]:
+def rounds(scenes: list[Scene], count: int, rng: Rng, mixed: float = 0.0, more: Sequence[str] = HARDER) -> list[QA]:
     """So many different questions about the scenes with their answers, three in four times in English.
 
-    `mixed` is the share of conversations that may change their language at each question.
+    `mixed` is the share of conversations that may change their language at each question; kinds in `more` are asked
+    more often.
     """
-    kinds = ["text"] if not scenes else ["several"] if len(scenes) > 1 else [*ONE_SCENE, "caption"]
+    kinds = ["text"] if not scenes else ["several"] if len(scenes) > 1 else [*ONE_SCENE, *more]
     language, changes, found = pick_language(rng), rng.random() < mixed, {}
     for _ in range(20 * count):  # a small scene has few questions of some kinds
         kind = "text" if rng.random() < 0.05 else pick(rng, kinds)

@@ -46,7 +46,9 @@ def main() -> None:
     args = parser.parse_args()
 
     model, processor = load(args.model_name_or_path)
-    rows = caption_rows(model, processor, LlavaDataset(args.data_path), batch_size=65, max_new_tokens=128)
+    rows = caption_rows(
+        model, processor, LlavaDataset(args.data_path, held_out=True), batch_size=65, max_new_tokens=128
+    )
     shown = first_of_each_kind(rows, args.language)
     sheet, answers = args.model_name_or_path / "answers.png", args.model_name_or_path / "answers.jsonl"
     draw_sheet(shown[:ON_SHEET]).save(sheet)

@@ -39,7 +39,7 @@ def corpus() -> Iterator[str]:
     rng = np.random.default_rng(0)
     for _ in range(3000):
         scenes = [random_scene(rng, "train") for _ in range(rng.integers(4))]
-        for pair in rounds(scenes, 4, rng):
+        for pair in rounds(scenes, 4, rng, more=["caption"]):
             yield from (text for text in pair if text.isascii())
     yield from [*english.SYSTEM_PROMPTS, "You are a helpful assistant.", "system", "user", "assistant", "\n"]
     yield from sorted(chinese_words())

@@ -94,7 +94,7 @@ def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
 def execute(notebook: NotebookNode) -> None:
     """Runs all cells, as somebody would in the folder of the repository; what is printed in pieces becomes one text."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    options = {"timeout": 300, "record_timing": False, "coalesce_streams": True}
+    options = {"timeout": 600, "record_timing": False, "coalesce_streams": True}
     NotebookClient(notebook, resources={"metadata": {"path": str(ROOT)}}, **options).execute(env=environment)
     notebook.metadata = METADATA
 

@@ -5,7 +5,6 @@ notebooks small where photos are in it; two builds of the same figure have the s
 """
 
 import io
-from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -51,7 +50,7 @@ def shown(figure: Figure, alt: str, kind: str = "png") -> Image:
 
 
 def draw(axes: Axes, pixels: np.ndarray, title: str = "", **options) -> None:
-    """An image, or a table of numbers as colours, without ticks."""
+    """An image without ticks; `options` go to matplotlib's `imshow`."""
     with plt.rc_context(STYLE):
         axes.imshow(pixels, **options)
         axes.set_title(title)
@@ -59,6 +58,12 @@ def draw(axes: Axes, pixels: np.ndarray, title: str = "", **options) -> None:
     axes.set_yticks([])
     for spine in axes.spines.values():
         spine.set_visible(False)
+
+
+def draw_numbers(axes: Axes, table: np.ndarray, title: str = "", limit: float | None = None) -> None:
+    """A table of numbers: red above zero, blue below. `limit` has the full colour; by default that is the largest."""
+    limit = limit or float(abs(table).max())
+    draw(axes, table, title, cmap="RdBu_r", vmin=-limit, vmax=limit)
 
 
 def draw_grid(axes: Axes, size: int, patch: int, colour: str = LINES, width: float = 0.6) -> None:
@@ -73,9 +78,9 @@ def draw_frame(axes: Axes, left: float, top: float, width: float, height: float,
     axes.add_patch(plt.Rectangle((left - 0.5, top - 0.5), width, height, fill=False, edgecolor=colour, linewidth=2))
 
 
-def photos(pictures: dict[str, np.ndarray], alt: str, height: float = 2.9) -> Image:
-    """Photos side by side under their titles, each as wide as it is."""
-    widths: Sequence[float] = [picture.shape[1] / picture.shape[0] for picture in pictures.values()]
+def photos(pictures: dict[str, np.ndarray], alt: str, height: float = 3.4) -> Image:
+    """Photos side by side under their titles, all equally high."""
+    widths = [picture.shape[1] / picture.shape[0] for picture in pictures.values()]
     figure, axes = panels(len(pictures), height, width_ratios=widths)
     for each, (title, picture) in zip(axes, pictures.items(), strict=True):
         draw(each, picture, title)

@@ -83,7 +83,7 @@ def nearest_words(
     for i, said in enumerate(words):
         row, column = divmod(i, image.width // patch)
         place = ((column + 0.5) * patch - 0.5, (row + 0.5) * patch - 0.5)
-        options = {"color": "white", "ha": "center", "va": "center", "fontsize": 8.5, "linespacing": 1.4}
+        options = {"color": "white", "ha": "center", "va": "center", "fontsize": 8, "linespacing": 1.3}
         # dark behind the letters, or the thing in the patch hides them
         axes.text(*place, "\n".join(said), **options, bbox={"color": "black", "alpha": 0.45, "pad": 1.5})
     boxes.boxplot(list(lengths.values()), tick_labels=list(lengths), widths=0.5)

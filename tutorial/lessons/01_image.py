@@ -30,14 +30,18 @@ from tutorial import figures
 photo = load_sample_images().images[0]  # scikit-learn brings two photos along
 square = np.asarray(Image.fromarray(photo[:, 106:533]).resize((336, 336)))
 
-figure, axes = figures.panels(2, 5.2, rows=2, height_ratios=[10, 1], width_ratios=[1.5, 1])
+shape = {"rows": 2, "height_ratios": [10, 1], "width_ratios": [1.5, 1]}
+figure, axes = figures.panels(2, 5.2, **shape)
 figures.draw(axes[0], photo, "a photo")
-figures.draw(axes[1], figures.apart(square, 14, 4), "its middle, cut into 24 x 24 patches")
+middle = figures.apart(square, 14, 4)
+figures.draw(axes[1], middle, "its middle, cut into 24 x 24 patches")
 for below in axes[2:]:
     below.remove()
 strip = figure.add_subplot(axes[2].get_gridspec()[1, :])
-figures.draw(strip, figures.apart(square[126:140], 14, 4), "one row of them: 24 of the 576 that are read like words")
-figures.shown(figure, "A photo, its middle as 24 x 24 patches, and one row of these patches", "jpeg")
+one_row = figures.apart(square[126:140], 14, 4)
+figures.draw(strip, one_row, "one row of them: 24 of the 576, read like words")
+alt = "A photo, its middle as 24 x 24 patches, and one row of these patches"
+figures.shown(figure, alt, "jpeg")
 
 # %% [markdown] lang="en"
 # ## From a photo to a square
@@ -52,30 +56,27 @@ figures.shown(figure, "A photo, its middle as 24 x 24 patches, and one row of th
 # %% tags=["figure"]
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
-CLIP = "benchmarks/full_size/configs/clip"  # the configs of CLIP-ViT-L/336; no weights
+CLIP = "benchmarks/full_size/configs/clip"  # of CLIP-ViT-L/336; configs alone
 processor = AutoImageProcessor.from_pretrained(CLIP)
-
-
-def crop_middle(image: Image.Image, side: int) -> Image.Image:
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    return image.crop((left, top, left + side, top + side))
-
 
 original = Image.fromarray(photo)
 scale = 336 / min(original.size)
-resized = original.resize([int(side * scale) for side in original.size], Image.Resampling.BICUBIC)
-cropped = crop_middle(resized, 336)
-normalised = (np.asarray(cropped) / 255 - processor.image_mean) / processor.image_std
+size = [int(side * scale) for side in original.size]
+resized = original.resize(size, Image.Resampling.BICUBIC)
+left = (resized.width - 336) // 2
+cropped = resized.crop((left, 0, left + 336, 336))
+normalised = np.asarray(cropped) / 255  # from 0 to 1
+normalised = (normalised - processor.image_mean) / processor.image_std
 
-sizes = [f"{image.width} x {image.height}" for image in (original, resized, cropped)]
 figure, axes = figures.panels(4, 2.1, width_ratios=[1.5, 1.5, 1, 1])
-figures.draw(axes[0], np.asarray(original), f"original: {sizes[0]}")
-figures.draw(axes[1], np.asarray(resized), f"resized: {sizes[1]}")
-figures.draw_frame(axes[1], (resized.width - 336) // 2, 0, 336, 335)
-figures.draw(axes[2], np.asarray(cropped), f"cropped: {sizes[2]}")
-figures.draw(axes[3], normalised[..., 0], "normalised: red channel", cmap="RdBu_r", vmin=-2.5, vmax=2.5)
+steps = {"original": original, "resized": resized, "cropped": cropped}
+for each, (name, image) in zip(axes, steps.items()):
+    figures.draw(each, np.asarray(image), f"{name}: {image.width} x {image.height}")
+figures.draw_frame(axes[1], left, 0, 336, 335)
+figures.draw_numbers(axes[3], normalised[..., 0], "normalised: red channel", 2.5)
 figure.colorbar(axes[3].images[0], ax=axes, fraction=0.012, pad=0.01)
-figures.shown(figure, "The photo as it is, resized, cropped to a square, and its red channel normalised", "jpeg")
+alt = "The photo as it is, resized, cropped, and its red channel normalised"
+figures.shown(figure, alt, "jpeg")
 
 # %% [markdown] lang="en"
 # There is no more to it: the cell of the figure writes the three steps out by hand, and gets the numbers of the processor.
@@ -87,7 +88,8 @@ figures.shown(figure, "The photo as it is, resized, cropped to a square, and its
 import torch
 
 pixels = processor(original, return_tensors="pt").pixel_values
-by_hand = torch.tensor(normalised, dtype=torch.float32).permute(2, 0, 1)[None]  # batch, channel, row, column
+by_hand = torch.tensor(normalised, dtype=torch.float32)
+by_hand = by_hand.permute(2, 0, 1)[None]  # batch, channel, row, column
 assert torch.allclose(pixels, by_hand, atol=1e-5)
 print("shape:", tuple(pixels.shape))
 print(f"from {pixels.min():.2f} to {pixels.max():.2f}")
@@ -109,11 +111,11 @@ from transformers.models.clip.modeling_clip import CLIPVisionEmbeddings
 
 torch.manual_seed(0)
 config = CLIPVisionConfig.from_pretrained(CLIP)
-embeddings = CLIPVisionEmbeddings(config).requires_grad_(False)  # this layer alone, with random weights
+embeddings = CLIPVisionEmbeddings(config)  # this layer alone; random weights
+embeddings.requires_grad_(False)
 
 ROW, COLUMN, FILTER = 6, 11, 0  # of the patch and the filter that are shown
 top, left = ROW * 14, COLUMN * 14
-patch = np.asarray(cropped)[top : top + 14, left : left + 14]
 numbers = pixels[0, :, top : top + 14, left : left + 14]
 weights = embeddings.patch_embedding.weight
 vector = torch.einsum("fcyx,cyx->f", weights, numbers)
@@ -122,18 +124,16 @@ figure, axes = figures.panels(4, 3.4, width_ratios=[2.4, 0.8, 0.8, 2.4])
 figures.draw(axes[0], np.asarray(cropped), "24 x 24 patches")
 figures.draw_grid(axes[0], 336, 14)
 figures.draw_frame(axes[0], left, top, 14, 14)
-for each, table, title in (axes[1], numbers, "588 numbers"), (axes[2], weights[FILTER], "x filter 0"):
-    limit = table.abs().max()
-    figures.draw(each, torch.cat(list(table)), title, cmap="RdBu_r", vmin=-limit, vmax=limit)
+tables = {"588 numbers": numbers, "x filter 0": weights[FILTER]}
+for each, (title, table) in zip(axes[1:3], tables.items()):
+    figures.draw_numbers(each, torch.cat(list(table)), title)
     for border in (13.5, 27.5):
         each.axhline(border, color=figures.INK, linewidth=1)
     each.set_ylabel("blue            green            red")
-limit = vector.abs().max()
-figures.draw(axes[3], vector.reshape(32, 32), "= 1 of 1,024 numbers", cmap="RdBu_r", vmin=-limit, vmax=limit)
+figures.draw_numbers(axes[3], vector.reshape(32, 32), "= 1 of 1,024 numbers")
 figures.draw_frame(axes[3], 0, 0, 1, 1)
-figures.shown(
-    figure, "The grid of patches, the 588 numbers of one patch, one filter, the patch's 1,024 numbers", "jpeg"
-)
+alt = "The grid, the 588 numbers of one patch, a filter, the patch's 1,024 numbers"
+figures.shown(figure, alt, "jpeg")
 
 # %% [markdown] lang="en"
 # In code this layer is a convolution whose stride is as large as its filter: it never looks at two patches at once. Here is the same as a matrix product.
@@ -145,13 +145,15 @@ figures.shown(
 convolution = embeddings.patch_embedding
 print(convolution)
 
-by_convolution = convolution(pixels).flatten(2).transpose(1, 2)  # batch, patch, width
+# batch, patch, width
+by_convolution = convolution(pixels).flatten(2).transpose(1, 2)
 rows = torch.nn.functional.unfold(pixels, kernel_size=14, stride=14).transpose(1, 2)
-by_product = rows @ convolution.weight.flatten(1).T
+matrix = convolution.weight.flatten(1).T
+by_product = rows @ matrix
 
 assert torch.allclose(by_convolution, by_product, atol=1e-4)
 assert torch.allclose(by_convolution[0, ROW * 24 + COLUMN], vector, atol=1e-4)
-print(tuple(rows.shape), "x", tuple(convolution.weight.flatten(1).T.shape), "=", tuple(by_product.shape))
+print(*(tuple(each.shape) for each in (rows, matrix, by_product)))
 
 # %% [markdown] lang="en"
 # A sequence has no rows and columns, and a patch does not know where it was. So the tower adds a vector of its own to each position, which is learned as well. In front of all patches it puts one more vector, CLS, which belongs to no patch: the layers above gather there what the whole image shows. That makes 577 positions. LLaVA drops CLS and hands 576 vectors on.
@@ -166,8 +168,9 @@ assert torch.allclose(sequence[0, 1:], by_product[0] + positions[1:], atol=1e-4)
 assert torch.equal(sequence[0, 0], embeddings.class_embedding + positions[0])
 
 patches = (config.image_size // config.patch_size) ** 2
-print(f"{patches} patches + CLS = {sequence.shape[1]} positions of {sequence.shape[2]} numbers")
-print(f"patch embedding: {convolution.weight.numel():,} weights; positions: {positions.numel():,}")
+print(f"{patches} patches + CLS: {tuple(sequence.shape)}")
+print(f"weights of the patch embedding: {convolution.weight.numel():,}")
+print(f"weights of the positions:       {positions.numel():,}")
 
 # %% [markdown] lang="en"
 # ## What we see
@@ -184,9 +187,8 @@ figure, axes = figures.panels(5, 2.3)
 figures.draw(axes[0], np.asarray(cropped), "336 x 336 pixels")
 for i, each in enumerate(axes[1:]):
     filtered = by_convolution[0, :, i].reshape(24, 24)
-    limit = filtered.abs().max()
-    figures.draw(each, filtered, f"filter {i}: 24 x 24", cmap="RdBu_r", vmin=-limit, vmax=limit)
-figures.shown(figure, "The photo, and what four filters make of it: 24 x 24 numbers each", "jpeg")
+    figures.draw_numbers(each, filtered, f"filter {i}: 24 x 24")
+figures.shown(figure, "The photo, and what four filters make of it", "jpeg")
 
 # %% [markdown] lang="en"
 # Even random filters tell the temple from the sky. Three things follow:
@@ -254,7 +256,8 @@ figures.shown(figure, "The photo, and what four filters make of it: 24 x 24 numb
 
 # %% tags=["solution"]
 for size in (14, 32):
-    print(f"patches of {size}: {(224 // size) ** 2}, with CLS {(224 // size) ** 2 + 1}")
+    count = (224 // size) ** 2
+    print(f"patches of {size}: {count}, with CLS {count + 1}")
 
 # %% [markdown] lang="en"
 # 🐕 They are shuffled in the same way, and are otherwise the same. Without the vectors of positions, the tower could not tell the photo from a puzzle.
@@ -264,10 +267,11 @@ for size in (14, 32):
 
 # %% tags=["solution"]
 order = torch.randperm(576)
-puzzle = torch.nn.functional.fold(rows[:, order].transpose(1, 2), output_size=336, kernel_size=14, stride=14)
+shuffled = rows[:, order].transpose(1, 2)
+puzzle = torch.nn.functional.fold(shuffled, 336, kernel_size=14, stride=14)
 again = convolution(puzzle).flatten(2).transpose(1, 2)
 assert torch.allclose(again, by_convolution[:, order], atol=1e-4)
-print("the same vectors in another order:", torch.allclose(again, by_convolution[:, order], atol=1e-4))
+print("the same vectors in another order")
 
 # %% [markdown] lang="en"
 # 🦁 The photo is 1.5 times as wide as it is high, so a third of the square is padding: 8 of 24 rows. Those vectors cost as much to compute as all others.
@@ -278,10 +282,14 @@ print("the same vectors in another order:", torch.allclose(again, by_convolution
 # %% tags=["solution"]
 from train_llava.processing.padding import pad_and_resize
 
-padded = np.asarray(pad_and_resize(original, (336, 336), Image.Resampling.BICUBIC, (255, 0, 255)))
-empty = (padded == (255, 0, 255)).all(-1).reshape(24, 14, 24, 14).mean((1, 3)) > 0.9  # resizing blurs the border
+pink = (255, 0, 255)
+padded = pad_and_resize(original, (336, 336), Image.Resampling.BICUBIC, pink)
+padded = np.asarray(padded)
+is_pink = (padded == pink).all(-1)
+empty = is_pink.reshape(24, 14, 24, 14).mean((1, 3)) > 0.9  # the border is blurred
 print(f"{empty.sum()} of 576 patches, {empty.mean():.0%}")
-figures.photos({"cropped": np.asarray(cropped), "padded": padded}, "The photo cropped, and padded", 3.4)
+both = {"cropped": np.asarray(cropped), "padded": padded}
+figures.photos(both, "The photo cropped, and padded")
 
 # %% [markdown] lang="en"
 # Next lesson: [build a LLaVA](../../code03_build_model_show.ipynb) out of a vision tower, a projector and a language model.

@@ -26,7 +26,6 @@
 import numpy as np
 
 from demo.scenes import Item, draw
-from train_llava.processing.chat import ChatEncoder
 from tutorial import text_figures
 from tutorial.trained import trained_llava
 
@@ -39,6 +38,8 @@ chat = [
     {"role": "user", "content": "<image>\nWhich colour does the star have?"},
     {"role": "assistant", "content": "Yellow."},
 ]
+
+from train_llava.processing.chat import ChatEncoder
 
 encoder = ChatEncoder(tokenizer, llava.config.image_seq_length, processor.chat_template)
 ids, labels = encoder.encode(chat)
@@ -96,7 +97,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 plain = AutoTokenizer.from_pretrained("demo/qwen")  # the chat model's own, before we add <image>
 qwen = AutoConfig.from_pretrained("benchmarks/full_size/configs/qwen")
-strips = {  # rows of text pieces, special tokens, rows of the table
+strips = {  # how many pieces of text, special tokens, rows; Qwen's special ones go from bos to eos
     "the demo": (plain.vocab_size, len(plain) - plain.vocab_size, llava.config.text_config.vocab_size),
     "Qwen1.5-4B": (qwen.bos_token_id, qwen.eos_token_id - qwen.bos_token_id + 1, qwen.vocab_size),
 }
@@ -169,7 +170,7 @@ except ValueError as error:
 #
 # ## 我们看到
 #
-# 表里 `<image>` 那一行总会被替换掉，那么里面是什么应该都无所谓。填一堆胡话试试：
+# 表里 `<image>` 那一行总会被替换掉，那么里面是什么应该都无所谓。随便填个离谱的数试试：
 
 # %%
 kept = table[image_id].clone()
@@ -187,10 +188,10 @@ print("the same logits, bit for bit")
 # %%
 known = table[: plain.vocab_size]
 directions = [torch.nn.functional.normalize(each, dim=-1) for each in (vectors, known)]
-nearest = (directions[0] @ directions[1].T).topk(8)
+nearest = (directions[0] @ directions[1].T).topk(12)
 
 words = [[tokenizer.decode([each]).strip() for each in row] for row in nearest.indices.tolist()]
-words = [[word for word in row if word.isascii()][:3] for row in words]
+words = [[word for word in row if word.isascii()][:5] for row in words]
 lengths = {"words": known.norm(dim=-1), "image vectors": vectors.norm(dim=-1)}
 text_figures.nearest_words(image, words, lengths, patch=28)
 
@@ -238,7 +239,7 @@ assert tokenizer.backend_tokenizer.model.end_of_word_suffix == ""
 #
 # **Where may `<image>` stand?** Anywhere in a user's message, before the question or after it. Several are possible; the first image takes the first place.
 #
-# **Which folder do I load the processor from?** From the LLaVA's own ([#189](https://github.com/yuanzhoulvpi2017/zero_nlp/issues/189)). `build_model` saves model and processor together. With blanks between all letters ([#185](https://github.com/yuanzhoulvpi2017/zero_nlp/issues/185)), look at `processor_class` in its files: it must be `LlavaProcessor`. No new training is needed.
+# **Which folder do I load the processor from?** From the LLaVA's own ([#189](https://github.com/yuanzhoulvpi2017/zero_nlp/issues/189)). `build_model` saves model and processor together. With blanks between all letters ([#185](https://github.com/yuanzhoulvpi2017/zero_nlp/issues/185)), look at `processor_class` in its files: it must be `LlavaProcessor`. If the ids are right, as here, you need not train again.
 
 # %% [markdown] lang="zh"
 # ## 常见问题
@@ -251,7 +252,7 @@ assert tokenizer.backend_tokenizer.model.end_of_word_suffix == ""
 #
 # **`<image>` 可以放在哪里？** 用户消息里的任何位置，问题前面后面都行。也可以有好几个，第一张图对应第一个位置。
 #
-# **processor 从哪个文件夹加载？** 从 LLaVA 自己的文件夹（[#189](https://github.com/yuanzhoulvpi2017/zero_nlp/issues/189)）。`build_model` 会把模型和 processor 存在一起。如果回答里每个字母之间都有空格（[#185](https://github.com/yuanzhoulvpi2017/zero_nlp/issues/185)），看看文件里的 `processor_class`，必须是 `LlavaProcessor`。不用重新训练。
+# **processor 从哪个文件夹加载？** 从 LLaVA 自己的文件夹（[#189](https://github.com/yuanzhoulvpi2017/zero_nlp/issues/189)）。`build_model` 会把模型和 processor 存在一起。如果回答里每个字母之间都有空格（[#185](https://github.com/yuanzhoulvpi2017/zero_nlp/issues/185)），看看文件里的 `processor_class`，必须是 `LlavaProcessor`。只要编号像这里一样没错，就不用重新训练。
 
 # %% [markdown] lang="en"
 # ## Exercises

@@ -259,7 +259,7 @@ excerpt(LlavaModel.forward, "masked_scatter", "masked_scatter")
 #
 # ## 没有人提醒你的错
 #
-# 严格加载只比名字和形状，看不出哪一行写错了。下面这些模型都能跑，一句怨言也没有：
+# 严格加载只比名字和形状，看不出代码哪一行写错了。下面这些模型照样能跑，什么错也不报：
 
 # %%
 from copy import copy
@@ -293,14 +293,14 @@ change, said = {}, []
 for name, model in mistakes.items():
     change[name] = (model(batch.input_ids, batch.pixel_values) - theirs)[0, -1].abs().max().item()
     said.append(processor.decode(model.answer(batch.input_ids, batch.pixel_values, end)[0, length:-1]))
-assert change.pop("right") <= 1e-5 < min(change.values())
+assert change.pop("right") <= 1e-5 < min(change.values()) and len(set(said)) > 1
 tiny_figures.mistakes({"right": 0, **change}, said)
 
 # %% [markdown] lang="en"
-# Some mistakes hardly move the answer, others change it, and none raises an error. So compare numbers with a model that you trust. A build of this repository does: `build_model` holds the logits of two texts against those of the chat model before it saves.
+# Some mistakes leave the answer as it is, others change it, and none raises an error. Look at the reverse order: where the answer survives it, each vector says by itself where it was, since the tower has added a position to it. So compare numbers with a model that you trust. A build of this repository does: `build_model` holds the logits of two texts against those of the chat model before it saves.
 
 # %% [markdown] lang="zh"
-# 有的错几乎不影响回答，有的会改变它，但没有一个会报错。所以一定要拿数字和可信的模型对一对。本仓库的 `build_model` 就是这样做的：保存之前，先用两段文字把 logits 和原来的对话模型对一遍。
+# 有的错不影响回答，有的会改变它，但没有一个会报错。看看“倒序”那一行：如果回答没变，说明每个向量自己就带着位置，因为视觉塔给它加过位置向量。所以一定要拿数字和可信的模型对一对。本仓库的 `build_model` 就是这样做的：保存之前，先用两段文字把 logits 和原来的对话模型对一遍。
 
 # %% [markdown] lang="en"
 # ## Common questions

@@ -27,6 +27,10 @@ VISION = "demo/clip"  # a CLIP folder or hub id
 LANGUAGE = "demo/qwen"  # a chat model folder or hub id
 
 # %% tags=["figure"]
+from tutorial.quiet import quiet
+
+quiet()
+
 from pathlib import Path
 
 import numpy as np
@@ -48,16 +52,15 @@ from train_llava.build_model import build_llava
 from train_llava.model.config import compose_config, read_text_config, read_vision_config
 from train_llava.model.folder import save_llava
 from train_llava.model.structure import components_table
-from tutorial import build_figures, other_halves, quiet
+from tutorial import build_figures, other_halves
 
-quiet.quiet()
 torch.manual_seed(0)
 model, _ = build_llava(VISION, LANGUAGE)
 rng = np.random.default_rng(6)
 image = draw(random_scene(rng, "held_out"), rng, "held_out")
 width, patches = model.config.text_config.hidden_size, model.config.image_seq_length
 shapes = {"vision tower": (patches + 1, model.config.vision_config.hidden_size), "projector": (patches, width)}
-shapes |= {"language model": ("(words + image)", width), "head": ("1", model.config.text_config.vocab_size)}
+shapes |= {"language model": ("tokens", width), "head": ("1", model.config.text_config.vocab_size)}
 build_figures.parts(image, shapes)
 
 # %% [markdown] lang="en"
@@ -162,7 +165,7 @@ assert list(build_figures.counts(full).values()) == [303_507_456, 9_180_160, 3_5
 build_figures.sizes({"the demo": model, "the real size": full})
 
 # %% [markdown] lang="en"
-# In the demo tower and language model are alike; in the real one the language model is nearly everything, and the projector, the only part that must be learned from nothing, is too thin to see.
+# In the demo tower and language model are alike; in the real one the language model is nearly everything, and the projector, the only part that must be learned from nothing, is hardly to be seen.
 #
 # ## Another tower, another language model
 #
@@ -211,7 +214,7 @@ for halves in ((lost, LANGUAGE), (VISION, endless), (too_large, LANGUAGE)):
 
 # %%
 model, processor = build_llava(VISION, LANGUAGE)
-save_llava(model, processor, FOLDER / "llava")
+save_llava(model, processor, FOLDER / "llava", overwrite=True)
 pipe = pipeline("image-text-to-text", model=str(FOLDER / "llava"))
 chat[0]["content"][0]["image"] = image
 print(pipe(text=chat, max_new_tokens=30, return_full_text=False)[0]["generated_text"])
@@ -223,7 +226,9 @@ print(pipe(text=chat, max_new_tokens=30, return_full_text=False)[0]["generated_t
 #
 # **Why is nothing resized for `<image>`?** Because the table has more rows than there are tokens. Qwen1.5-4B's has 151,936, and `<image>` becomes number 151,646. If no row were free, `build_llava` would add some.
 #
-# **"Image features and image tokens do not match": what does it mean?** The processor wrote another number of `<image>` than the tower gives vectors, mostly because of CLS ([transformers#36002](https://github.com/huggingface/transformers/issues/36002)). Here it is, made on purpose:
+# **Must both halves have the same dtype?** No. Each keeps the one that it was published in, and the projector takes that of the language model: see the table above.
+#
+# **"Image features and image tokens do not match": what does it mean?** The processor wrote another number of `<image>` than the tower gives vectors, mostly because of CLS ([transformers#36002](https://github.com/huggingface/transformers/issues/36002)). Here it is, made on purpose. The processor believes that there is no CLS, and writes one `<image>` too few; the other number counts single numbers, 16 vectors of 128:
 
 # %% [markdown] lang="zh"
 # 它会说话，但说的不是这张图：还没有人教过投影层怎样翻译。这正是训练要做的事。
@@ -232,7 +237,9 @@ print(pipe(text=chat, max_new_tokens=30, return_full_text=False)[0]["generated_t
 #
 # **加了 `<image>`，为什么不用改 embedding 的大小？** 因为词向量表的行数比词元多。Qwen1.5-4B 的表有 151,936 行，`<image>` 的编号是 151,646。要是没有空行，`build_llava` 会自动加。
 #
-# **“Image features and image tokens do not match” 是什么意思？** 处理器写的 `<image>` 个数和视觉塔给的向量个数对不上，多半是 CLS 造成的（[transformers#36002](https://github.com/huggingface/transformers/issues/36002)）。下面故意犯一次：
+# **两半的 dtype 必须一样吗？** 不必。各自保持发布时的精度，投影层跟语言模型一致，见上面的表。
+#
+# **“Image features and image tokens do not match” 是什么意思？** 处理器写的 `<image>` 个数和视觉塔给的向量个数对不上，多半是 CLS 造成的（[transformers#36002](https://github.com/huggingface/transformers/issues/36002)）。下面故意犯一次：处理器以为没有 CLS，少写了一个 `<image>`；另一个数是按单个数值计的，也就是 16 个 128 维的向量：
 
 # %%
 wrong = LlavaProcessor(image_processor, tokenizer, num_additional_image_tokens=0, **settings, chat_template=template)

@@ -21,6 +21,10 @@
 # - 训练时为什么在右边填充不会有任何影响，以及怎样找出自己数据里的错误。
 
 # %% tags=["figure"]
+from tutorial.quiet import quiet
+
+quiet()
+
 import io
 import json
 from contextlib import redirect_stdout
@@ -34,9 +38,8 @@ from demo.make_data import write_records
 from demo.scenes import DIGITS
 from train_llava.build_model import build_llava
 from train_llava.data import LlavaCollator, LlavaDataset
-from tutorial import commands, data_figures, planted_faults, quiet
+from tutorial import commands, data_figures, planted_faults
 
-quiet.quiet()
 FOLDER = Path("output/tutorial/05_data")
 write_records(FOLDER / "conversations", "conversations", "train", 24, seed=0)
 dataset = LlavaDataset(FOLDER / "conversations")
@@ -140,8 +143,8 @@ encoded = torch.tensor([encoder.encode(chat) for chat in chats])  # all are equa
 rows, answers, END = encoded[:, 0, :-1], encoded[:, 1, :-1], encoder.end_of_turn_id
 
 
-def train(small: torch.nn.Module, labels: torch.Tensor, steps: int = 80) -> list[float]:
-    optimizer, ends = torch.optim.AdamW(small.parameters(), lr=2e-3), []
+def train(small: torch.nn.Module, labels: torch.Tensor, steps: int = 80, rate: float = 2e-3) -> list[float]:
+    optimizer, ends = torch.optim.AdamW(small.parameters(), lr=rate), []
     for _ in range(steps):
         output = small(input_ids=rows, labels=labels)
         ends.append(output.logits[:, -2].softmax(-1)[:, END].mean().item())  # how probable it is behind the answer
@@ -198,6 +201,8 @@ data_figures.batch(tokenizer, batch)
 
 # %%
 print(planted_faults.write(FOLDER / "mine"))
+
+# %%
 with redirect_stdout(io.StringIO()) as said:
     commands.run(f"train_llava.check_data --data_path {FOLDER}/mine --output_dir {FOLDER}/report --workers 0")
 print(said.getvalue().replace(f"{Path.cwd()}/", ""))
@@ -246,7 +251,7 @@ assert kept == ids[: len(kept)] and kept[-1] == END
 #
 # 🐕 **Middle.** Pad on the left and leave the mask out. Is the loss still the same? Why not?
 #
-# 🦁 **Hard.** Train the demo's own chat model instead of a new one on the nine questions, without the end. Does it write on, too?
+# 🦁 **Hard.** Train the demo's own chat model instead of a new one on the nine questions, without the end, and at a gentle rate. Does it write on, too?
 #
 # ## Solutions
 #
@@ -263,7 +268,7 @@ assert kept == ids[: len(kept)] and kept[-1] == END
 #
 # 🐕 **中等。** 改成左填充，并且去掉掩码。损失还一样吗？为什么？
 #
-# 🦁 **困难。** 不用全新的模型，改用 demo 自带的对话模型学这九个问题，标签里同样没有结尾。它也会停不下来吗？
+# 🦁 **困难。** 不用全新的模型，改用 demo 自带的对话模型，以较小的学习率学这九个问题，标签里同样没有结尾。它也会停不下来吗？
 #
 # ## 答案
 #
@@ -288,7 +293,7 @@ assert torch.allclose(masked, left_masked, atol=1e-3) and not torch.allclose(mas
 
 # %% tags=["solution"]
 chat_model = AutoModelForCausalLM.from_pretrained("demo/qwen", dtype=torch.float32)
-train(chat_model, answers.masked_fill(answers == END, -100), steps=20)
+train(chat_model, answers.masked_fill(answers == END, -100), steps=20, rate=3e-4)
 answer = chat_model.generate(prompt, max_new_tokens=20, do_sample=False)[0, prompt.shape[1] :]
 print(tokenizer.decode(answer))
 assert answer[-1] == END

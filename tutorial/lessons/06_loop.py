@@ -20,31 +20,10 @@
 # - 损失曲线上的那段平台是什么意思，它的高度怎样在训练之前就算出来；
 # - Trainer 和 ZeRO-2 在这几行代码之外多做了什么。
 
-# %% tags=["figure"]
-import numpy as np
+# %%
+from tutorial import loop_figures
 
-from tutorial import figures
-
-PARTS = {
-    "a batch": "images, ids, labels",
-    "forward": "model(**batch).loss",
-    "backward": "loss.backward()",
-    "step": "optimizer.step()",
-    "clear": "optimizer.zero_grad()",
-}
-figure, (axis,) = figures.panels(1, 2.9)
-axis.set_axis_off()
-axis.set(xlim=(-1.9, 1.9), ylim=(-1.35, 1.25))
-angles = np.pi / 2 - np.arange(5) * 2 * np.pi / 5
-for (name, code), angle in zip(PARTS.items(), angles, strict=True):
-    box = {"boxstyle": "round,pad=0.5", "facecolor": figures.BLUE, "edgecolor": "none"}
-    place = {"ha": "center", "va": "center"}
-    axis.text(1.3 * np.cos(angle), np.sin(angle), name, color="white", bbox=box, **place)
-    axis.text(1.3 * np.cos(angle), np.sin(angle) - 0.33, code, fontsize=9, **place)
-    ends = [(1.3 * np.cos(angle - turn), np.sin(angle - turn)) for turn in (0.4, 0.85)]
-    axis.annotate("", ends[1], ends[0], arrowprops={"arrowstyle": "->", "color": figures.ORANGE, "lw": 2})
-axis.text(0, -0.1, "one step", ha="center", color=figures.ORANGE, fontsize=13)
-figures.shown(figure, "The five parts of a training step in a circle: batch, forward, backward, step, clear")
+loop_figures.circle()
 
 # %% [markdown] lang="en"
 # ## What the circle turns on
@@ -60,9 +39,8 @@ figures.shown(figure, "The five parts of a training step in a circle: batch, for
 import shutil
 from pathlib import Path
 
+import numpy as np
 import torch
-from datasets import disable_progress_bars
-from transformers import logging
 
 from demo.make_data import write_records
 from train_llava.build_model import build_llava
@@ -70,15 +48,13 @@ from train_llava.data import LlavaCollator, LlavaDataset
 from train_llava.model.folder import save_llava
 from train_llava.model.structure import components_table
 from train_llava.training.sampler import LlavaSampler
+from tutorial.quiet import quiet
 
-logging.set_verbosity_error()
-logging.disable_progress_bar()
-disable_progress_bars()
-
+quiet()
 FOLDER, STEPS, SIZE = Path("output/lesson_06"), 80, 16
 shutil.rmtree(FOLDER, ignore_errors=True)
 write_records(FOLDER / "data", "captions", "train", STEPS * SIZE, seed=0)
-write_records(FOLDER / "new", "captions", "train", 3, seed=1)  # images that the loop does not read
+write_records(FOLDER / "new", "captions", "train", 1, seed=1)  # an image that the loop does not read
 
 torch.manual_seed(0)
 model, processor = build_llava("demo/clip", "demo/qwen", torch.float32)
@@ -109,7 +85,7 @@ print(components_table(model))
 # %% [markdown] lang="zh"
 # ## 循环本身
 #
-# 全部代码都在这里。`share` 是学习率的变化方式：前四步从零升上去（预热，warm-up），因为一开始的梯度很乱；之后沿余弦曲线降下来，最后几步只做微调。梯度裁剪（clipping）把过长的梯度缩短，免得一个反常的批次就把模型带偏。
+# 全部代码都在这里。`share` 是学习率的变化方式：前四步从零升上去（预热，warm-up），因为一开始的梯度很乱；之后沿余弦曲线降下来，最后几步只做细小的修正。梯度裁剪（clipping）把过长的梯度缩短，免得一个反常的批次就把模型带偏。
 
 # %%
 from math import cos, pi
@@ -146,10 +122,10 @@ def train(batches, rate=RATE, watch=lambda step: None):
 
 
 # %% [markdown] lang="en"
-# On the way we look over the model's shoulder. At some steps it writes captions for three images that the loop does not read, and we note how sure it is of each token of the right caption.
+# On the way we look over the model's shoulder. At some steps it writes a caption for an image that the loop does not read, and we note how sure it is of each token of the right caption.
 
 # %% [markdown] lang="zh"
-# 训练途中，我们在几个时刻看看模型的样子：让它给三张循环里没有的图片写描述，同时记下正确描述里的每个词元，它有多大把握。
+# 训练途中，我们在几个时刻看看模型的样子：让它给一张训练里没有的图片写描述，同时记下正确描述里的每个词元，它有多大把握。
 
 # %%
 from train_llava.model.generate import caption_rows
@@ -162,7 +138,7 @@ captions, surprise = {}, {}  # by step
 
 def watch(step):
     if step in (0, 12, 30, STEPS):
-        captions[step] = [row["caption"] for row in caption_rows(model, processor, new)]
+        captions[step] = caption_rows(model, processor, new)[0]["caption"]
         with torch.no_grad():
             logits = model(**example).logits[0, :-1]
         surprise[step] = torch.nn.functional.cross_entropy(logits, target, reduction="none")[target >= 0]
@@ -172,8 +148,8 @@ projector = model.model.multi_modal_projector
 start = {name: weight.clone() for name, weight in projector.state_dict().items()}
 losses = train(batches, watch=watch)
 watch(STEPS)
-for step, texts in captions.items():
-    print(f"step {step:>2}: {texts[0]}")
+for step, caption in captions.items():
+    print(f"step {step:>2}: {caption}")
 print("  right:", new[0]["messages"][-1]["content"])
 
 # %% [markdown] lang="en"
@@ -211,18 +187,10 @@ tokens = sum((batch["labels"] >= 0).sum().item() for batch in batches) / len(dat
 blind = nats / tokens
 print(f"guessing costs {nats:.1f} nats for a caption of {tokens:.1f} tokens: {blind:.2f} per token")
 
-# %% tags=["figure"]
-figure, axes = figures.panels(2, 3.2, width_ratios=[3, 1])
-axes[0].plot(losses, color=figures.BLUE)
-axes[0].axhline(blind, color=figures.ORANGE, linestyle="--")
-axes[0].text(STEPS - 1, blind + 0.06, "perfect grammar, blind", color=figures.ORANGE, ha="right")
-axes[0].annotate("the shelf", (14, losses[14]), (14, 1.6), ha="center", arrowprops={"arrowstyle": "->"})
-axes[0].set(xlabel="step", ylabel="loss", ylim=(0, 3))
-axes[1].plot([RATE * share(step) for step in range(STEPS)], color=figures.INK)
-axes[1].set(xlabel="step", title="learning rate")
+# %%
 assert blind < np.mean(losses[10:20]) < 1.6 * blind  # the shelf
 assert np.mean(losses[-8:]) < blind / 2
-figures.shown(figure, "The loss falls to what a blind model pays, stays for a while, and falls again")
+loop_figures.shelf(losses, blind, [RATE * share(step) for step in range(STEPS)])
 
 # %% [markdown] lang="en"
 # The loss falls steeply, hesitates a little above the dashed line, and falls again. The hesitation is the *shelf*. Up to it the projector only learns not to disturb the language model. Beyond it the loss is lower than any blind model's. **From there on it must be looking at the image**; there is no other way to get under the line.
@@ -234,24 +202,9 @@ figures.shown(figure, "The loss falls to what a blind model pays, stays for a wh
 #
 # 逐个词元看更清楚。颜色越深，表示模型越意外：
 
-# %% tags=["figure"]
+# %%
 words = [processor.tokenizer.decode(token).strip() for token in target[target >= 0]]
-figure, axes = figures.panels(2, 2.6, width_ratios=[1, 5])
-figures.draw(axes[0], np.asarray(new[0]["images"][0]), "a new image")
-figures.draw(
-    axes[1],
-    torch.stack([*surprise.values()]),
-    "-log p of each token of the right caption",
-    cmap="Blues",
-    vmin=0,
-    vmax=4,
-)
-axes[1].set_aspect("auto")
-axes[1].set_xticks(range(len(words)), words, rotation=60, ha="right", rotation_mode="anchor")
-axes[1].set_yticks(range(len(surprise)), [f"step {step}" for step in surprise])
-axes[1].tick_params(length=0)
-figure.colorbar(axes[1].images[0], ax=axes[1], fraction=0.02, pad=0.01)
-figures.shown(figure, "How surprised the model is by each token of a caption, at four moments of the training")
+loop_figures.surprises(np.asarray(new[0]["images"][0]), words, surprise)
 
 # %% [markdown] lang="en"
 # In the first row even the course of the sentence surprises the model. In the second it is white wherever grammar decides; size, colour, kind and place are still guesses. These get lighter only after the shelf, and the kinds last: to tell a four from a nine one must look closely.
@@ -268,32 +221,23 @@ figures.shown(figure, "How surprised the model is by each token of a caption, at
 # 现在用真正的训练程序，单个 CPU 进程，模型、数据、随机种子和学习率都相同。它打印的 80 行日志从文件里读。
 
 # %%
-import io
 import json
-from contextlib import redirect_stdout
 
 from tutorial.commands import run
 
-with redirect_stdout(io.StringIO()):
-    run(
-        f"train_llava.train --model_name_or_path {FOLDER}/model --data_path {FOLDER}/data --train_type projector"
-        f" --output_dir {FOLDER}/run --max_steps {STEPS} --per_device_train_batch_size {SIZE} --learning_rate {RATE}"
-        f" --lr_scheduler_type cosine --warmup_steps {WARM_UP} --adam_beta2 0.95 --seed 0"
-        " --logging_steps 1 --save_strategy no --report_to none --use_cpu true"
-    )
+run(
+    f"train_llava.train --model_name_or_path {FOLDER}/model --data_path {FOLDER}/data --train_type projector"
+    f" --output_dir {FOLDER}/run --max_steps {STEPS} --per_device_train_batch_size {SIZE} --learning_rate {RATE}"
+    f" --lr_scheduler_type cosine --warmup_steps {WARM_UP} --adam_beta2 0.95 --seed 0"
+    " --logging_steps 1 --save_strategy no --report_to none --use_cpu true",
+    show=False,  # a line for each step
+)
 log_history = json.loads((FOLDER / "run" / "trainer_state.json").read_text())["log_history"]
 theirs = [entry["loss"] for entry in log_history if "loss" in entry]
 assert np.allclose(losses, theirs, atol=1e-3)
 
-# %% tags=["figure"]
-figure, axes = figures.panels(2, 2.8)
-axes[0].plot(losses, color=figures.BLUE, label="our loop")
-axes[0].plot(theirs, "--", color=figures.ORANGE, label="train_llava.train")
-axes[0].set(xlabel="step", ylabel="loss", ylim=(0, 3))
-axes[0].legend(frameon=False)
-axes[1].plot(np.abs(np.subtract(losses, theirs)), color=figures.INK)
-axes[1].set(xlabel="step", title="difference", ylim=(0, None))
-figures.shown(figure, "Both losses lie on each other; their difference is that of rounding")
+# %%
+loop_figures.both(losses, theirs)
 
 # %% [markdown] lang="en"
 # ## What we see

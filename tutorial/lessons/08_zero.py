@@ -23,6 +23,10 @@
 # - 哪些训练技巧省显存，哪些省时间。
 
 # %% tags=["figure"]
+from tutorial.quiet import quiet
+
+quiet()
+
 import json
 from pathlib import Path
 

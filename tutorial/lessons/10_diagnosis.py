@@ -27,18 +27,15 @@ import copy
 from pathlib import Path
 
 import torch
-from datasets import disable_progress_bars
-from transformers import logging
 
 from demo.make_data import write_records
 from train_llava.build_model import build_llava
 from train_llava.data import LlavaCollator, LlavaDataset
 from train_llava.model import image_use
 from tutorial import figures
+from tutorial.quiet import quiet
 
-logging.set_verbosity_error()
-logging.disable_progress_bar()
-disable_progress_bars()
+quiet()
 torch.manual_seed(0)
 
 from peft import PeftModel
@@ -221,8 +218,12 @@ def loss_of_answer(record: dict, prompt: str) -> float:
         return trained(**batch).loss.item()
 
 
-ways = {"as in training": templated, "no template": str}
-ways["template twice"] = lambda text: templated(templated(text))
+ways = {
+    "as in training": templated,
+    "no template": str,
+    "Vicuna's": "USER: {} ASSISTANT:".format,
+    "twice": lambda text: templated(templated(text)),
+}
 losses = {}
 for name, way in ways.items():
     prompts = [way(record["messages"][0]["content"]) for record in asked]
@@ -232,17 +233,17 @@ for name, way in ways.items():
 
 shifted = ids_of(asked[0]["messages"][1]["content"])[0] + 1
 print("read with a vocabulary shifted by one:", repr(tokenizer.decode(shifted)))
-assert losses["as in training"] == min(losses.values())
+assert 3 * losses["as in training"] < min(losses["no template"], losses["Vicuna's"])
 
 # %% [markdown] lang="en"
-# **Mend:** hand over messages, never text that has been through a template; load the processor from the model's own folder. With CLIP's tokenizer in its place there are blanks between all letters (lesson 2).
+# Twice does this model little harm: it takes the inner template for a part of a long question. Do not count on that. **Mend:** hand over messages, never text that has been through a template; load the processor from the model's own folder. With CLIP's tokenizer in its place there are blanks between all letters (lesson 2).
 #
 # ## The loss stays on a shelf, or jumps
 #
 # A **shelf** is a stretch where the loss hardly falls. Three trainings on captions, which differ in the rate alone:
 
 # %% [markdown] lang="zh"
-# **怎么修：** 传给程序的应该是消息，而不是已经套过模板的文本；处理器要从模型自己的文件夹加载。如果错用了 CLIP 的分词器，字母之间会全是空格（第 2 课）。
+# 套两遍对这个模型影响不大，它把里层的模板当成了长问题的一部分，但别指望每个模型都这样。**怎么修：** 传给程序的应该是消息，而不是已经套过模板的文本；处理器要从模型自己的文件夹加载。如果错用了 CLIP 的分词器，字母之间会全是空格（第 2 课）。
 #
 # ## 损失停在平台上，或者跳起来
 #
@@ -292,9 +293,9 @@ axes.legend(frameon=False)
 figures.shown(figure, "The loss of three trainings: too slow, right, too fast")
 
 # %%
-low, right, high = (losses[-1] for losses in curves.values())
-print(f"from {curves[2e-3][0]:.2f} to {low:.2f}, {right:.2f}, {high:.2f}")
-assert right < low < high
+for rate, losses in curves.items():
+    print(f"{rate:.0e}: from {losses[0]:.2f} to {losses[-1]:.2f}, at most {max(losses):.2f}")
+assert curves[2e-3][-1] < curves[2e-6][-1] and max(curves[5e-2]) > 3 * curves[5e-2][0]
 
 # %% [markdown] lang="en"
 # ## What we see
@@ -317,9 +318,7 @@ assert right < low < high
 # %%
 for dtype in (torch.float16, torch.bfloat16):
     most, square = torch.finfo(dtype).max, torch.tensor(300, dtype=dtype) ** 2
-    print(
-        f"{dtype}: at most {most:.3g}, 300² {square}, 300² - 300² {square - square}"
-    )
+    print(f"{dtype}: at most {most:.3g}, 300² {square}, 300² - 300² {square - square}")
 
 # %% [markdown] lang="en"
 # **Mend:** `--bf16 true`, a lower rate. A training here stops at the first NaN, and names the step and the records.
@@ -504,12 +503,12 @@ figures.shown(figure, "Memory over batch size, with and without checkpointing")
 # %% [markdown] lang="en"
 # ## Solutions
 #
-# 🐢 From the question. Its random projector writes noise, and the loss is nearly the same whatever the image.
+# 🐢 From the question. Its own image serves no better than another's. A grey one may even serve better: the random projector writes noise, and of a grey image less of it.
 
 # %% [markdown] lang="zh"
 # ## 答案
 #
-# 🐢 靠问题。随机的投影层写出来的只是噪声，换什么图片损失都差不多。
+# 🐢 靠问题。用自己的图片并不比用别人的强，灰图反而可能更好：随机的投影层写出来的是噪声，灰图的噪声小一些。
 
 # %% tags=["solution"]
 print(told(looks["built, not trained"]))
@@ -537,10 +536,10 @@ for name, state in {"all restored": remembered, "weights alone": None}.items():
     print(f"{name:<14}", *(f"{loss:.2f}" for loss in losses))
 
 # %% [markdown] lang="en"
-# 🦁 The tower has written its place into each vector, so some is left. But the language model also reads the place from the position in the row, and that is wrong now.
+# 🦁 The one with the own image: hardly anything is lost. The tower adds a vector of its place to each patch (lesson 1), the projector passes the place on as words would, and the language model reads it there, not from the order.
 
 # %% [markdown] lang="zh"
-# 🦁 视觉塔已经把位置写进了每个向量，所以还剩下一部分信息。但语言模型也会根据向量排在第几个来判断位置，这一项现在全错了。
+# 🦁 更像用自己图片的那个，几乎没有损失。视觉塔给每个图块加过位置向量（第 1 课），投影层像写字一样把位置也传了下去，语言模型是从向量里读位置的，不看排列顺序。
 
 # %% tags=["solution"]
 order = torch.randperm(16)
@@ -552,7 +551,9 @@ def shuffle(module, inputs, vectors):
 
 shuffled = copy.deepcopy(trained)
 shuffled.get_base_model().model.multi_modal_projector.register_forward_hook(shuffle)
-print(f"in order: {told(looks['trained'])}\nshuffled: {told(look(shuffled))}")
+shuffled_look = look(shuffled)
+print(f"in order: {told(looks['trained'])}\nshuffled: {told(shuffled_look)}")
+assert shuffled_look["loss_own_image"] < shuffled_look["loss_grey_image"] / 3
 
 # %% [markdown] lang="en"
 # Next lesson: [scores and serving](11_scores.ipynb): how good is a model that has nothing wrong with it?

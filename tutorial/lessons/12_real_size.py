@@ -23,12 +23,6 @@
 # - 按什么顺序做，才能让一个错误只浪费几分钟，而不是几天。
 
 # %%
-from tutorial import figures
-from tutorial.commands import run
-
-CONFIGS = "benchmarks/full_size/configs"  # two published config.json; no weights
-
-# %% tags=["figure"]
 import torch
 
 from train_llava.estimate import memory_budget, zero_config
@@ -36,13 +30,17 @@ from train_llava.model.config import compose_config, read_text_config, read_visi
 from train_llava.planning.memory import MemoryModel
 from train_llava.planning.meta_model import meta_model
 from train_llava.planning.workload import Workload
+from tutorial import size_figures
+from tutorial.commands import run
+from tutorial.quiet import quiet
 
+quiet()
+CONFIGS = "benchmarks/full_size/configs"  # two published config.json; no weights
 config = compose_config(read_vision_config(f"{CONFIGS}/clip", "--clip"), read_text_config(f"{CONFIGS}/qwen", "--qwen"))
 work = Workload.assumed(batch_size=4, tokens=620, image_tokens=576)  # 4 samples at a time on each GPU
 STRATEGIES = ["projector", "use_lora", "freeze_vision", "none"]
 models = {strategy: meta_model(config, torch.bfloat16, strategy) for strategy in STRATEGIES}
 memory = {strategy: MemoryModel.of(model) for strategy, model in models.items()}
-CARDS = {"24 GB": "rtx4090-24g", "40 GB": "a100-40g", "80 GB": "h100-80g"}
 
 
 def peak(strategy: str, gpus: int) -> float:
@@ -59,20 +57,7 @@ def parts(strategy: str, gpus: int) -> dict[str, float]:
     return states | {"on top, at the peak": peak(strategy, gpus) - sum(states.values())}
 
 
-figure, axes = figures.panels(2, 3.6, sharey=True)
-for each, gpus in zip(axes, (1, 8), strict=True):
-    left = [0.0] * len(STRATEGIES)
-    for part, colour in zip(parts("none", 1), ("#8794a3", figures.BLUE, figures.ORANGE, "#d5dbe2"), strict=True):
-        widths = [parts(strategy, gpus)[part] for strategy in STRATEGIES]
-        each.barh(STRATEGIES, widths, left=left, color=colour, label=part)
-        left = [start + width for start, width in zip(left, widths, strict=True)]
-    for card, kind in CARDS.items():
-        each.axvline(memory_budget(kind) / 2**30, color=figures.INK, linewidth=1, linestyle=":")
-        each.text(memory_budget(kind) / 2**30, -0.55, card, ha="center", fontsize=9)
-    each.set_ylim(3.5, -0.5)
-    each.set_title(f"{gpus} GPU{'s' * (gpus > 1)}, GiB on each", pad=18)
-axes[1].legend(frameon=False, loc="center right", bbox_to_anchor=(0.97, 0.5))
-figures.shown(figure, "Memory of four strategies on 1 and on 8 GPUs, beside the room of cards of 24, 40 and 80 GB")
+size_figures.memory_bars({gpus: {strategy: parts(strategy, gpus) for strategy in STRATEGIES} for gpus in (1, 8)})
 
 # %% [markdown] lang="en"
 # ## Does it fit?
@@ -148,19 +133,11 @@ assert peak("freeze_vision", 1) > memory_budget("h100-80g") / 2**30 > peak("free
 # %% [markdown] lang="zh"
 # 显存的误差在一成以内；`freeze_vision` 在单卡上放不下，也和第一张图一致。速度却对不上。那次测的是这份代码的早期版本，还没有用融合算子；但就算按那个版本来估计，也高了三倍，[原因还不清楚](../../docs/gpu.md)。所以再看看别人公布的训练，我们自己的放在最后一行：
 
-# %% tags=["figure"]
-rows = read("published.json")["rows"][::-1]
-ratios = [row["published_over_predicted"] for row in rows]
-colours = [figures.BLUE if row["comparable"] else figures.ORANGE for row in rows]
-figure, (axis,) = figures.panels(1, 4.4)
-axis.barh([f"{row['run']}  ({row['gpus']})" for row in rows], ratios, color=colours)
-axis.axvline(1, color=figures.INK, linewidth=1, linestyle=":")
-axis.set_title("published speed / estimated speed")
-assert all(0.8 < ratio < 1.2 for ratio, row in zip(ratios, rows, strict=True) if row["comparable"])
-assert all(0.3 < ratio < 0.9 for ratio, row in zip(ratios, rows, strict=True) if not row["comparable"])
-figures.shown(
-    figure, "Published speeds divided by estimated ones: ten of single GPUs near 1, eight of whole jobs below"
-)
+# %%
+rows = read("published.json")["rows"]
+assert all(0.8 < row["published_over_predicted"] < 1.2 for row in rows if row["comparable"])
+assert all(0.3 < row["published_over_predicted"] < 0.9 for row in rows if not row["comparable"])
+size_figures.published(rows)
 
 # %% [markdown] lang="en"
 # Blue runs report pure training steps of one GPU. The estimate meets them within a fifth. Orange ones are whole jobs, which also read half a million images from disk meanwhile; all were slower. So take the estimate as the best case, and allow three times the hours. After some dozens of steps your own log knows better: it prints `samples/s`.
@@ -176,17 +153,9 @@ figures.shown(
 #
 # GPU 按小时付费，所以租哪种卡，只看一个问题：便宜的卡可以慢多少？图中的横条从估计值画到它的三倍，是用一张卡做 `use_lora`、训练一轮的时间。某种卡每小时的价格如果低于 H100 的这个百分比，租它就更便宜。
 
-# %% tags=["figure"]
+# %%
 best = {kind: hours(speed[1].samples_per_second(kind)) for kind in GPUS}
-figure, (axis,) = figures.panels(1, 2.9)
-axis.barh([*best], [2 * each for each in best.values()], left=[*best.values()], color=figures.BLUE)
-axis.plot(hours(measured), [*best].index("h100-80g"), "o", color=figures.ORANGE, label="measured, early code")
-for at, each in enumerate(best.values()):
-    axis.text(2 * each, at, f"{best['h100-80g'] / each:.0%}", color="white", ha="center", va="center")
-axis.set_xlabel("hours of one epoch on one GPU        %: an hour of it is worth so much of an H100's hour")
-axis.set_xlim(0, 50)
-axis.legend(frameon=False, loc="upper right")
-figures.shown(figure, "Hours of one epoch on six kinds of GPU, and what each is worth beside an H100")
+size_figures.hour_bars(best, "h100-80g", hours(measured))
 
 # %%
 PRICE = 3.0  # of one H100 for one hour: put in yours
@@ -200,7 +169,7 @@ for gpus, each in speed.items():
 #
 # ## Downloads and data
 #
-# In China, say `export HF_ENDPOINT=https://hf-mirror.com` first. ModelScope (魔搭) has both models, too, as `AI-ModelScope/clip-vit-large-patch14-336` and `Qwen/Qwen1.5-4B-Chat`. All together have 16 GB.
+# In China, say `export HF_ENDPOINT=https://hf-mirror.com` first. ModelScope has both models, too, as `AI-ModelScope/clip-vit-large-patch14-336` and `Qwen/Qwen1.5-4B-Chat`. All together have 16 GB.
 #
 # ```bash
 # hf download openai/clip-vit-large-patch14-336 --exclude "*.h5" --local-dir models/clip
@@ -261,28 +230,8 @@ for path in sorted(Path("recipes").glob("*.sh")):
 #
 # 计划里的每一步都比前一步贵，所以要让错误尽早暴露：
 
-# %% tags=["figure"]
-STEPS = {
-    "check_data": "a broken record,\na missing image",
-    "show_batch": "wrong labels,\ncropped images",
-    "estimate": "out of memory,\ntoo many days",
-    "--max_steps 20": "slow disk or host,\nloss is NaN",
-    "one epoch": "it does not look\nat the image",
-    "all of it": "",
-}
-figure, (axis,) = figures.panels(1, 1.7)
-axis.set_axis_off()
-axis.set(xlim=(-0.55, 5.55), ylim=(-1.2, 0.8))
-for at, (name, fault) in enumerate(STEPS.items()):
-    colour = figures.BLUE if at < 3 else figures.ORANGE
-    box = {"boxstyle": "round,pad=0.5", "facecolor": colour, "edgecolor": "none"}
-    axis.text(at, 0, name, ha="center", va="center", color="white", bbox=box, fontsize=9.5)
-    axis.text(at, -0.85, fault, ha="center", va="center", fontsize=9)
-    if at < 5:
-        axis.annotate("", (at + 0.56, 0), (at + 0.44, 0), arrowprops={"arrowstyle": "->", "color": figures.INK})
-axis.text(1, 0.6, "costs nothing: no GPU", ha="center", color=figures.BLUE)
-axis.text(4, 0.6, "costs money", ha="center", color=figures.ORANGE)
-figures.shown(figure, "Six steps from check_data to the whole training, and the fault that each one finds")
+# %%
+size_figures.order_of_work()
 
 # %% [markdown] lang="en"
 # The commands, in this order:
