@@ -44,7 +44,7 @@ from tutorial.trained import trained_llava
 FOLDER = Path("output/tutorial/11_scores")
 write_records(FOLDER, "held_out", "held_out", 130, seed=0)  # ten questions of each kind
 dataset = LlavaDataset(FOLDER, held_out=True)
-
+torch.manual_seed(0)  # of the projector that is untrained
 trained, processor = trained_llava()  # what bash run_zero2.sh makes
 untrained, _ = build_llava("demo/clip", "demo/qwen", torch.float32)
 blind = deepcopy(trained)
