@@ -246,10 +246,10 @@ for factor in (0, 0.5, 1.5, 2, 1):  # 1 comes last, and stays
     print(f"scaling x {factor}: {bars.percent(caption_rows(model, processor, examples[:78])):.0f}% exactly right")
 
 # %% [markdown] lang="en"
-# 🦁 The weakest directions can go at little cost. A small task needs a small rank.
+# 🦁 The weakest directions go at little cost, often all but a few. What the adapter had to add here is simple; a harder task needs a larger r.
 
 # %% [markdown] lang="zh"
-# 🦁 去掉最弱的方向，损失不大。任务简单，秩就可以小。
+# 🦁 去掉最弱的方向，损失不大，往往只留几个就够。这里适配器要补的东西很简单；任务更难，r 就要更大。
 
 # %% tags=["solution"]
 pairs = [(layer.lora_A["default"].weight.data, layer.lora_B["default"].weight.data) for layer in layers]
