@@ -107,7 +107,7 @@ print("with the cache, 40 tokens take less time:", fast < slow)
 # A batch is a table, so short prompts are filled with padding tokens. Here are three questions about one image, padded on either side. The next token is always written behind the last column.
 
 # %% [markdown] lang="zh"
-# 第一个词元两边一样贵：提示词总要读一遍。之后蓝线几乎落到底。代价是占用的内存随词元一直涨，长对话能靠它占满一块 GPU（见练习 🦁）。
+# 第一个词元两边一样贵：提示词总要读一遍。之后蓝线几乎落到底。代价是缓存随着词元一直变大，长对话能把一块 GPU 的显存占满（见练习 🦁）。
 #
 # ## 填充在左还是在右？
 #
