@@ -67,6 +67,10 @@ def draw_seeing(
         diagrams.arrow(axes, (start, 48), (end, 48))
 
 
+def percent(chance: float) -> str:
+    return f"{chance:.1%}" if chance >= 0.001 else "< 0.1%"
+
+
 def draw_reading(axes: diagrams.Axes, pieces: Sequence[str], vectors: int, best: dict[str, float]) -> None:
     """The lower half: image vectors among the words, the language model, the likeliest next tokens."""
     front = ["system prompt", "<|im_start|>", "user", "\n"]
@@ -75,7 +79,7 @@ def draw_reading(axes: diagrams.Axes, pieces: Sequence[str], vectors: int, best:
     colours = [TEMPLATE] * 4 + [IMAGE] * 4 + [TEXT] * (1 + len(pieces)) + [TEMPLATE] * 5
     diagrams.write(axes, 1, 29.5, "one row of vectors: the image stands among the words", ha="left", style="italic")
     diagrams.tokens(axes, 27.5, words, colours, [""] * len(words), 7.8)
-    diagrams.arrow(axes, (85.5, 32.3), (36, 28.3), figures.ORANGE)
+    diagrams.arrow(axes, (85.5, 32.3), (32, 28.2), figures.ORANGE)
     reads = "reads vectors, knows how texts go on, has never seen an image"
     diagrams.box(axes, 1, 12, 98, 8, LANGUAGE, "language model", reads)
     for x in (8, 24, 40, 56, 72, 86):
@@ -84,7 +88,7 @@ def draw_reading(axes: diagrams.Axes, pieces: Sequence[str], vectors: int, best:
     diagrams.write(axes, 52, 5.4, "the next word:", 11)
     for i, (word, chance) in enumerate(best.items()):
         colour = PLAIN if i else ANSWER
-        diagrams.box(axes, 86.5 - 13.5 * i, 2.4, 12.5, 6, colour, diagrams.visible(word), f"{chance:.1%}")
+        diagrams.box(axes, 86.5 - 13.5 * i, 2.4, 12.5, 6, colour, diagrams.visible(word), percent(chance))
 
 
 def next_words(processor: LlavaProcessor, logits: torch.Tensor, count: int = 3) -> dict[str, float]:

@@ -76,14 +76,26 @@ def sequences(before: torch.Tensor, after: torch.Tensor, here: torch.Tensor) -> 
 def nearest_words(
     image: PIL.Image.Image, words: Sequence[Sequence[str]], lengths: dict[str, torch.Tensor], patch: int
 ) -> Image:
-    """An image with the words that each of its patches' vectors is nearest to, beside lengths of vectors."""
+    """An image with the words that each of its patches' vectors is nearest to, beside lengths of vectors.
+
+    `lengths` has those of the "words" and of the "image vectors".
+    """
+    usual = lengths["words"].median().item()
     figure, (axes, boxes) = figures.panels(2, 4.8, width_ratios=[1, 0.8])
     figures.draw(axes, np.asarray(image), "the nearest words of each image vector")
     figures.draw_grid(axes, image.width, patch)
-    for i, said in enumerate(words):
+    for i, (said, length) in enumerate(zip(words, lengths["image vectors"].tolist(), strict=True)):
         row, column = divmod(i, image.width // patch)
         place = ((column + 0.5) * patch - 0.5, (row + 0.5) * patch - 0.5)
-        options = {"color": "white", "ha": "center", "va": "center", "fontsize": 8, "linespacing": 1.3}
+        strength = max(0.3, min(1, length / usual))  # what a short vector says is noise
+        options = {
+            "color": "white",
+            "alpha": strength,
+            "ha": "center",
+            "va": "center",
+            "fontsize": 8,
+            "linespacing": 1.3,
+        }
         # dark behind the letters, or the thing in the patch hides them
         axes.text(*place, "\n".join(said), **options, bbox={"color": "black", "alpha": 0.45, "pad": 1.5})
     boxes.boxplot(list(lengths.values()), tick_labels=list(lengths), widths=0.5)

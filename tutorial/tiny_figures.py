@@ -1,6 +1,7 @@
 """What the lesson with a LLaVA in 60 lines draws: its steps, how well two models agree, what mistakes do."""
 
 from collections.abc import Sequence
+from textwrap import shorten
 
 import numpy as np
 import PIL.Image
@@ -23,8 +24,8 @@ def steps(image: PIL.Image.Image, stations: Sequence[tuple[str, str, Sequence[in
             figures.draw(inset, np.asarray(image), aspect="auto")
         else:
             diagrams.box(axes, left, bottom, 22, 8, fill, name, code)
-            start = (left - 2.7 if i % 4 else left - 1, bottom + 4)
-            diagrams.arrow(axes, start, (left - 0.2, bottom + 4))
+            if i % 4:
+                diagrams.arrow(axes, (left - (8.7 if i == 1 else 2.7), bottom + 4), (left - 0.2, bottom + 4))
         diagrams.write(axes, left + 11, bottom - 1.6, " x ".join(f"{side:,}" for side in shape), color=figures.BLUE)
     return figures.shown(figure, "From pixels to logits in eight steps, with the code and the shape of each")
 
@@ -51,8 +52,8 @@ def mistakes(change: dict[str, float], said: Sequence[str]) -> Image:
     figure, (axes,) = figures.panels(1, 3.6)
     moved = [max(each, 1e-7) for each in change.values()]
     axes.barh(list(change), moved, left=1e-8, color=[figures.BLUE] + [figures.ORANGE] * (len(moved) - 1))
-    axes.set(xscale="log", xlim=(1e-8, 1e5), xlabel="largest difference of the next token's logits")
+    axes.set(xscale="log", xlim=(1e-8, 1e8), xlabel="largest difference of the next token's logits")
     axes.invert_yaxis()
     for row, (each, words) in enumerate(zip(moved, said, strict=True)):
-        axes.text(each * 1.6, row, words[:40], va="center", fontsize=9.5)
+        axes.text(each * 1.6, row, shorten(words, 45), va="center", fontsize=9.5)
     return figures.shown(figure, "Mistakes: how far each moves the logits, and what the model answers")

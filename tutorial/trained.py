@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import torch
-from peft import PeftModel
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from train_llava.build_model import build_llava
@@ -18,6 +17,8 @@ def trained_llava() -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     It is in float32, so that two ways to compute the same can be compared; no weight asks for a gradient.
     """
     quiet()
+    from peft import PeftModel  # importing it is what makes other packages give their hints
+
     built, processor = build_llava(DEMO / "clip", DEMO / "qwen", dtype=torch.float32)
     llava = PeftModel.from_pretrained(built, DEMO / "trained").merge_and_unload()
     return llava.requires_grad_(False).eval(), processor

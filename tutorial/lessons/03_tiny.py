@@ -42,7 +42,7 @@ batch = processor(images=image, text=text, return_tensors="pt")
 vision, language = llava.config.vision_config, llava.config.text_config
 patches, length = llava.config.image_seq_length, batch.input_ids.shape[1]
 depth = vision.num_hidden_layers
-stations = [  # what is done, in which code, and what shape comes out; "" for the text's own way
+stations = [  # what is done, in which code, and what shape comes out
     ("the image", "pixels", tuple(batch.pixel_values.shape)),
     ("patches, CLS, positions", "embeddings, norm", (1, patches + 1, vision.hidden_size)),
     (f"{depth - 1} of {depth} layers", "layers", (1, patches + 1, vision.hidden_size)),
