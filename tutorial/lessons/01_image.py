@@ -292,7 +292,7 @@ both = {"cropped": np.asarray(cropped), "padded": padded}
 figures.photos(both, "The photo cropped, and padded")
 
 # %% [markdown] lang="en"
-# Next lesson: [build a LLaVA](../../code03_build_model_show.ipynb) out of a vision tower, a projector and a language model.
+# Next lesson: [how text becomes vectors, and where the image goes](02_text.ipynb).
 
 # %% [markdown] lang="zh"
-# 下一课：用视觉塔、投影层和语言模型[搭一个 LLaVA](../../code03_build_model_show.ipynb)（英文）。
+# 下一课：[文字怎样变成向量，图片放在哪里](02_text.ipynb)。
