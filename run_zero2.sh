@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains a LLaVA with DeepSpeed ZeRO-2, on all GPUs of this machine or, without any, on its CPU.
 #
-#   bash run_zero2.sh                                     the demo: from nothing to captions, in minutes, on a CPU
+#   bash run_zero2.sh                                     the demo: from nothing to answers, in minutes, on a CPU
 #   MODEL=models/llava DATA=data/LLaVA-CC3M-Pretrain-595K bash run_zero2.sh            the real thing
 #   TRAIN_TYPE=freeze_vision bash run_zero2.sh --learning_rate 1e-5        any flag of training goes at the end
 [ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@"  # started with sh
@@ -84,6 +84,7 @@ fi
 [ "$DEMO" = true ] && FLAGS+=("${DEMO_FLAGS[@]}")
 
 launch_options "$@"
+[ "$DEMO" = false ] || first_stage "${FLAGS[@]}"
 launch_until_it_fits "${FLAGS[@]}" "$@"
 if [ "$STATUS" -ne 0 ]; then
     [ "$STATUS" -eq 2 ] || say_how_to_resume "$@"  # 2 is a refusal, which has said what to do

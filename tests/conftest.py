@@ -17,6 +17,7 @@ from browsers import launched
 from folders import changed
 from page_client import TOKENS, served
 from safetensors.torch import load_file, save_file
+from small_world import make_tokenizer, write_split
 from transformers import (
     AutoProcessor,
     CLIPConfig,
@@ -27,8 +28,6 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from demo.make_data import write_split
-from demo.tokenizer import make_tokenizer
 from tests import qwen_tokenizer as qwen
 from train_llava.build_model import build_llava
 from train_llava.model.folder import save_llava

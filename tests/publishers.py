@@ -3,8 +3,8 @@
 import re
 
 from conftest import ROOT
+from small_world import make_tokenizer
 
-from demo.tokenizer import make_tokenizer
 from train_llava.ingest.conversation import IMAGE_TOKEN
 
 DEEPSEEK = ("<\uff5cbegin▁of▁sentence\uff5c>", "<\uff5cend▁of▁sentence\uff5c>")

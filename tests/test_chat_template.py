@@ -12,9 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from publishers import PUBLISHED, published
+from small_world import make_tokenizer
 from transformers.utils import chat_template_utils
 
-from demo.tokenizer import make_tokenizer
 from train_llava.cli import InputError
 from train_llava.model.backbones import load_tokenizer
 from train_llava.processing import chat_template

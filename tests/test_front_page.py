@@ -14,7 +14,7 @@ from conftest import ROOT, SCRIPT_PATH, call, run
 from page_client import served
 from pages import commands, text_of
 
-from demo.make_data import write_split
+from demo.make_data import write_records
 
 NOT_HERE = {
     "git": "the address is the reader's",
@@ -38,7 +38,7 @@ def copy(tmp_path, monkeypatch):
     (folder / "models" / "clip").symlink_to(ROOT / "demo" / "clip")
     (folder / "models" / "qwen").symlink_to(ROOT / "demo" / "qwen")
     for seed, name in enumerate(("LLaVA-CC3M-Pretrain-595K", "mine", "held_out")):
-        write_split(folder / "data" / name, "held_out", 24, seed=seed)
+        write_records(folder / "data" / name, "conversations", "held_out", 24, seed=seed)
     shutil.copy(next((folder / "data" / "mine" / "images").iterdir()), folder / "image.jpg")
     monkeypatch.chdir(folder)
     return folder
@@ -87,7 +87,7 @@ def test_every_run_of_the_script(copy):
         done = type_script(copy, words, *more)
         assert done.returncode == 0, f"{words}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
         assert "The trained model is in" in done.stdout
-    assert (copy / "output" / "demo-use_lora" / "captions.png").is_file()
+    assert (copy / "output" / "demo-use_lora" / "answers.png").is_file()
 
 
 def test_the_scripts_help(copy):

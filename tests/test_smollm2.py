@@ -56,12 +56,12 @@ def test_it_learns_to_read(llava, tmp_path):
     data, output = tmp_path / "data", tmp_path / "run"
     assert run_module("demo.make_data", "--output_dir", data).returncode == 0
     flags = ["--max_steps", 150, "--learning_rate", "1e-3", "--logging_steps", 10, "--save_strategy", "no"]
-    done = zero2(llava, data / "train", output, "use_lora", *flags)
+    done = zero2(llava, data / "conversations", output, "use_lora", *flags)
     assert done.returncode == 0, done.stderr[-3000:]
     history = losses(output)
     assert history[0] > 1 and history[-1] < 0.1, history
     done = run_module("demo.show", "--model_name_or_path", output, "--data_path", data / "held_out")
     assert done.returncode == 0, done.stderr[-3000:]
-    answers = [json.loads(line)["exact"] for line in (output / "captions.jsonl").read_text().splitlines()]
+    answers = [json.loads(line)["exact"] for line in (output / "answers.jsonl").read_text().splitlines()]
     print(f"{sum(answers)} of {len(answers)} exactly right", file=sys.stderr)
     assert len(answers) == 300 and sum(answers) > 240
