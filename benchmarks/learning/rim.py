@@ -2,10 +2,10 @@
 
     python -m benchmarks.learning.rim [--output benchmarks/results/rim] [--steps 600] [--images 4000]
 
-A canvas is three times as wide as high, a scene of the demo at its left end and one at its right. CLIP's own image
-processor keeps the middle square, which is empty; padded (`build_model --image_aspect_ratio pad`), all of it is seen, a
-third as large. Both are trained alike (`freeze_vision`) and asked about images of handwriting that they have not seen.
-Exact captions: 0 to 1, `exact`. Data and models stay below output/rim; what is done there is not done again.
+A canvas is more than three times as wide as high, a scene of the demo at its left end and one at its right. CLIP's own
+image processor keeps the middle square, which is empty; padded (`build_model --image_aspect_ratio pad`), all of it is
+seen, a third as large. Both are trained alike (`freeze_vision`) and asked about images of handwriting that they have
+not seen. Exact captions: 0 to 1, `exact`. Data and models stay below output/rim; what is done there is not done again.
 """
 
 import json
@@ -20,12 +20,13 @@ from PIL import Image
 
 from benchmarks.result import RESULTS, ROOT, head, parser, table, write
 from benchmarks.script import environment, read_log
-from demo.scenes import caption, draw, random_scene
+from demo.english import caption
+from demo.scenes import draw, random_scene
 from train_llava.build_model import build_llava
 from train_llava.model.folder import save_llava
 
 WORK = ROOT / "output" / "rim"
-WIDE = 3  # times as wide as high
+WIDE = 3.25  # times as wide as high: the middle square touches no scene
 HELD_OUT = 300
 GREY = (25, 25, 25)  # between the scenes, about as dark as they are
 QUESTION = "<image>\nWhat is at the two ends of this image?"
@@ -33,9 +34,9 @@ QUESTION = "<image>\nWhat is at the two ends of this image?"
 
 def draw_wide(rng: np.random.Generator, split: str) -> tuple[Image.Image, str]:
     """An image with a scene of the demo at each end and nothing between them, and its caption."""
-    scenes = [random_scene(rng, split) for _ in range(2)]
+    scenes = [random_scene(rng, split)[:2] for _ in range(2)]
     left, right = (draw(scene, rng, split) for scene in scenes)
-    canvas = Image.new("RGB", (WIDE * left.height, left.height), GREY)
+    canvas = Image.new("RGB", (int(WIDE * left.height), left.height), GREY)
     canvas.paste(left, (0, 0))
     canvas.paste(right, (canvas.width - right.width, 0))
     return canvas, "; then ".join(map(caption, scenes))

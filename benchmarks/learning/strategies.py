@@ -2,9 +2,10 @@
 
     python -m benchmarks.learning.strategies [--output benchmarks/results/strategies]
 
-Every row sees the same number of samples, in two stages where it has two; a seed sets the projector's random start, the
-LoRA adapters' and the order of the samples. About 75 minutes on two CPU cores. What is done is kept below
-output/strategies, so that a run that was interrupted goes on. Writes a table as .md and .json, and a chart as .png.
+As LLaVA is trained, and run_zero2.sh trains the demo: first the projector alone on captions, then each strategy on
+conversations; beside it the conversations alone, in as many steps as both have together. A seed sets the projector's
+random start, the LoRA adapters' and the order of the samples. About 80 minutes on two CPU cores. What is done is kept
+below output/strategies, so that a run that was interrupted goes on. Writes .md, .json and a chart as .png.
 """
 
 import json
@@ -23,13 +24,16 @@ import torch
 
 from benchmarks.result import RESULTS, ROOT, head, parser, table, write
 from benchmarks.script import environment, read_log
+from demo import show
 from train_llava.build_model import build_llava
 from train_llava.model.folder import save_llava
 from train_llava.pages.charts import COLOUR, chart
 
 WORK = ROOT / "output" / "strategies"
 SEEDS = (1, 2, 3)
-STEPS, FIRST_STAGE = 1200, 400  # of 16 samples each; a row of two stages spends 400 steps on its first
+CAPTIONS, CAPTION_RATE = 400, 2e-3  # steps of 16 samples, and the rate: those of demo/prepare.sh, as the next two
+CONVERSATIONS = 600
+RATES = {"none": 1e-3, "use_lora": 2e-3, "freeze_vision": 2e-3, "projector": 2e-3}
 
 
 @dataclass
@@ -38,40 +42,44 @@ class Strategy:
 
     name: str
     train_type: str
-    rate: float  # the demo's, see demo/prepare.sh
     flags: tuple[str, ...] = ()
-    after: str | None = None  # the train_type of a first stage
+    two_stages: bool = True
     original: str = ""
 
 
+ALONE = ", conversations alone"
 STRATEGIES = [
-    Strategy("use_lora, projector random and frozen", "use_lora", 2e-3, ("--train_projector", "false"),
+    Strategy("use_lora, projector random and frozen", "use_lora", ("--train_projector", "false"), two_stages=False,
              original="very good (a bug, not recommended)"),
-    Strategy("use_lora", "use_lora", 2e-3, original="very good"),
-    Strategy("none", "none", 2e-4, original="very bad"),
-    Strategy("freeze_vision", "freeze_vision", 1e-3, original="good, a little behind use_lora"),
-    Strategy("projector", "projector", 1e-3),
-    Strategy("projector, then use_lora", "use_lora", 2e-3, after="projector"),
-    Strategy("projector, then freeze_vision", "freeze_vision", 1e-3, after="projector"),
-    Strategy("use_lora in 4 bits (QLoRA)", "use_lora", 2e-3, ("--load_in_4bit", "true")),
+    Strategy("use_lora", "use_lora", original="very good"),
+    Strategy("none", "none", original="very bad"),
+    Strategy("freeze_vision", "freeze_vision", original="good, a little behind use_lora"),
+    Strategy("projector", "projector"),
+    Strategy("use_lora in 4 bits (QLoRA)", "use_lora", ("--load_in_4bit", "true")),
+    *(Strategy(f"{train_type}{ALONE}", train_type, two_stages=False)
+      for train_type in ("use_lora", "none", "freeze_vision", "projector")),
 ]  # fmt: skip
 
 
-def train(model: Path, train_type: str, rate: float, steps: int, seed: int, output: Path, *flags: str) -> dict:
-    """One training of a row; what it took."""
+def train(
+    model: Path, data: str, train_type: str, rate: float, steps: int, seed: int, output: Path, *flags: str
+) -> dict[str, Any]:
+    """One training of a row on a folder of the demo's data; what it took."""
     words = {"max_steps": steps, "learning_rate": rate, "adam_beta2": 0.95, "eval_steps": steps}
     words |= {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "logging_steps": 30}
     words |= {"save_strategy": "steps", "save_steps": steps, "eval_strategy": "steps"}
-    return run_script("run_zero2.sh", model, train_type, seed, output, *flags, **words)
+    return run_script("run_zero2.sh", model, data, train_type, seed, output, *flags, **words)
 
 
-def run_script(script: str, model: Path, train_type: str, seed: int, output: Path, *flags: str, **words: Any) -> dict:
+def run_script(
+    script: str, model: Path, data: str, train_type: str, seed: int, output: Path, *flags: str, **words: Any
+) -> dict[str, Any]:
     """One training by a script of the repository, as a user types it; what it took."""
     shutil.rmtree(output, ignore_errors=True)
     words |= {"seed": seed, "report_to": "none", "eval_data_path": WORK / "data" / "held_out"}
     command = ["bash", ROOT / script, *flags]
     command += [text for name, value in words.items() for text in (f"--{name}", value)]
-    names = {"MODEL": model, "DATA": WORK / "data" / "train", "TRAIN_TYPE": train_type, "OUTPUT_DIR": output}
+    names = {"MODEL": model, "DATA": WORK / "data" / data, "TRAIN_TYPE": train_type, "OUTPUT_DIR": output}
     with (output.parent / f"{output.name}.log").open("w+") as log:
         process = subprocess.Popen(list(map(str, command)), env=environment(**names), stdout=log, stderr=log)
         _, status, usage = os.wait4(process.pid, 0)  # of the largest process below the script: a rank
@@ -92,12 +100,12 @@ def run_script(script: str, model: Path, train_type: str, seed: int, output: Pat
     }
 
 
-def exact_percent(folder: Path) -> float:
-    """How many of the held-out captions a trained model writes exactly, in percent."""
+def exact_percent(folder: Path) -> dict[str, float]:
+    """How many held-out answers of a trained model are exactly right, in percent: of each kind and of all."""
     shown = ["demo.show", "--model_name_or_path", folder, "--data_path", WORK / "data" / "held_out"]
     subprocess.run([sys.executable, "-m", *map(str, shown)], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
-    answers = [json.loads(line)["exact"] for line in (folder / "captions.jsonl").read_text().splitlines()]
-    return 100 * sum(answers) / len(answers)
+    lines = (folder / "answers.jsonl").read_text(encoding="utf-8").splitlines()
+    return show.exact_percent([json.loads(line) for line in lines])
 
 
 def cached_run(name: str, make: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
@@ -114,19 +122,20 @@ def measure(strategy: Strategy, seed: int) -> dict[str, Any]:
     """One row's run with one seed."""
 
     def make(folder: Path) -> dict[str, Any]:
-        model, first, steps = built(seed), {"seconds": 0.0}, STEPS
-        if strategy.after:
-            stage = next(s for s in STRATEGIES if s.name == strategy.after)
-            model, first = first_stage(stage, seed)
-            steps -= FIRST_STAGE
-        result = train(model, strategy.train_type, strategy.rate, steps, seed, folder, *strategy.flags)
-        return result | {"seconds": result["seconds"] + first["seconds"], "exact_percent": exact_percent(folder)}
+        model, first, steps = built(seed), {"seconds": 0.0}, CAPTIONS + CONVERSATIONS
+        if strategy.two_stages:
+            (model, first), steps = first_stage(seed), CONVERSATIONS
+        settings = ("conversations", strategy.train_type, RATES[strategy.train_type], steps, seed)
+        result = train(model, *settings, folder, *strategy.flags)
+        kinds = exact_percent(folder)
+        result |= {"seconds": result["seconds"] + first["seconds"]}
+        return result | {"exact_percent": kinds.pop("all"), "exact_percent_of_kinds": kinds}
 
     return cached_run(f"{strategy.name.replace(', ', '-').replace(' ', '_')}-{seed}", make)
 
 
 def make_data() -> None:
-    """The demo's images, made once."""
+    """The demo's data, made once."""
     if not (WORK / "data").exists():
         make = [sys.executable, "-m", "demo.make_data", "--output_dir", str(WORK / "data")]
         subprocess.run(make, check=True, cwd=ROOT)
@@ -141,11 +150,10 @@ def built(seed: int) -> Path:
     return folder
 
 
-def first_stage(stage: Strategy, seed: int) -> tuple[Path, dict[str, Any]]:
-    """A first stage that several rows share, made once."""
-    name = f"first_stage_{stage.name}-{seed}"
-    settings = (stage.train_type, stage.rate, FIRST_STAGE, seed)
-    return WORK / name, cached_run(name, lambda folder: train(built(seed), *settings, folder, *stage.flags))
+def first_stage(seed: int) -> tuple[Path, dict[str, Any]]:
+    """The projector trained on captions, made once for all rows."""
+    name, settings = f"first_stage-{seed}", ("captions", "projector", CAPTION_RATE, CAPTIONS, seed)
+    return WORK / name, cached_run(name, lambda folder: train(built(seed), *settings, folder))
 
 
 def spread(values: list[float], form: str) -> str:
@@ -156,20 +164,30 @@ def spread(values: list[float], form: str) -> str:
 def comparison(rows: dict[str, list[dict[str, Any]]]) -> str:
     """The table in Markdown."""
     heads = ["strategy", "trained", "exact match, %", "held-out loss", "seconds", "memory, GB", "checkpoint, MB"]
+    originals = {strategy.name: strategy.original for strategy in STRATEGIES}
     lines = []
-    for strategy in STRATEGIES:
-        runs = rows[strategy.name]
-        column = {name: [run[name] for run in runs] for name in runs[0]}
-        cells = [f"`{strategy.name}`", f"{runs[0]['trained_parameters']:,}", spread(column["exact_percent"], ".1f")]
+    for name, runs in rows.items():
+        column = {key: [run[key] for run in runs] for key in runs[0]}
+        cells = [f"`{name}`", f"{runs[0]['trained_parameters']:,}", spread(column["exact_percent"], ".1f")]
         cells += [spread(column["held_out_loss"], ".3f"), f"{statistics.mean(column['seconds']):.0f}"]
         cells += [f"{statistics.mean(column['peak_memory_gb']):.2f}", f"{runs[0]['checkpoint_mb']:.1f}"]
-        lines.append([*cells, strategy.original or "-"])
+        lines.append([*cells, originals.get(name) or "-"])
     return table([*heads, "the original says"], lines)
+
+
+def kinds_table(rows: dict[str, list[dict[str, Any]]]) -> str:
+    """Exact match of each kind of question, mean of the seeds, in Markdown."""
+    kinds = list(next(iter(rows.values()))[0]["exact_percent_of_kinds"])
+    lines = []
+    for name, runs in rows.items():
+        means = [statistics.mean(run["exact_percent_of_kinds"][kind] for run in runs) for kind in kinds]
+        lines.append([f"`{name}`", *(f"{mean:.0f}" for mean in means)])
+    return table(["exact match, %", *kinds], lines)
 
 
 def draw(rows: dict[str, list[dict[str, Any]]], path: Path) -> None:
     """Exact match per strategy: bars of the means, a dot for each seed."""
-    names = [strategy.name for strategy in reversed(STRATEGIES)]
+    names = list(reversed(rows))
     with chart(path, 9, 4) as axes:
         for y, name in enumerate(names):
             values = [run["exact_percent"] for run in rows[name]]
@@ -177,7 +195,7 @@ def draw(rows: dict[str, list[dict[str, Any]]], path: Path) -> None:
             axes.plot(values, [y] * len(values), "o", color=COLOUR, markersize=5)
             axes.text(max(values) + 1.5, y, f"{statistics.mean(values):.1f}", va="center", fontsize=9)
         axes.set_yticks(range(len(names)), names)
-        axes.set(xlim=(0, 108), xlabel=f"held-out captions exactly right, %: mean and {len(SEEDS)} seeds")
+        axes.set(xlim=(0, 108), xlabel=f"held-out answers exactly right, %: mean and {len(SEEDS)} seeds")
 
 
 def main() -> None:
@@ -187,8 +205,9 @@ def main() -> None:
     for seed in SEEDS:
         for strategy in STRATEGIES:
             rows[strategy.name].append(measure(strategy, seed))
-    result = head(__doc__) | {"steps": STEPS, "samples_per_step": 16, "seeds": SEEDS, "rows": rows}
-    write(output, result, comparison(rows))
+    steps = {"captions": CAPTIONS, "conversations": CONVERSATIONS, "samples_per_step": 16}
+    result = head(__doc__) | steps | {"seeds": SEEDS, "rows": rows}
+    write(output, result, f"{comparison(rows)}\n\n{kinds_table(rows)}")
     draw(rows, output.with_suffix(".png"))
 
 
