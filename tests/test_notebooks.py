@@ -22,10 +22,10 @@ def demo(tmp_path_factory):
     halves = ("--vision_model_name_or_path", demo / "clip", "--language_model_name_or_path", demo / "qwen")
     model, data = folder / "model", folder / "data"
     few = ("--max_steps", 3, "--use_cpu", "true", "--report_to", "none", "--save_strategy", "no")
-    commands = [(make_data.main, "--output_dir", data, "--train", 64, "--held_out", 12)]
+    commands = [(make_data.main, "--output_dir", data, "--captions", 64, "--conversations", 64, "--held_out", 13)]
     commands += [(build_model.main, *halves, "--output_dir", model)]
     for train_type in ("use_lora", "freeze_vision"):
-        flags = ("--data_path", data / "train", "--train_type", train_type, "--output_dir", folder / train_type)
+        flags = ("--data_path", data / "conversations", "--train_type", train_type, "--output_dir", folder / train_type)
         commands.append((train.main, "--model_name_or_path", model, *flags, *few))
     for command in commands:
         done = call(*command)

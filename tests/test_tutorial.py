@@ -1,0 +1,197 @@
+"""The lessons: one source for two languages, notebooks that are those of their source, a shape that all share."""
+
+import re
+import resource
+
+import nbformat
+import pytest
+from conftest import ROOT, call
+from markdown_it import MarkdownIt
+from nbclient import NotebookClient
+
+from tutorial import build
+
+LESSONS = build.lessons()
+BOTH = [(lesson, language) for lesson in LESSONS for language in build.LANGUAGES]
+# Headings that every lesson has, in this order; others stand between the first two
+SECTIONS = {
+    "en": ["What you will know", "What we see", "Common questions", "Exercises", "Solutions"],
+    "zh": ["你会学到", "我们看到", "常见问题", "练习", "答案"],
+}
+LENGTHS = {"en": (r"[A-Za-z][\w'-]*", 600, 1200), "zh": (r"[\u4e00-\u9fff]", 900, 2400)}
+NEXT = {"en": "Next lesson", "zh": "下一课"}
+
+
+def kept(lesson, language="en"):
+    return nbformat.read(build.notebook_path(lesson, language), as_version=4)
+
+
+def markdown(lesson, language):
+    return "\n\n".join(cell.source for cell in build.notebook(lesson, language).cells if cell.cell_type == "markdown")
+
+
+def headings(lesson, language):
+    """Pairs of level and title."""
+    return [(len(marks), title) for marks, title in re.findall(r"^(#+) (.*)", markdown(lesson, language), re.M)]
+
+
+def figures(cell):
+    return [kind for out in cell.outputs for kind in out.get("data", {}) if kind.startswith("image/")]
+
+
+def tagged(cell, tag):
+    return tag in cell.metadata.get("tags", [])
+
+
+@pytest.mark.parametrize(("lesson", "language"), BOTH)
+def test_a_notebook_is_that_of_its_source(lesson, language):
+    assert build.is_current(lesson, language), "type: python -m tutorial.build"
+
+
+def test_there_is_no_other_notebook():
+    known = {build.notebook_path(*which) for which in BOTH}
+    assert {path for language in build.LANGUAGES for path in (ROOT / "tutorial" / language).iterdir()} <= known
+
+
+@pytest.mark.parametrize("lesson", LESSONS)
+def test_both_languages_have_the_same_code_and_outputs(lesson):
+    english, chinese = (build.code_cells(kept(lesson, language)) for language in build.LANGUAGES)
+    assert [(cell.source, cell.outputs) for cell in english] == [(cell.source, cell.outputs) for cell in chinese]
+    assert not [cell.source for cell in english if re.search(r"[\u4e00-\u9fff]", cell.source)]
+
+
+@pytest.mark.parametrize("lesson", LESSONS)
+def test_both_languages_have_the_same_sections(lesson):
+    english, chinese = (headings(lesson, language) for language in build.LANGUAGES)
+    assert [level for level, _ in english] == [level for level, _ in chinese]
+    assert [level for level, _ in english].count(1) == 1 and english[0][0] == 1
+    for language, found in zip(build.LANGUAGES, (english, chinese), strict=True):
+        assert [title for _, title in found if title in SECTIONS[language]] == SECTIONS[language]
+        assert found[1] == (2, SECTIONS[language][0])
+
+
+@pytest.mark.parametrize(("lesson", "language"), BOTH)
+def test_the_length_of_a_lesson(lesson, language):
+    pattern, least, most = LENGTHS[language]
+    assert least <= len(re.findall(pattern, markdown(lesson, language))) <= most
+
+
+@pytest.mark.parametrize(("lesson", "language"), BOTH)
+def test_exercises_have_solutions(lesson, language):
+    *_, exercises, solutions = re.split(r"^## ", markdown(lesson, language), flags=re.M)
+    for part in (exercises, solutions):
+        assert re.findall(r"^[🐢🐕🦁]", part, re.M) == ["🐢", "🐕", "🦁"]
+    assert sum(tagged(cell, "solution") for cell in kept(lesson).cells) >= 3
+
+
+@pytest.mark.parametrize(("lesson", "language"), BOTH)
+def test_links_lead_somewhere(lesson, language):
+    folder = build.notebook_path(lesson, language).parent
+    links = re.findall(r"\]\(([^)\s]+)\)", markdown(lesson, language))
+    for link in links:
+        assert link.startswith("https://") or (folder / link.partition("#")[0]).is_file(), link
+    last = markdown(lesson, language).split("\n\n")[-1]
+    assert last.startswith(NEXT[language]) and (".ipynb)" in last or lesson == LESSONS[-1] != LESSONS[0])
+
+
+@pytest.mark.parametrize("language", build.LANGUAGES)
+def test_bold_is_bold(language):
+    """Not so in Chinese where it ends with a bracket or a mark, and no space follows."""
+    for lesson in LESSONS:
+        shown = re.sub(r"<(code|pre)>.*?</\1>", "", MarkdownIt().render(markdown(lesson, language)), flags=re.S)
+        assert not re.search(r".{9}\*\*.{9}", shown), lesson
+
+
+@pytest.mark.parametrize("lesson", LESSONS)
+def test_figures_come_from_cells_and_before_code(lesson):
+    cells = build.code_cells(kept(lesson))
+    drawn = [cell for cell in cells if figures(cell) and not tagged(cell, "solution")]
+    assert 3 <= sum(len(figures(cell)) for cell in drawn) <= 6
+    assert figures(next(cell for cell in cells if cell.outputs)), "the first thing to see is a figure"
+    assert all(figures(cell) for cell in cells if tagged(cell, "figure"))
+    assert not any(cell.get("attachments") for cell in kept(lesson).cells)
+    assert not re.search(r"!\[|<img", markdown(lesson, "en") + markdown(lesson, "zh"))
+
+
+@pytest.mark.parametrize("lesson", LESSONS)
+def test_outputs_are_alike_on_every_machine(lesson):
+    """No warnings, paths, addresses or times."""
+    for cell in build.code_cells(kept(lesson)):
+        for out in cell.outputs:
+            assert out.output_type != "error" and out.get("name") != "stderr"
+            told = "".join(out.get("text", "")) + str(out.get("data", {}).get("text/plain", ""))
+            assert not re.search(r"/(home|root|tmp|work|usr)/| at 0x[0-9a-f]{6}", told), told
+        assert cell.metadata.get("execution") is None
+
+
+@pytest.mark.parametrize("lesson", LESSONS)
+def test_folded_cells_are_folded_everywhere(lesson):
+    for cell in build.code_cells(kept(lesson)):
+        if tagged(cell, "figure"):
+            assert tagged(cell, "hide-input") and cell.metadata.jupyter == {"source_hidden": True}
+        elif tagged(cell, "solution"):
+            assert tagged(cell, "hide-cell") and cell.metadata.jupyter.source_hidden and "outputs_hidden" in str(cell)
+        else:
+            assert "jupyter" not in cell.metadata
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lesson", [each for each in LESSONS if each not in build.PLACES])  # for those: test_notebooks
+def test_a_lesson_runs_in_a_minute(lesson):
+    notebook = build.notebook(lesson, "en")
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    build.execute(notebook)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 60  # of one core, however busy it is
+    kinds = [[out.output_type for out in cell.outputs] for cell in build.code_cells(notebook)]
+    assert kinds == [[out.output_type for out in cell.outputs] for cell in build.code_cells(kept(lesson))]
+
+
+SOURCE = """\
+# %% [markdown] lang="en"
+# # One
+
+# %% [markdown] lang="zh"
+# # 一
+
+# %% tags=["solution"]
+print("a")
+print("b")
+"""
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """A tutorial of one small lesson, with a notebook at the top."""
+    monkeypatch.setattr(build, "ROOT", tmp_path)
+    monkeypatch.setattr(build, "TUTORIAL", tmp_path / "tutorial")
+    monkeypatch.setattr(build, "PLACES", {"09_last": "known"})
+    source = tmp_path / "tutorial" / "lessons" / "09_last.py"
+    source.parent.mkdir(parents=True)
+    source.write_text(SOURCE)
+    return source
+
+
+def test_the_same_source_gives_the_same_bytes(small, tmp_path, monkeypatch):
+    executed = []
+    execute = NotebookClient.execute
+    monkeypatch.setattr(NotebookClient, "execute", lambda self, **more: executed.append(self) or execute(self, **more))
+    written = []
+    for _ in range(2):
+        done = call(build.main)
+        assert done.returncode == 0, done.stderr
+        written.append([(tmp_path / name).read_bytes() for name in ("known.ipynb", "tutorial/zh/known.ipynb")])
+    assert written[0] == written[1] and len(executed) == 2  # once for both languages
+    chinese = nbformat.reads(written[0][1].decode(), as_version=4)
+    assert [cell.source for cell in chinese.cells] == ["# 一", 'print("a")\nprint("b")']
+    assert [out.text for out in chinese.cells[1].outputs] == ["a\nb\n"]
+    assert call(build.main, "--check").returncode == 0
+
+
+def test_what_is_not_built_or_not_whole_is_refused(small):
+    done = call(build.main, "--check")
+    assert done.returncode == 2 and "known.ipynb, tutorial/zh/known.ipynb" in done.stderr
+    assert call(build.main, "01_none").stderr.startswith("error: 01_none is no lesson")
+    small.write_text(SOURCE.replace(' lang="zh"', ""))
+    done = call(build.main)
+    assert done.returncode == 2 and "# 一" in done.stderr

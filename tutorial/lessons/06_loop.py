@@ -1,0 +1,388 @@
+# %% [markdown] lang="en"
+# # 6. The training loop
+#
+# A model is built (lesson 4), and data comes in batches (lesson 5). What remains is the loop that learns. In this lesson you write it yourself, in plain PyTorch, and train the demo's projector with it. You will watch the model write good captions first, and look at the image only afterwards. Then the package's own trainer does the same on the same batches, and the two loss curves lie on each other.
+#
+# ## What you will know
+#
+# - the five things that each step does;
+# - what the shelf in the loss curve means, and how to compute its height before the training;
+# - what a trainer and ZeRO-2 add to these lines.
+
+# %% [markdown] lang="zh"
+# # 6. 训练循环
+#
+# 模型搭好了（第 4 课），数据也能变成批次了（第 5 课），剩下的就是让它学起来的那个循环。这一课用纯 PyTorch 把它写出来，训练演示模型的投影层。你会看到模型先把描述写通顺，后来才真正看图。接着换成本仓库的训练程序，用同样的批次再训练一遍，两条损失曲线会重合在一起。
+#
+# ## 你会学到
+#
+# - 训练的每一步做哪五件事；
+# - 损失曲线上的那段平台是什么意思，它的高度怎样在训练之前就算出来；
+# - Trainer 和 ZeRO-2 在这几行代码之外多做了什么。
+
+# %%
+from tutorial.figures import curves
+
+curves.circle()
+
+# %% [markdown] lang="en"
+# ## What the circle turns on
+#
+# First the data: images with captions, as in LLaVA's first stage. Each batch has 16 of them, and no image comes twice. The order is that of the package's sampler, so that both trainings see the same batches.
+
+# %% [markdown] lang="zh"
+# ## 循环里转的是什么
+#
+# 先准备数据：图片加描述，和 LLaVA 第一阶段一样。每个批次 16 条，没有一张图出现两次。顺序用的是本仓库的采样器，这样两次训练看到的批次完全一样。
+
+# %%
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from demo.make_data import write_records
+from train_llava.build_model import build_llava
+from train_llava.data import LlavaCollator, LlavaDataset
+from train_llava.model.folder import save_llava
+from train_llava.model.structure import components_table
+from train_llava.training.sampler import LlavaSampler
+from tutorial.tools.quiet import quiet
+
+quiet()
+FOLDER, STEPS, SIZE = Path("output/lesson_06"), 120, 16
+shutil.rmtree(FOLDER, ignore_errors=True)
+write_records(FOLDER / "data", "captions", "train", STEPS * SIZE, seed=0)
+write_records(FOLDER / "new", "captions", "train", 1, seed=1)  # an image that the loop does not read
+
+torch.manual_seed(0)
+model, processor = build_llava("demo/clip", "demo/qwen", torch.float32)
+save_llava(model, processor, FOLDER / "model")  # for the second training
+
+collator = LlavaCollator(processor)
+data = LlavaDataset(FOLDER / "data").filter_by_length(collator.encoder)
+order = list(LlavaSampler(data.sizes, [1], data.lengths, SIZE, grouped=False, seed=0))
+batches = [collator([data[i] for i in order[at : at + SIZE]]) for at in range(0, len(order), SIZE)]
+print({name: tuple(value.shape) for name, value in batches[-1].items()})
+
+# %% [markdown] lang="en"
+# Then the freezing. The vision tower and the language model keep their weights; the projector alone learns. A **gradient** says, for each weight, how the loss changes if this weight grows a little. To freeze a weight means no more than to ask for no gradient of it.
+
+# %% [markdown] lang="zh"
+# 再冻结参数。视觉塔和语言模型的权重都不动，只训练投影层。**梯度**（gradient）表示某个权重增大一点点时，损失怎样变化。所谓冻结一个权重，就是不要它的梯度。
+
+# %%
+model.requires_grad_(False)
+model.model.multi_modal_projector.requires_grad_(True)
+print(components_table(model))
+
+# %% [markdown] lang="en"
+# ## The loop
+#
+# Here is all of it. **AdamW** is the optimizer: it moves each weight against its gradient, in steps of about the **learning rate**. `share` is the schedule of this rate: it rises for four steps (*warm-up*), as the first gradients are large and unsteady, and then falls along a cosine, so that the last steps change little. *Clipping* scales a gradient down if it is too large, so that one odd batch cannot do much harm.
+
+# %% [markdown] lang="zh"
+# ## 循环本身
+#
+# 全部代码都在这里。**AdamW** 是优化器（optimizer）：它让每个权重逆着梯度移动，每步移动的幅度大致等于**学习率**（learning rate）。`share` 规定学习率怎样变化：前四步从零升上去（预热，warm-up），因为一开始的梯度又大又不稳定；之后沿余弦曲线降下来，最后几步只做细小的修正。梯度裁剪（clipping）把过大的梯度按比例缩小，免得一个反常的批次就把模型带偏。
+
+# %%
+from math import cos, pi
+
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+
+RATE, WARM_UP = 2e-3, 4
+
+
+def share(step):
+    """Of the rate, at a step."""
+    if step < WARM_UP:
+        return step / WARM_UP
+    return 0.5 + 0.5 * cos(pi * (step - WARM_UP) / (STEPS - WARM_UP))
+
+
+def train(batches, rate=RATE, watch=lambda step: None):
+    """Trains the projector; returns the loss of each step."""
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    optimizer = AdamW(trained, lr=rate, betas=(0.9, 0.95), weight_decay=0.0)
+    schedule, losses = LambdaLR(optimizer, share), []
+    for step, batch in enumerate(batches):
+        watch(step)
+        loss = model(**batch).loss  # forward: how wrong are the predicted tokens?
+        loss.backward()  # backward: which way should each weight move?
+        clip_grad_norm_(trained, 1.0)
+        optimizer.step()  # move the weights
+        schedule.step()
+        optimizer.zero_grad()  # forget the gradients, or the next ones are added to them
+        losses.append(loss.item())
+    return losses
+
+
+# %% [markdown] lang="en"
+# On the way we test the model at four moments. It writes a caption for an image that is not among the batches, and we note -log p of each token of the right caption: how much this token surprises it.
+
+# %% [markdown] lang="zh"
+# 训练途中，我们在四个时刻测一测模型：让它给一张不在批次里的图片写描述，同时记下正确描述里每个词元的 -log p，也就是这个词元让它多意外。
+
+# %%
+from train_llava.model.generate import caption_rows
+
+new = LlavaDataset(FOLDER / "new")
+example = collator([new[0]])
+target = example["labels"][0, 1:]
+captions, surprise = {}, {}  # by step
+
+
+def watch(step):
+    if step in (0, 20, 50, STEPS):
+        captions[step] = caption_rows(model, processor, new)[0]["caption"]
+        with torch.no_grad():
+            logits = model(**example).logits[0, :-1]
+        surprise[step] = torch.nn.functional.cross_entropy(logits, target, reduction="none")[target >= 0]
+
+
+projector = model.model.multi_modal_projector
+start = {name: weight.clone() for name, weight in projector.state_dict().items()}
+losses = train(batches, watch=watch)
+watch(STEPS)
+for step, caption in captions.items():
+    print(f"step {step:>2}: {caption}")
+print("  right:", new[0]["messages"][-1]["content"])
+
+# %% [markdown] lang="en"
+# The first caption has the right form and nothing to do with the image. Then things appear that are there, first the places and colours, at last the kinds. The loss shows the same.
+#
+# ## The shelf
+#
+# Imagine a model that has perfect grammar and is blind. It knows how captions are made, but must guess how many things there are, where, and of which kind, colour and size. The demo's world is small: 16 kinds, eight colours, two sizes, four places. Of the 128 pairs of a kind and a colour, 16 are in no training image; they are kept for tests. So we can compute what guessing costs, before any training. If $n$ things are equally likely, the right one has the probability $1/n$, and the loss is $\ln n$. Losses are added up in *nats*, the unit of the natural logarithm.
+
+# %% [markdown] lang="zh"
+# 第一句描述格式是对的，内容却和图片毫无关系。后来，图里真有的东西才陆续出现：先是位置和颜色，最后才是种类。损失曲线上也看得出来。
+#
+# ## 平台
+#
+# 设想一个语法完美、但什么也看不见的模型。它知道描述该怎么写，但图里有几样东西、在哪儿、是什么、什么颜色、多大，只能猜。演示的世界很小：16 个种类、八种颜色、两种大小、四个位置。种类和颜色的 128 种组合里，有 16 种从不出现在训练图片中，专门留给测试。所以不用训练，就能算出靠猜的损失有多大：$n$ 种情况可能性相同时，猜中的概率是 $1/n$，损失是 $\ln n$。损失相加时的单位叫*奈特*（nat），即以自然对数计的单位。
+
+# %%
+from itertools import combinations
+from math import comb, log
+
+from demo.scenes import COLOURS, KINDS, PLACES, home
+
+pairs = sum(home(kind, colour) == "train" for kind in range(len(KINDS)) for colour in COLOURS)
+share_kept = pairs / (len(KINDS) * len(COLOURS))  # a scene with a pair that is kept for tests is drawn anew
+chance = {1: 0.2, 2: 0.3, 3: 0.3, 4: 0.2}  # of so many things in an image, see demo/scenes.py
+sets = {}  # of places: how likely it is
+for count, p in chance.items():
+    for places in combinations(range(len(PLACES)), count):
+        sets[places] = p / comb(len(PLACES), count) * share_kept**count
+total = sum(sets.values())
+nats = sum(p / total * (-log(p / total) + len(places) * log(2 * pairs)) for places, p in sets.items())
+tokens = sum((batch["labels"] >= 0).sum().item() for batch in batches) / len(data)
+blind = nats / tokens
+print(f"guessing costs {nats:.1f} nats for a caption of {tokens:.1f} tokens: {blind:.2f} per token")
+
+# %%
+assert blind < np.mean(losses[18:30]) < 1.6 * blind  # the shelf
+assert np.mean(losses[-8:]) < blind / 2
+curves.shelf(losses, blind, [RATE * share(step) for step in range(STEPS)])
+
+# %% [markdown] lang="en"
+# The loss falls steeply, hesitates a little above the dashed line, and falls again. The hesitation is the *shelf*. Up to it the projector only learns not to disturb the language model. Beyond it the loss is lower than that of any blind model. **From there on it must be looking at the image**: it cannot know captions by heart, as each image comes only once.
+#
+# Token by token this is even clearer. The darker, the more the token surprises the model:
+
+# %% [markdown] lang="zh"
+# 损失先陡降，在虚线上方不远处徘徊一阵，然后继续下降。徘徊的这一段就是平台。到平台为止，投影层只是学会了不干扰语言模型。再往下，损失就比任何看不见图的模型都低了：**从这里开始，它一定在看图**。每张图只出现一次，所以不可能是靠背答案。
+#
+# 逐个词元看更清楚。颜色越深，表示模型越意外：
+
+# %%
+words = [processor.tokenizer.decode(token).strip() for token in target[target >= 0]]
+curves.surprises(np.asarray(new[0]["images"][0]), words, surprise)
+
+# %% [markdown] lang="en"
+# In the first row even the form of the sentence surprises the model. The second is white wherever grammar decides; size, colour, kind and place are still guesses. These get lighter only after the shelf, and the kinds last: to tell a four from a nine one must look closely.
+#
+# ## The same by the package
+#
+# Now the real trainer, on one CPU process, with the same model, data, seed and rate. The losses of its 120 steps are read from the file in which it keeps them.
+
+# %% [markdown] lang="zh"
+# 第一行里，连句子怎么往下接都让模型意外。到了第二行，凡是由语法决定的地方都变白了，大小、颜色、种类和位置还在靠猜。它们要过了平台才变浅，种类最慢：要分清 4 和 9，得看得很仔细。
+#
+# ## 换成本仓库的训练程序
+#
+# 现在用真正的训练程序，单个 CPU 进程，模型、数据、随机种子和学习率都相同。它把 120 步的损失存在一个文件里，我们从那里读出来。
+
+# %%
+import json
+
+from tutorial.tools.commands import run
+
+run(
+    f"train_llava.train --model_name_or_path {FOLDER}/model --data_path {FOLDER}/data --train_type projector"
+    f" --output_dir {FOLDER}/run --max_steps {STEPS} --per_device_train_batch_size {SIZE} --learning_rate {RATE}"
+    f" --lr_scheduler_type cosine --warmup_steps {WARM_UP} --adam_beta2 0.95 --seed 0"
+    " --logging_steps 1 --save_strategy no --report_to none --use_cpu true",
+    show=False,  # a line for each step
+)
+log_history = json.loads((FOLDER / "run" / "trainer_state.json").read_text())["log_history"]
+theirs = [entry["loss"] for entry in log_history if "loss" in entry]
+assert np.allclose(losses, theirs, atol=1e-3)
+
+# %%
+curves.both(losses, theirs)
+
+# %% [markdown] lang="en"
+# ## What we see
+#
+# One curve hides the other. The differences are those of rounding: the trainer adds the same numbers in another order. So a trainer learns exactly as our loop does. What it adds is what a training of days on many GPUs needs:
+#
+# | the loop above | the package | why |
+# |---|---|---|
+# | one process | several share each batch, and under ZeRO-2 gradients and optimizer states as well | faster, and less memory on each GPU ([lesson 8](08_zero.ipynb)) |
+# | fp32, numbers of 4 bytes | on GPUs bf16, 2 bytes, with the optimizer in fp32 | frozen weights and intermediate results take half the memory; faster |
+# | logits (scores of the next token) at all positions | only where there is a label | a real vocabulary has 150,000 entries |
+# | any order will do | the longest records first | if memory is too small, the first step shows it |
+# | a crash loses everything | checkpoints, and it resumes at the same step | days of work are not lost |
+# | NaN goes on | stops, and names step and records | no hours of useless work |
+
+# %% [markdown] lang="zh"
+# ## 我们看到
+#
+# 一条曲线盖住了另一条。差别只是舍入误差：训练程序把同样的数按另一种顺序相加。可见 Trainer 的学习方法和我们的循环完全一样，它多做的，是在许多 GPU 上连续训练几天所需要的事：
+#
+# | 上面的循环 | 本仓库 | 为什么 |
+# |---|---|---|
+# | 一个进程 | 多个进程分摊每个批次；ZeRO-2 还分摊梯度和优化器状态 | 更快，每块 GPU 占的显存更少（[第 8 课](08_zero.ipynb)） |
+# | fp32，每个数 4 字节 | GPU 上用 bf16，每个数 2 字节，优化器仍用 fp32 | 冻结的权重和中间结果只占一半显存，而且更快 |
+# | 每个位置都算 logits（下一个词元的得分） | 只在有标签的位置算 | 真实词表有 15 万项 |
+# | 顺序随意 | 最长的数据排在最前 | 显存不够，第一步就能发现 |
+# | 崩溃就全没了 | 有检查点，从同一步续训 | 免得几天的成果丢失 |
+# | 出现 NaN 也照跑 | 停下来，说明是哪一步、哪些数据 | 免得白算几小时 |
+
+# %% [markdown] lang="en"
+# ## Common questions
+#
+# **If memory is too small for a batch of 16, can I add up the gradients of four batches of 4?** Yes, this is *accumulation*, and it is the same if each part counts by its tokens with a label. If all parts count alike, a short answer weighs too much. The first cell below shows both. The trainer counts tokens.
+#
+# **Why does the loss not begin at $\ln 896 = 6.8$, as for guessing among all tokens?** The language model knows the language already. It is the projector that is new.
+#
+# **Why is the language model frozen at first?** The projector is random, so its vectors are noise, and the model would change good weights to fit them. The second cell below compares the gradients that it would get before and after the projector is trained.
+#
+# **What are a step and an epoch?** A step is once around the circle in the first figure. An epoch is as many steps as it takes to see each record once: here all 120.
+
+# %% [markdown] lang="zh"
+# ## 常见问题
+#
+# **显存放不下 16 条的批次，可以把四个 4 条的批次的梯度加起来吗？** 可以，这叫*梯度累积*（accumulation）。只要每一份按有标签的词元数加权，结果就一样；如果每份权重相同，短回答的分量就过重了。下面第一段代码两种都试了。训练程序是按词元数加权的。
+#
+# **损失为什么不是从 $\ln 896 = 6.8$（在所有词元里瞎猜）开始？** 语言模型早就会说话了，新的只是投影层。
+#
+# **为什么一开始要冻结语言模型？** 投影层是随机的，给出的向量是噪声；不冻结的话，语言模型会为了迁就噪声而改坏自己的权重。下面第二段代码比较了投影层训练前后，语言模型本来会收到多大的梯度。
+#
+# **什么是一步（step），什么是一轮（epoch）？** 第一张图里转一圈是一步；把每条数据都看一遍是一轮，这里正好 120 步。
+
+# %%
+whole = batches[-1]
+pieces = [{name: value[at : at + 4] for name, value in whole.items()} for at in range(0, SIZE, 4)]
+counts = [(piece["labels"] >= 0).sum() for piece in pieces]
+
+
+def gradient(parts, weights):
+    """Of the projector, summed over parts of a batch."""
+    projector.zero_grad()
+    for part, weight in zip(parts, weights, strict=True):
+        (model(**part).loss * weight).backward()
+    return projector.linear_1.weight.grad.clone()
+
+
+right = gradient([whole], [1])
+by_tokens = gradient(pieces, [count / sum(counts) for count in counts])
+alike = gradient(pieces, [1 / 4] * 4)
+print(f"answer tokens of the four parts: {[count.item() for count in counts]}")
+print(f"by tokens: wrong by {(by_tokens - right).norm() / right.norm():.4%}")
+print(f"alike:     wrong by {(alike - right).norm() / right.norm():.1%}")
+assert torch.allclose(by_tokens, right, atol=1e-4)
+
+# %%
+language, trained = model.model.language_model, {name: w.clone() for name, w in projector.state_dict().items()}
+language.requires_grad_(True)
+for name, weights in ("random projector", start), ("trained projector", trained):
+    projector.load_state_dict(weights)
+    model(**whole).loss.backward()
+    print(f"{name:<18} gradient of the language model: {clip_grad_norm_(language.parameters(), 1e9):.1f}")
+    model.zero_grad()
+_ = language.requires_grad_(False)
+
+# %% [markdown] lang="en"
+# ## Exercises
+#
+# 🐢 **Easy.** Take the mean loss of the last eight steps. Which probability of the right token does it stand for? (The loss is the mean of $-\ln p$, so this is the geometric mean of the p.) What is it on the shelf?
+#
+# 🐕 **Middle.** Train the projector from its start, 24 steps each, with a tenth of the rate and with a hundred times the rate. Guess first: which loss ends highest?
+#
+# 🦁 **Hard.** Train 40 steps from the start, with each caption beside the image of another record. Where does the loss stop?
+
+# %% [markdown] lang="zh"
+# ## 练习
+#
+# 🐢 **简单。** 取最后八步损失的平均值。它相当于多大的正确词元概率？（损失是 $-\ln p$ 的平均值，所以算出来的是 p 的几何平均。）平台上又是多少？
+#
+# 🐕 **中等。** 让投影层回到起点，学习率分别取十分之一和一百倍，各训练 24 步。先猜一猜：哪个损失最后最高？
+#
+# 🦁 **困难。** 让投影层回到起点，给每条描述配上另一条数据的图片，训练 40 步。损失停在哪里？
+
+# %% [markdown] lang="en"
+# ## Solutions
+#
+# 🐢 From $\text{loss} = -\ln p$ follows $p = e^{-\text{loss}}$. The shelf lies near `blind`, the loss of a blind model.
+
+# %% [markdown] lang="zh"
+# ## 答案
+#
+# 🐢 由 $\text{loss} = -\ln p$ 得 $p = e^{-\text{loss}}$。平台的高度接近 `blind`，即看不见图的模型的损失。
+
+# %% tags=["solution"]
+last = float(np.mean(losses[-8:]))
+print(f"loss {last:.2f}: p = {np.exp(-last):.2f}; on the shelf {np.exp(-blind):.2f}")
+
+# %% [markdown] lang="en"
+# 🐕 Too small a rate is slow: the loss falls, but has come less far. Too large a rate throws the projector far away in its first steps, and it hardly finds its way back.
+
+# %% [markdown] lang="zh"
+# 🐕 学习率太小就慢：损失在降，只是还没降多少。太大，头几步就把投影层甩到很远的地方，很难再回来。
+
+# %% tags=["solution"]
+tries = {RATE: losses[:24]}
+for rate in (RATE / 10, RATE * 100):
+    projector.load_state_dict(start)
+    tries[rate] = train(batches[:24], rate)
+assert np.mean(tries[RATE][-4:]) == min(np.mean(each[-4:]) for each in tries.values())
+for rate in sorted(tries):
+    print(f"rate {rate:.0e}: loss {np.mean(tries[rate][-4:]):.2f}")
+
+# %% [markdown] lang="en"
+# 🦁 It comes down to the shelf and stays, above the line. The captions are the same, so grammar can be learned. But an image now says nothing about its caption. If your own training does this, look for what takes the image away ([lesson 10](10_diagnosis.ipynb)).
+
+# %% [markdown] lang="zh"
+# 🦁 损失降到平台就停住，一直在虚线上方。描述没变，所以语法学得会；图片和描述对不上，所以内容学不到。如果你自己的训练也这样，就去查是哪里让图片失效了（[第 10 课](10_diagnosis.ipynb)）。
+
+# %% tags=["solution"]
+projector.load_state_dict(start)
+mixed = [batch | {"pixel_values": batch["pixel_values"].roll(1, 0)} for batch in batches[:40]]
+lost = train(mixed)
+print(
+    f"last eight steps: {np.mean(lost[-8:]):.2f}; with the right images {np.mean(losses[32:40]):.2f}; blind {blind:.2f}"
+)
+assert np.mean(lost[-8:]) > blind
+
+# %% [markdown] lang="en"
+# Next lesson: [what to train and what to freeze](07_strategies.ipynb).
+
+# %% [markdown] lang="zh"
+# 下一课：[训练什么，冻结什么](07_strategies.ipynb)。
