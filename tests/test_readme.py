@@ -12,6 +12,7 @@ from pages import anchors, blocks, commands, levels, links, numbers, tables, tex
 
 from benchmarks.learning import original, strategies
 from benchmarks.speed import packing, train_step, tricks
+from demo.questions import KINDS_OF_QUESTION
 from docs import draw_llava
 
 PAGES = sorted(str(path.relative_to(ROOT)) for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
@@ -49,6 +50,11 @@ def figures(text):
     return [[sorted(numbers("|".join(row))) for row in table] for table in tables(text)]
 
 
+def in_english(path):
+    """The path of the same page or lesson in English; three English lessons lie at the top of the repository."""
+    return path.replace("_zh.", ".").replace("tutorial/zh/code", "code").replace("tutorial/zh/", "tutorial/en/")
+
+
 def targets(page):
     """Where the links of a page lead: a page by its English name, and there to which of its headings."""
     found = []
@@ -56,7 +62,7 @@ def targets(page):
         path, _, anchor = link.partition("#")
         there = (ROOT / page).parent / path if path else ROOT / page
         heading = anchors(there.read_text()).index(anchor) if anchor and "//" not in path else None
-        found.append((path.replace("_zh.", "."), heading))
+        found.append((in_english(path), heading))
     return sorted(found, key=str)
 
 
@@ -71,6 +77,14 @@ def test_pages_and_their_twins_are_level(page):
     assert [links(text)[0] for text in texts] == [Path(twin_of(page)).name, Path(page).name]
     for text, own in zip(texts, (False, True), strict=True):  # each language leads to its own pages
         assert all(("_zh." in link) == own for link in links(text)[1:] if re.match(r"(?!http)[^#]+\.md", link))
+
+
+@pytest.mark.parametrize(("page", "lesson"), [("faq", r"(tutorial/en/\d|code0)"), ("faq_zh", r"tutorial/zh/")])
+def test_each_question_leads_to_a_lesson(page, lesson):
+    """To one in the language of the page, in which a cell shows the answer."""
+    questions = re.split(r"^### ", text_of(f"docs/{page}.md"), flags=re.M)[1:]
+    assert len(questions) == 25
+    assert [question for question in questions if not re.search(rf"\]\(\.\./{lesson}\w+\.ipynb\)", question)] == []
 
 
 @pytest.mark.parametrize("page", ["README.md", "README_zh.md"])
@@ -97,7 +111,7 @@ def test_paths_exist(page):
     paths = re.findall(rf"`((?:{folders})/[\w./-]*)`", text_of(page))
     if page.startswith("README"):
         paths += re.findall(r"`([\w-]+\.(?:py|sh|ipynb|txt))`", text_of(page))
-        assert len(paths) > 8
+        assert len(paths) > 5
     for path in paths:
         assert (ROOT / path).exists(), path
 
@@ -231,10 +245,10 @@ def test_the_notebook_has_the_answers_of_that_run():
     notebook = json.loads(text_of("code05_infer_lora.ipynb"))
     told = "".join("".join(out.get("text", "")) for cell in notebook["cells"] for out in cell.get("outputs", []))
     kept = text_of("benchmarks/results/demo.txt")
-    answers = re.findall(r"^  (?:right|WRONG)  (held_out_\d+)  (.*?)(?:   \(should be.*)?$", kept, re.M)
-    assert len(answers) == 8
-    for name, answer in answers:
-        assert re.search(rf"{name}\n  base .*\n  adapter  {answer}\n", told), name
+    answers = re.findall(r"^  (?:right|WRONG)  (.+?)  (.+?)(?:   \(should be: .*\))?$", kept, re.M)
+    assert len(answers) == len(KINDS_OF_QUESTION)
+    for question, answer in answers:
+        assert f"{question}\n  base " in told and f"\n  adapter  {answer}\n" in told.split(question)[1], question
 
 
 @pytest.mark.parametrize(("benchmark", "page"), [("kernels", "performance"), ("published", "estimate")])
