@@ -153,14 +153,14 @@ for step, caption in captions.items():
 print("  right:", new[0]["messages"][-1]["content"])
 
 # %% [markdown] lang="en"
-# The first caption has the right form and nothing to do with the image. Then things appear that are there, first the places and colours, at last the kinds. The loss shows the same.
+# At step 0 the model says next to nothing. At step 20 it writes in the form of a caption, about things that are not there. Then things appear that are there: first their number, sizes and colours, at last the kinds. The loss shows the same.
 #
 # ## The shelf
 #
 # Imagine a model that has perfect grammar and is blind. It knows how captions are made, but must guess how many things there are, where, and of which kind, colour and size. The demo's world is small: 16 kinds, eight colours, two sizes, four places. Of the 128 pairs of a kind and a colour, 16 are in no training image; they are kept for tests. So we can compute what guessing costs, before any training. If $n$ things are equally likely, the right one has the probability $1/n$, and the loss is $\ln n$. Losses are added up in *nats*, the unit of the natural logarithm.
 
 # %% [markdown] lang="zh"
-# 第一句描述格式是对的，内容却和图片毫无关系。后来，图里真有的东西才陆续出现：先是位置和颜色，最后才是种类。损失曲线上也看得出来。
+# 第 0 步，模型几乎什么也说不出来。第 20 步，格式已经像一句描述，说的却都是图里没有的东西。后来，图里真有的东西才陆续出现：先是个数、大小和颜色，最后才是种类。损失曲线上也看得出来。
 #
 # ## 平台
 #
@@ -352,10 +352,10 @@ last = float(np.mean(losses[-8:]))
 print(f"loss {last:.2f}: p = {np.exp(-last):.2f}; on the shelf {np.exp(-blind):.2f}")
 
 # %% [markdown] lang="en"
-# 🐕 Too small a rate is slow: the loss falls, but has come less far. Too large a rate throws the projector far away in its first steps, and it hardly finds its way back.
+# 🐕 Too small a rate is slow: the loss falls, but has come less far. Too large a rate throws the projector far away in its first steps, and the way back takes time.
 
 # %% [markdown] lang="zh"
-# 🐕 学习率太小就慢：损失在降，只是还没降多少。太大，头几步就把投影层甩到很远的地方，很难再回来。
+# 🐕 学习率太小就慢：损失在降，只是还没降多少。太大，头几步就把投影层甩到很远的地方，要花时间才能回来。
 
 # %% tags=["solution"]
 tries = {RATE: losses[:24]}
