@@ -5,6 +5,7 @@
 """
 
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -173,7 +174,10 @@ def shut_down(args: LlavaTrainingArguments, preemption: PreemptionCallback) -> N
         hint = "The same command with --resume_from_checkpoint true goes on from there"
         print(f"The checkpoint is {newest_first(args)[0]}. {hint}.", flush=True)
     if dist.is_initialized():
-        dist.barrier()  # until Gloo's threads have released their tensors, or the next line can hang
+        dist.barrier()
+        # A thread of Gloo's still holds the last tensors, and needs Python's lock to release them. Whoever ends the
+        # group, here or where the model is dropped, holds that lock and waits for the thread. So let it run before.
+        time.sleep(0.5)
         dist.destroy_process_group()
     if preemption.received:
         sys.exit(128 + preemption.received)  # as shells report it
