@@ -17,7 +17,8 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from benchmarks.memory.simulate import LiveStorages
 
-deepspeed.ops.__compatible_ops__ = {}  # as in train_llava/train.py: no op to compile, which fails where a path has spaces
+# as in train_llava/train.py: no op to compile, which fails where a path has spaces
+deepspeed.ops.__compatible_ops__ = {}
 WIDTH, LAYERS = 64, 64
 
 
