@@ -12,7 +12,7 @@
 | PreTrainedModel._weight_conversions | emptied under ZeRO-3 | model/load.py |
 | PreTrainedModel._init_weights | called: the new projector | build_model.py |
 | bitsandbytes Linear4bit.support_avx512bf16_for_cpu | switched off | model/load.py |
-| deepspeed.ops.__compatible_ops__ | emptied: no op is compiled that no training calls | train.py |
+| deepspeed.ops.__compatible_ops__ | emptied: no op is compiled that no training calls | training/compiled_ops.py |
 | DeepSpeedEngine._flush_coalesced_reduction_zero12 | taken away when a step has failed | training/step.py |
 | peft check_target_module_exists, get_pattern_key | called: what names in a config mean | model/adapters.py |
 | Trainer.label_smoother, .get_batch_samples, .floating_point_ops | set and overridden | training/trainer.py |

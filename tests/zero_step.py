@@ -16,9 +16,9 @@ from torch import nn
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from benchmarks.memory.simulate import LiveStorages
+from train_llava.training.compiled_ops import compile_no_op
 
-# as in train_llava/train.py: no op to compile, which fails where a path has spaces
-deepspeed.ops.__compatible_ops__ = {}
+compile_no_op()
 WIDTH, LAYERS = 64, 64
 
 

@@ -32,6 +32,7 @@ from train_llava.planning.foretell import foretell, this_gpu
 from train_llava.planning.workload import Workload, fullest_pack, longest_batch
 from train_llava.processing.chat import ChatEncoder
 from train_llava.training.callbacks import DiskSpaceCallback, ProgressLine
+from train_llava.training.compiled_ops import compile_no_op
 from train_llava.training.fault_tolerance import PreemptionCallback, Watchdog
 from train_llava.training.flag_checks import check_flags
 from train_llava.training.held_out import check_scores
@@ -193,9 +194,7 @@ def fill_settings(args: LlavaTrainingArguments, train_type: str) -> None:
 def set_up_deepspeed(args: LlavaTrainingArguments, train_type: str) -> None:
     """What DeepSpeed must know before a model is built."""
     fill_settings(args, train_type)
-    # At its first start on a CPU, DeepSpeed would compile an op for inference (40 s), which no training calls. An empty
-    # table of ops prevents that. It is a private name, which deepspeed/comm/torch.py reads (0.19; tests/test_hooks.py).
-    deepspeed.ops.__compatible_ops__ = {}
+    compile_no_op()
     if is_deepspeed_zero3_enabled():  # which shares out the weights while the model is built
         deepspeed.init_distributed("gloo" if args.use_cpu else None)
 
