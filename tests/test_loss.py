@@ -42,7 +42,7 @@ def test_smoothed_labels(llava, data, tmp_path, train_type, chunk, monkeypatch):
     monkeypatch.setattr(forward, "CHUNK", chunk)
     plain, ours = plain_and_ours(llava, data, tmp_path, train_type)
     for trainer in (plain, ours):
-        trainer.model.lm_head.weight.data *= 20  # a random model finds all tokens alike: no smoothing would be seen
+        trainer.model.lm_head.weight.data *= 50  # a random model finds all tokens alike: no smoothing would be seen
     examples = [ours.train_dataset[i] for i in range(6)]
     batch = plain.data_collator(examples)
     expected = LabelSmoother(epsilon=0.5)(plain.model(**batch), batch["labels"], shift_labels=True)
@@ -55,7 +55,7 @@ def test_smoothed_labels(llava, data, tmp_path, train_type, chunk, monkeypatch):
     loss.backward()
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
     assert_close(gradients(smoothed.model), gradients(plain.model))
-    assert abs(loss.item() - plain.model(**batch).loss.item()) > 0.001
+    assert abs(loss.item() - plain.model(**batch).loss.item()) > 0.005
 
 
 def test_only_what_the_loss_needs_is_computed(llava, data, tmp_path):

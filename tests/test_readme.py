@@ -111,7 +111,7 @@ def test_paths_exist(page):
     paths = re.findall(rf"`((?:{folders})/[\w./-]*)`", text_of(page))
     if page.startswith("README"):
         paths += re.findall(r"`([\w-]+\.(?:py|sh|ipynb|txt))`", text_of(page))
-        assert len(paths) > 5
+        assert len(paths) > 8
     for path in paths:
         assert (ROOT / path).exists(), path
 
