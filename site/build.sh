@@ -21,7 +21,7 @@ for LANGUAGE in en zh; do
 done
 cp "$HERE/index.html" "$WORK/site/"
 mkdir "$WORK/site/interactive"
-cp "$ROOT"/tutorial/interactive/*.html "$WORK/site/interactive/" 2>/dev/null || true
+cp "$ROOT"/tutorial/interactive/*.html "$WORK/site/interactive/"
 touch "$WORK/site/.site" "$WORK/site/.nojekyll"  # GitHub would leave folders like _static out
 rm -rf "$OUTPUT"
 mkdir -p "$(dirname "$OUTPUT")"

@@ -48,15 +48,8 @@ def docs_in_order(names: list[str]) -> list[str]:
     return [name for name in order if name in docs] + [name for name in docs if name not in order]
 
 
-def is_there(line: str) -> bool:
-    """False for a line that leads to an interactive page which nobody has made yet."""
-    page = re.search(r"tutorial/interactive/([\w.]+)", line)
-    return page is None or (INTERACTIVE / page[1]).exists()
-
-
 def with_contents(text: str, names: list[str]) -> str:
     """The front page, with the lessons and the pages of docs/ in its tables of contents."""
-    text = "".join(filter(is_there, text.splitlines(keepends=True)))
     for word, found in (("LESSONS", lessons_first_to_last(names)), ("DOCS", docs_in_order(names))):
         text = re.sub(rf"^{word}$", "\n".join(found), text, flags=re.M)
     return text

@@ -15,7 +15,7 @@ def sum_of_matrices(weight: torch.Tensor, change: torch.Tensor) -> Image:
     limit = 3 * weight.std().item()
     tables = {"W, of the base": weight, "(alpha / r) B A, of the adapter": change, "their sum": weight + change}
     for each, (title, table) in zip(axes, tables.items(), strict=True):
-        canvas.draw(each, table, title, cmap="RdBu_r", vmin=-limit, vmax=limit)
+        canvas.draw_numbers(each, table, title, limit)
     figure.colorbar(axes[2].images[0], ax=axes, fraction=0.012, pad=0.01)
     return canvas.shown(figure, "A matrix of the base, what the adapter adds to it, and their sum")
 

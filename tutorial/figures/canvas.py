@@ -60,10 +60,10 @@ def draw(axes: Axes, pixels: np.ndarray, title: str = "", **options) -> None:
         spine.set_visible(False)
 
 
-def draw_numbers(axes: Axes, table: np.ndarray, title: str = "", limit: float | None = None) -> None:
+def draw_numbers(axes: Axes, table: np.ndarray, title: str = "", limit: float | None = None, **options) -> None:
     """A table of numbers: red above zero, blue below. `limit` has the full colour; by default that is the largest."""
     limit = limit or float(abs(table).max())
-    draw(axes, table, title, cmap="RdBu_r", vmin=-limit, vmax=limit)
+    draw(axes, table, title, cmap="RdBu_r", vmin=-limit, vmax=limit, **options)
 
 
 def draw_grid(axes: Axes, size: int, patch: int, colour: str = LINES, width: float = 0.6) -> None:

@@ -42,7 +42,7 @@ def on_the_way(image: PIL.Image.Image, patch: int, tables: Mapping[str, torch.Te
     canvas.draw_grid(axes[0], image.width, patch)
     for each, (title, table) in zip(axes[1:], tables.items(), strict=True):
         limit = table.float().abs().quantile(0.98)
-        canvas.draw(each, table, title, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
+        canvas.draw_numbers(each, table, title, limit, aspect="auto")
         each.set_xlabel(f"{table.shape[0]} vectors of {table.shape[1]} numbers")
     first, last = where.nonzero()[[0, -1], 0].tolist()
     canvas.draw_frame(axes[-1], 0, first, table.shape[1], last - first + 1)

@@ -62,7 +62,7 @@ def sequences(before: torch.Tensor, after: torch.Tensor, here: torch.Tensor) -> 
     limit = before.abs().quantile(0.99)
     first, last = here.nonzero()[[0, -1], 0].tolist()
     for each, rows, title in zip(axes, (before, after), ("from the table", "with the image in it"), strict=True):
-        canvas.draw(each, rows, title, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
+        canvas.draw_numbers(each, rows, title, limit, aspect="auto")
         canvas.draw_frame(each, 0, first, rows.shape[1], last - first + 1)
         each.set_xlabel(f"{rows.shape[1]} numbers")
     axes[0].set_ylabel(f"{len(before)} positions")

@@ -270,7 +270,7 @@ tables = {"W": W, "B": B, f"A: rank {len(A)}": A, f"{scale:g} x B A": scale * B 
 figure, axes = canvas.panels(5, 2.5, width_ratios=[1, 0.3, 1, 1, 1.3])
 for each, (title, table) in zip(axes, tables.items()):
     limit = 3 * table.std()
-    canvas.draw(each, table, title, cmap="RdBu_r", vmin=-limit, vmax=limit)
+    canvas.draw_numbers(each, table, title, limit)
 for i, layer in enumerate(layers_in(trained)):
     strengths = torch.linalg.svdvals(change_of(layer))
     axes[4].plot(range(1, 65), strengths[:64], label=f"layer {i}")

@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, LlamaConfig, SiglipVisionConfig
 
 from train_llava.cli import InputError
+from tutorial.tools.trained import DEMO
 
-DEMO = Path(__file__).parents[2] / "demo"
 SIZE = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4}
 PIXELS = 112
 
