@@ -10,11 +10,13 @@ folder of the repository and without the hub, and written with their outputs to 
 Three lessons have the names of the tutorial that this repository rebuilds (PLACES). Their English notebooks stay where
 people know them, at the top of the repository; the Chinese ones have the same names in tutorial/zh/.
 
-Two tags fold a code cell: `figure`, which only draws, and `solution`. GitHub folds nothing, so solutions come last.
+Two tags fold a code cell: `figure`, which only draws, and `solution`. The words of a solution are folded, too. GitHub
+folds no code, so solutions come last.
 """
 
 import argparse
 import os
+import re
 from pathlib import Path
 
 import jupytext
@@ -33,6 +35,7 @@ PLACES = {
     "09_infer": "code05_infer",
     "09_infer_lora": "code05_infer_lora",
 }
+SOLUTIONS = {"en": "## Solutions", "zh": "## 答案"}
 # What a notebook says about itself; a kernel would add the version of its Python.
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -70,6 +73,16 @@ def read_cells(lesson: str) -> list[NotebookNode]:
     return cells
 
 
+def folded(words: str) -> str:
+    """Each solution in words behind its animal: a click opens it, in Jupyter, on GitHub and on the site."""
+    return re.sub(
+        r"^([🐢🐕🦁]) (.+?)(?=\n\n[🐢🐕🦁]|\Z)",
+        r"<details><summary>\1</summary>\n\n\2\n\n</details>",
+        words,
+        flags=re.M | re.S,
+    )
+
+
 def cell_metadata(cell: NotebookNode) -> dict:
     tags = cell.metadata.get("tags", [])
     return next((FOLDED[tag] for tag in tags if tag in FOLDED), {"tags": tags} if tags else {})
@@ -77,13 +90,17 @@ def cell_metadata(cell: NotebookNode) -> dict:
 
 def notebook(lesson: str, language: str) -> NotebookNode:
     """A lesson in one language, not executed. Its cells are numbered, so that the same source gives the same file."""
-    cells = []
+    cells, solutions = [], False
     for cell in read_cells(lesson):
         name = f"cell-{len(cells):02}"
         if cell.cell_type == "code":
             cells.append(new_code_cell(cell.source, id=name, metadata=cell_metadata(cell)))
         elif cell.metadata["lang"] == language:
-            cells.append(new_markdown_cell(cell.source, id=name))
+            before, heading, answers = "", "", cell.source
+            if not solutions:
+                before, heading, answers = cell.source.partition(SOLUTIONS[language])
+                solutions = bool(heading)
+            cells.append(new_markdown_cell(before + heading + folded(answers), id=name))
     return new_notebook(cells=cells, metadata=METADATA)
 
 

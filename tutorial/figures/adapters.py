@@ -1,6 +1,7 @@
-"""The figures of an adapter: a matrix with what LoRA adds to it, and how large that is in each layer."""
+"""The figures of an adapter: a matrix with what LoRA adds to it, how large that is in each layer, what alpha does."""
 
 import re
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ def sizes_of_changes(singular: dict[str, torch.Tensor], rank: int, sizes: dict[s
     for (name, values), colour in zip(singular.items(), (canvas.INK, canvas.BLUE), strict=True):
         axes[0].plot(range(1, len(values) + 1), values, color=colour, linewidth=2, label=name)
     axes[0].axvline(rank, color="#8794a3", linestyle=":", label=f"r = {rank}")
-    axes[0].set(title="singular values", yscale="log")
+    axes[0].set(title="singular values", xlabel="number", yscale="log")
     axes[0].legend(frameon=False)
     table, layers, kinds = by_layer(sizes)
     picture = axes[1].imshow(table, cmap="Oranges", vmin=0, aspect="auto")
@@ -35,6 +36,30 @@ def sizes_of_changes(singular: dict[str, torch.Tensor], rank: int, sizes: dict[s
     axes[1].set(title="size of the change / size of W", xlabel="layer")
     figure.colorbar(picture, ax=axes[1])
     return canvas.shown(figure, "Singular values of W and of its change; the size of each change beside its matrix")
+
+
+def matrices(tables: dict[str, torch.Tensor], strengths: Sequence[torch.Tensor]) -> Image:
+    """W, B, A and (alpha / r) B A as colours, and its first 64 singular values in each layer."""
+    figure, axes = canvas.panels(5, 2.5, width_ratios=[1, 0.3, 1, 1, 1.3])
+    for each, (title, table) in zip(axes, tables.items(), strict=False):
+        canvas.draw_numbers(each, table, title, 3 * table.std().item())
+    for i, values in enumerate(strengths):
+        axes[4].plot(range(1, 65), values[:64], label=f"layer {i}")
+    axes[4].set(title="singular values", xlabel="number")
+    axes[4].legend(frameon=False, fontsize=8)
+    return canvas.shown(figure, "W, B and A of an adapter, their product, and its singular values")
+
+
+def alphas(runs: dict[int, tuple[Sequence[float], Sequence[float]]]) -> Image:
+    """How far each step has moved W, and the loss at each, for some alphas."""
+    figure, axes = canvas.panels(2, 2.5)
+    for (alpha, curves), colour in zip(runs.items(), (canvas.ORANGE, canvas.BLUE), strict=True):
+        for each, curve in zip(axes, curves, strict=True):
+            each.plot(curve, color=colour, linewidth=2, label=f"alpha {alpha}")
+    axes[0].set(title="how far W has moved", xlabel="step")
+    axes[1].set(title="loss", xlabel="step")
+    axes[0].legend(frameon=False)
+    return canvas.shown(figure, "Distance and loss over the steps, with alpha 8 and 64")
 
 
 def by_layer(sizes: dict[str, float]) -> tuple[np.ndarray, list[int], list[str]]:

@@ -17,7 +17,7 @@ from matplotlib.patches import Patch
 from transformers import PreTrainedTokenizerBase
 
 from train_llava.processing.chat import IGNORE_INDEX
-from tutorial.figures import canvas
+from tutorial.figures import canvas, diagrams
 from tutorial.figures.canvas import INK, ORANGE, STYLE
 
 KINDS = {"special": "#dfe4ea", "text": "#d3e3fb", "image": "#fbd6b8", "answer": "#c4eac9", "padding": "#ffffff"}
@@ -34,7 +34,7 @@ def kinds_of(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], labels: Seq
 
 def written(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
     """Each token as it is drawn."""
-    return [tokenizer.decode([each]).replace(" ", "␣").replace("\n", "↵") for each in ids]
+    return [diagrams.visible(tokenizer.decode([each])) for each in ids]
 
 
 def box(axes: Axes, x: float, y: float, lines: Sequence[str], kind: str) -> None:
@@ -77,11 +77,11 @@ def shift(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], labels: Sequen
             box(axes, i, 0, [words[start + i]], kinds[start + i])
             box(axes, i, 2.2, [words[start + i + 1]], kinds[start + i + 1])
             axes.annotate("", (i + 0.5, 2.1), (i + 0.5, 1.1), arrowprops={"arrowstyle": "->", "color": INK})
-        for y, name in ((0.5, "it reads"), (2.7, "it shall say")):
+        for y, name in ((0.5, "it reads"), (2.7, "next token")):
             axes.text(-0.08, y, name, ha="right", va="center")
     axes.set(xlim=(-1, 11), ylim=(3.3, -0.1))
     axes.axis("off")
-    return canvas.shown(figure, "A row of tokens, and below each of them the next one, which the model shall say")
+    return canvas.shown(figure, "A row of tokens, and below each of them the next one")
 
 
 def pixels(rows: Sequence[Sequence[str]]) -> np.ndarray:
@@ -95,7 +95,7 @@ def causal_mask(kinds: Sequence[str], attention: torch.Tensor, first: int) -> Im
     may_see = np.tril(np.ones((n, n)))[..., None]
     figure, axes = canvas.panels(2, 4.7)
     canvas.draw(axes[0], may_see * pixels([kinds]) + (1 - may_see), "who may look at whom")
-    canvas.draw(axes[1], attention[:n, :n].sqrt(), "who looks at whom: attention, first layer", cmap="Greys")
+    canvas.draw(axes[1], attention[:n, :n].sqrt(), "attention, first layer: darker is more", cmap="Greys")
     with plt.rc_context(STYLE):
         for each in axes:
             each.axhline(first - 1, color=ORANGE, linewidth=1.2)

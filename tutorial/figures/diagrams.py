@@ -52,11 +52,11 @@ def arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], colo
 
 
 def visible(token: str) -> str:
-    """A token as it can be seen: a dot for the blank in front of a word, a sign for the end of a line.
+    """A token as it can be seen, with signs for a blank and for the end of a line.
 
     The figures' font has no Chinese, and many a token is a part of a letter: such tokens are only named.
     """
-    shown = token.replace("\n", "\u21b5").replace(" ", "\u00b7")
+    shown = token.replace("\n", "↵").replace(" ", "␣")
     return shown if all(" " < letter < "\u2e80" for letter in shown) else "(Chinese)"
 
 

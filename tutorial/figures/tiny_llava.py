@@ -52,7 +52,8 @@ def mistakes(change: dict[str, float], said: Sequence[str]) -> Image:
     figure, (axes,) = canvas.panels(1, 3.6)
     moved = [max(each, 1e-7) for each in change.values()]
     axes.barh(list(change), moved, left=1e-8, color=[canvas.BLUE] + [canvas.ORANGE] * (len(moved) - 1))
-    axes.set(xscale="log", xlim=(1e-8, 1e8), xlabel="largest difference of the next token's logits")
+    title = "largest difference of the next token's logits (0 is drawn at 1e-7)"
+    axes.set(xscale="log", xlim=(1e-8, 1e8), xlabel=title, xticks=[10.0**n for n in range(-7, 3)])
     axes.invert_yaxis()
     for row, (each, words) in enumerate(zip(moved, said, strict=True)):
         axes.text(each * 1.6, row, shorten(words, 45), va="center", fontsize=9.5)

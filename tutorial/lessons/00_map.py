@@ -40,7 +40,7 @@
 # %% [markdown] lang="zh"
 # ## 一张图看懂 LLaVA
 #
-# 仓库里放着一个训练好的演示模型，和你正在训练的一样。给它一张图片、一个问题，留下三样东西：视觉塔给出的向量、翻译后的向量，以及它最可能先说的几个词。
+# 仓库里放着一个训练好的演示模型，和你正在训练的一样。给它一张图片、一个问题，留下三样东西：视觉塔给出的向量、翻译后的向量，以及回答第一个词的几个候选。
 
 # %%
 import numpy as np
@@ -92,7 +92,7 @@ overview.the_map(image, pieces, (seen, translated), best, demo, real)
 # 1. 图片先切成一个个小方块，叫**图块**（patch）。演示里有 16 块，真实的视觉塔有 576 块。
 # 2. **视觉塔**把每个图块变成一个向量，也就是一串数，记录那里有什么。
 # 3. **投影层**把这些向量逐个翻译给语言模型：翻译后的向量和词向量一样长，意思也是语言模型读得懂的。
-# 4. 翻译好的向量和词向量排在同一个序列里，占据提示中 `<image>` 的位置；词向量则从一张表里查出来。
+# 4. 翻译好的向量和词向量排在同一个序列里，占据提示（prompt，发给模型的全部文字）中 `<image>` 的位置；词向量则从一张表里查出来。
 # 5. **语言模型**读完整个序列，给它认识的每个词一个概率：下一个词是它的可能性有多大。把概率最大的词写到序列末尾，再读一遍，直到回答写完。
 #
 # 全部就这些。下面用代码核对这些尺寸。
@@ -150,12 +150,12 @@ for name, counts in weights.items():
 # %% [markdown] lang="en"
 # ## What we see
 #
-# We ask ten questions about the image above: five in English, in the figure, and five in Chinese, printed above it. The model has learned both languages. Blue answers are right, orange ones are wrong; questions and right answers come from the code that drew the image. Two things in it are new to the model. No training image has this handwriting. And no image, caption or text of any training has a white seven: the model must put it together from other sevens and other white things.
+# We ask ten questions about the image above: five in English, in the figure, and five in Chinese, printed above it. The model has learned both languages. In the figure blue answers are right, orange ones wrong; questions and right answers come from the code that drew the image. Two things in it are new to the model. No training image has this handwriting. And no image, caption or text of any training has a white seven: the model must put it together from other sevens and other white things.
 
 # %% [markdown] lang="zh"
 # ## 我们看到
 #
-# 关于上面那张图，我们问十个问题：五个英文的画在图里，五个中文的打印在图的上方；两种语言它都学了。蓝色是答对的，橙色是答错的；问题和标准答案都由画图的代码给出。图里有两样东西是模型没见过的：训练图片里从没有过这个手写的七；训练用的图片、描述和文字里，也从没有过白色的七，模型只能由别的七和别的白色东西组合出来。
+# 关于上面那张图，我们问十个问题：五个英文的画在图里，五个中文的打印在图的上方；两种语言它都学了。图里蓝色是答对的，橙色是答错的；问题和标准答案都由画图的代码给出。这张图有两点是模型没见过的：训练图片里从没有过这个手写的七；训练用的图片、描述和文字里，也从没有过白色的七，模型只能由别的七和别的白色东西组合出来。
 
 # %%
 from demo.questions import ask as ask_about
@@ -196,7 +196,7 @@ overview.conversation(image, pairs[:5], answers[:5])
 # | 视觉塔 | vision tower | 把图块变成向量；也叫视觉编码器 |
 # | 投影层 | projector | 把这些向量翻译给语言模型 |
 # | 语言模型 | language model | 给出下一个词元的概率 |
-# | 适配器 | adapter, LoRA | 冻结的大矩阵旁边，可训练的小矩阵 |
+# | 适配器 | adapter, LoRA | 冻结的大矩阵旁可训练的小矩阵 |
 # | 标签 | label | 某个位置应该预测出的词元 |
 # | 批次 | batch | 一起送进模型的若干条数据 |
 # | 检查点 | checkpoint | 保存下来、可以续训（resume）的训练状态 |

@@ -27,23 +27,12 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from tutorial.figures import canvas
+from tutorial.figures import canvas, patches
 
 photo = load_sample_images().images[0]  # scikit-learn brings two photos along
 square = np.asarray(Image.fromarray(photo[:, 106:533]).resize((336, 336)))
 
-shape = {"rows": 2, "height_ratios": [10, 1], "width_ratios": [1.5, 1]}
-figure, axes = canvas.panels(2, 5.2, **shape)
-canvas.draw(axes[0], photo, "a photo")
-middle = canvas.apart(square, 14, 4)
-canvas.draw(axes[1], middle, "its middle, cut into 24 x 24 patches")
-for below in axes[2:]:
-    below.remove()
-strip = figure.add_subplot(axes[2].get_gridspec()[1, :])
-one_row = canvas.apart(square[126:140], 14, 4)
-canvas.draw(strip, one_row, "one row of them: 24 of the 576, read like words")
-alt = "A photo, its middle as 24 x 24 patches, and one row of these patches"
-canvas.shown(figure, alt, "jpeg")
+patches.photo_in_patches(photo, square)
 
 # %% [markdown] lang="en"
 # ## From a photo to a square
@@ -70,21 +59,14 @@ cropped = resized.crop((left, 0, left + 336, 336))
 normalised = np.asarray(cropped) / 255  # from 0 to 1
 normalised = (normalised - processor.image_mean) / processor.image_std
 
-figure, axes = canvas.panels(4, 2.1, width_ratios=[1.5, 1.5, 1, 1])
 steps = {"original": original, "resized": resized, "cropped": cropped}
-for each, (name, image) in zip(axes, steps.items()):
-    canvas.draw(each, np.asarray(image), f"{name}: {image.width} x {image.height}")
-canvas.draw_frame(axes[1], left, 0, 336, 335)
-canvas.draw_numbers(axes[3], normalised[..., 0], "normalised: red channel", 2.5)
-figure.colorbar(axes[3].images[0], ax=axes, fraction=0.012, pad=0.01)
-alt = "The photo as it is, resized, cropped, and its red channel normalised"
-canvas.shown(figure, alt, "jpeg")
+patches.to_a_square(steps, left, normalised)
 
 # %% [markdown] lang="en"
-# There is no more to it: the cell that drew this figure writes the three steps out by hand. The next cell asks the processor itself, and gets the same numbers.
+# That is all: unfold the cell above the figure to see the three steps written out by hand. The next cell asks the processor itself, and gets the same numbers.
 
 # %% [markdown] lang="zh"
-# 步骤就这么多：画上图的代码把三步手写了一遍。下面再让图像处理器自己来算，得到的数一样。
+# 步骤就这么多：展开图上方的代码，能看到手写的三步。下面再让图像处理器自己来算，得到的数一样。
 
 # %%
 import torch
@@ -122,20 +104,8 @@ numbers = pixels[0, :, top : top + 14, left : left + 14]
 weights = embeddings.patch_embedding.weight
 vector = torch.einsum("fcyx,cyx->f", weights, numbers)
 
-figure, axes = canvas.panels(4, 3.4, width_ratios=[2.4, 0.8, 0.8, 2.4])
-canvas.draw(axes[0], np.asarray(cropped), "24 x 24 patches")
-canvas.draw_grid(axes[0], 336, 14)
-canvas.draw_frame(axes[0], left, top, 14, 14)
 tables = {"588 numbers": numbers, "x filter 0": weights[FILTER]}
-for each, (title, table) in zip(axes[1:3], tables.items()):
-    canvas.draw_numbers(each, torch.cat(list(table)), title)
-    for border in (13.5, 27.5):
-        each.axhline(border, color=canvas.INK, linewidth=1)
-    each.set_ylabel("blue            green            red")
-canvas.draw_numbers(axes[3], vector.reshape(32, 32), "= 1 of 1,024 numbers")
-canvas.draw_frame(axes[3], 0, 0, 1, 1)
-alt = "The grid, the 588 numbers of one patch, a filter, the patch's 1,024 numbers"
-canvas.shown(figure, alt, "jpeg")
+patches.embedding(cropped, left, top, tables, vector)
 
 # %% [markdown] lang="en"
 # In code this layer is a convolution: it moves its filters over the image. The step from one place to the next, the stride, is 14 pixels, as wide as a filter, so a filter never looks at two patches at once. Here is the same as a matrix product: one row for each patch, one column for each filter.
@@ -169,15 +139,15 @@ positions = embeddings.position_embedding.weight
 assert torch.allclose(sequence[0, 1:], by_product[0] + positions[1:], atol=1e-4)
 assert torch.equal(sequence[0, 0], embeddings.class_embedding + positions[0])
 
-patches = (config.image_size // config.patch_size) ** 2
-print(f"{patches} patches + CLS: {tuple(sequence.shape)}")
+count = (config.image_size // config.patch_size) ** 2
+print(f"{count} patches + CLS: {tuple(sequence.shape)}")
 print(f"weights of the patch embedding: {convolution.weight.numel():,}")
 print(f"weights of the positions:       {positions.numel():,}")
 
 # %% [markdown] lang="en"
 # ## Which layer to read, and what CLS is for
 #
-# Each layer above takes the 577 vectors and gives 577 new ones. Layer −1 is the last, layer −2 the one before it. The vectors of which layer should the language model get? Only a trained tower can tell. So we take the demo's: 4 layers, 16 patches of 28 × 28 pixels, trained as every CLIP is: to find the caption of an image among the captions of many.
+# Each later layer takes the 577 vectors and gives 577 new ones. Layer −1 is the last, layer −2 the one before it. The vectors of which layer should the language model get? Only a trained tower can tell. So we take the demo's: 4 layers, 16 patches of 28 × 28 pixels, trained as every CLIP is: to find the caption of an image among the captions of many.
 #
 # For that, CLIP compares one vector of the image with one of the caption. The image's is CLS of the last layer: CLS is there to sum up the whole image. Nothing in CLIP reads the patches of the last layer, so no training has ever asked what is in them. The patches of layer −2 are read: the last layer fills CLS from them. For this reason LLaVA takes the patches of layer −2.
 #
@@ -254,12 +224,12 @@ alt = "How often a matrix reads kind and colour of a thing from its patch in lay
 bars.grouped(found, "right, percent", alt, 100)
 
 # %% [markdown] lang="en"
-# Guessing would be right once in 16 for the kind, and once in 8 for the colour. Compare the two layers of patches. Which of them is ahead, and by how much, depends on the tower and its training, and it can be little. [LLaVA's authors](https://arxiv.org/abs/2304.08485) measured it, too: on ScienceQA layer −2 was about one percentage point ahead. The choice is a setting, `vision_feature_layer`.
+# Guessing would be right once in 16 for the kind, and once in 8 for the colour. Compare the two layers of patches. Here they are nearly equal: which is ahead, and by how much, depends on the tower and its training. [LLaVA's authors](https://arxiv.org/abs/2304.08485) measured it, too: on ScienceQA layer −2 was about one percentage point ahead. The choice is a setting, `vision_feature_layer`.
 #
 # CLS is another matter: it is one vector for all things in the image together, and it holds what CLIP needs to find a caption. A patch has a vector to itself. The language model must answer questions about any place of the image, so LLaVA hands it all patches, and drops CLS.
 
 # %% [markdown] lang="zh"
-# 瞎猜的话，种类 16 次猜对 1 次，颜色 8 次猜对 1 次。先比较图块的两层：哪一层领先、领先多少，取决于视觉塔和它的训练，差距可能很小。[LLaVA 的作者](https://arxiv.org/abs/2304.08485)也量过：在 ScienceQA 上，第 −2 层领先大约一个百分点。读哪一层是一项配置，叫 `vision_feature_layer`。
+# 瞎猜的话，种类 16 次猜对 1 次，颜色 8 次猜对 1 次。先比较图块的两层：这里几乎一样；哪层领先、领先多少，要看视觉塔和它的训练。[LLaVA 的作者](https://arxiv.org/abs/2304.08485)也量过：在 ScienceQA 上，第 −2 层领先大约一个百分点。读哪一层是一项配置，叫 `vision_feature_layer`。
 #
 # CLS 是另一回事：图里所有的东西共用这一个向量，里面装的是 CLIP 配描述要用的内容。图块则各有各的向量。语言模型要回答的问题可能涉及图中任何一处，所以 LLaVA 把所有图块都交给它，丢掉 CLS。
 
@@ -274,22 +244,18 @@ bars.grouped(found, "right, percent", alt, 100)
 # 回到照片和第一层。一个滤波器给每个图块一个数，合起来是 24 × 24 个数，又是一张小图。1024 张里看四张：
 
 # %% tags=["figure"]
-figure, axes = canvas.panels(5, 2.3)
-canvas.draw(axes[0], np.asarray(cropped), "336 x 336 pixels")
-for i, each in enumerate(axes[1:]):
-    filtered = by_convolution[0, :, i].reshape(24, 24)
-    canvas.draw_numbers(each, filtered, f"filter {i}: 24 x 24")
-canvas.shown(figure, "The photo, and what four filters make of it", "jpeg")
+filtered = [by_convolution[0, :, i].reshape(24, 24) for i in range(4)]
+patches.filters(cropped, filtered)
 
 # %% [markdown] lang="en"
-# Even random filters tell the temple from the sky. Three things follow:
+# Even random filters tell the temple from the sky. What this lesson says, in three points:
 #
 # - **The image is still there, patch by patch.** Vector number 24 × row + column, counted from 0, comes from that place.
 # - **Nothing smaller than a patch has a vector of its own.** All that stands inside a patch, such as a word in small print, shares its 1,024 numbers.
 # - **What was cut away is gone.** The model will not see it, and nothing tells it so.
 
 # %% [markdown] lang="zh"
-# 即使是随机的滤波器，也分得出楼阁和天空。由此可以知道三件事：
+# 即使是随机的滤波器，也分得出楼阁和天空。这一课告诉我们三件事：
 #
 # - **图片还在，一块对一块。** 从 0 数起，第 24 × 行 + 列 个向量，说的就是那个位置。
 # - **比图块更小的东西，没有自己的向量。** 图块里的一切（比如一个小号字的单词）只能共用这 1024 个数。
@@ -324,16 +290,16 @@ canvas.shown(figure, "The photo, and what four filters make of it", "jpeg")
 #
 # 🐕 **Middle.** Shuffle the patches of the photo. What happens to their vectors, before the positions are added? (`torch.nn.functional.fold` undoes `unfold`.)
 #
-# 🦁 **Hard.** Pad the photo to a square instead of cropping it: put it in the middle of a square of one colour, and resize that to 336 × 336. How many of the 576 patches show hardly anything but padding?
+# 🦁 **Hard.** Pad the photo to a square instead of cropping it: put it in the middle of a square of one colour, and resize that to 336 × 336. How many of the 576 patches show over 90% padding?
 
 # %% [markdown] lang="zh"
 # ## 练习
 #
-# 🐢 **简单。** 一个 CLIP 的图片是 224 × 224 像素，图块是 14 × 14：有多少个图块？加上 CLS 有多少个位置？图块换成 32 × 32 呢？
+# 🐢 **简单。** 某个 CLIP 读 224 × 224 像素的图片，图块是 14 × 14：有多少个图块？加上 CLS 有多少个位置？图块换成 32 × 32 呢？
 #
 # 🐕 **中等。** 把照片的图块打乱。加上位置向量之前，各个向量会怎么变？（`torch.nn.functional.fold` 是 `unfold` 的逆操作。）
 #
-# 🦁 **困难。** 不裁剪，改为把照片补成正方形：放到一个纯色正方形的中间，再缩放到 336 × 336。576 个图块里，有多少个几乎只有填充？
+# 🦁 **困难。** 不裁剪，改为把照片补成正方形：放到一个纯色正方形的中间，再缩放到 336 × 336。576 个图块里，有多少个九成以上是填充？
 
 # %% [markdown] lang="en"
 # ## Solutions
@@ -368,7 +334,7 @@ print("the same vectors in another order")
 # 🦁 The photo is 1.5 times as wide as it is high, so a third of the square is padding: 8 of 24 rows, or 192 patches. Their vectors cost as much to compute as all others.
 
 # %% [markdown] lang="zh"
-# 🦁 照片的宽是高的 1.5 倍，所以正方形的三分之一是填充：24 行里占 8 行，共 192 块。它们的向量，计算量和别的一样。
+# 🦁 照片的宽是高的 1.5 倍，所以正方形的三分之一是填充：24 行里占 8 行，共 192 块。它们的计算量和别的一样。
 
 # %% tags=["solution"]
 from train_llava.processing.padding import pad_and_resize

@@ -13,7 +13,7 @@
 # %% [markdown] lang="zh"
 # # 2. 文字怎样变成向量，`<image>` 放在哪里
 #
-# 上一课把图片变成了向量。语言模型读的是词元，每个词元一个向量。这一课跟着一段对话往前走，看它怎样变成一串向量，图片又插在哪里；最后故意弄坏 **processor**（它负责替模型准备图片和文字），看看会出什么事。用的是训练好的演示模型，步骤和 Qwen1.5 完全一样。
+# 上一课把图片变成了向量。语言模型读的是词元，每个词元一个向量。这一课跟着一段对话往前走，看它怎样变成一串向量，图片又插在哪里；最后故意弄坏**处理器**（processor，它负责替模型准备图片和文字），看看会出什么事。用的是训练好的演示模型，步骤和 Qwen1.5 完全一样。
 #
 # ## 你会学到
 #
@@ -46,14 +46,14 @@ ids, labels = encoder.encode(chat)
 tokens.chat(tokenizer, ids, labels)
 
 # %% [markdown] lang="en"
-# Each box is a token, with its id below it. A dot is a space, and ↵ the end of a line. Green is what the model learns to write (lesson 5). Let us go there step by step.
+# Each box is a token, with its id below it. ␣ is a space, and ↵ the end of a line. Green is what the model learns to write (lesson 5). Let us go there step by step.
 #
 # ## From a chat to one text
 #
 # A chat is a list of messages. The model reads no lists, so the **chat template** writes them into one text, with a mark at the beginning and one at the end of each message:
 
 # %% [markdown] lang="zh"
-# 每个方框是一个词元，下面是它的编号；小圆点表示空格，↵ 表示换行；绿色的是模型要学着写的（第 5 课）。我们一步一步走过去。
+# 每个方框是一个词元，下面是它的编号；␣ 表示空格，↵ 表示换行；绿色的是模型要学着写的（第 5 课）。我们一步一步走过去。
 #
 # ## 从对话到一段文字
 #
@@ -107,7 +107,7 @@ tokens.vocabularies(strips)
 # The table of vectors has more rows than the tokenizer has tokens, because GPUs are faster with round sizes, such as multiples of 64. So `<image>` takes the first free row, and nothing is resized:
 
 # %% [markdown] lang="zh"
-# 向量表的行数比词元多，因为尺寸取整（例如 64 的倍数）时 GPU 算得更快。于是 `<image>` 直接用第一个空行，什么都不用扩：
+# 向量表的行数比词元多，因为行数是 64 等数的倍数时，GPU 算得更快。于是 `<image>` 直接用第一个空行，什么都不用扩：
 
 # %%
 image_id = tokenizer.convert_tokens_to_ids("<image>")
@@ -145,14 +145,14 @@ assert torch.equal(by_hand, by_model)
 print(f"{int(here.sum())} image vectors in a row of {rows.shape[1]}; the same logits as the model's own")
 
 # %% [markdown] lang="en"
-# `masked_scatter` is the whole trick: it takes the image vectors one after another, and puts them where the mask is true. The last lines check it: with these rows the language model gives the same **logits** as the whole model does. Logits are scores: at each position one for every token that could come next.
+# `masked_scatter` is the whole trick: it takes the image vectors one after another, and puts them where the mask is true. The last lines check it: with this sequence the language model gives the same **logits** as the whole model does. Logits are scores: at each position one for every token that could come next.
 #
 # So the counts must be equal: one `<image>` for each image vector. Our text has one `<image>`, and the processor makes 16 of it. If one is missing, transformers refuses:
 
 # %% [markdown] lang="zh"
-# 全部的诀窍就是 `masked_scatter`：按顺序取出图像向量，依次放到掩码为真的位置。最后几行做了核对：语言模型读我们拼好的这些行，得到的 **logits** 和整个模型给出的一样。logits 是得分：在每个位置上，每个词元作为下一个词元各得多少分。
+# 诀窍就是 `masked_scatter`：按顺序取出图像向量，依次放到掩码为真的位置。最后几行做了核对：语言模型读我们拼好的这个序列，得到的 **logits** 和整个模型给出的一样。logits 是得分：在每个位置上，每个词元作为下一个词元各得多少分。
 #
-# 所以数量必须对上：有几个图像向量，就要有几个 `<image>`。我们的文字里只写了一个，processor 把它变成 16 个。少一个，transformers 就会拒绝：
+# 所以数量必须对上：有几个图像向量，就要有几个 `<image>`。我们的文字里只写了一个，处理器把它变成 16 个。少一个，transformers 就会拒绝：
 
 # %%
 first = int(here[0].nonzero()[0])
@@ -184,10 +184,10 @@ table[image_id] = kept
 print("the same logits, bit for bit")
 
 # %% [markdown] lang="en"
-# And what do the image vectors say? For each of the 16 we look for the words of the table whose vectors point most nearly in its direction. Bright words belong to long vectors, pale ones to short vectors, which say little.
+# And what do the image vectors say? For each of the 16 we look for the English words and pieces of words whose vectors point most nearly in its direction. The boxes show how long the vectors are: the two patches with a thing have by far the longest (circles), and say most. Pale words belong to short vectors.
 
 # %% [markdown] lang="zh"
-# 那么图像向量说了些什么？为这 16 个向量逐个找出表里方向最接近的词。字越亮，向量越长；字越淡，向量越短，说明的东西也越少。
+# 那么图像向量说了些什么？为这 16 个向量逐个找出方向最接近的英文词和词的片段。箱线图画的是向量的长度：有东西的两个图块，向量远比别的长（圆圈），说明的东西也最多。字淡的，向量短。
 
 # %%
 known = table[: plain.vocab_size]
@@ -204,14 +204,14 @@ tokens.nearest_words(image, words, lengths, patch=28)
 #
 # ## A wrong processor
 #
-# A processor is two things in one: an image processor (CLIP's), and a tokenizer with its chat template (the chat model's). CLIP has a tokenizer, too. Take that class for Qwen's ids, and answers look like this:
+# A processor is two things in one: an image processor (CLIP's), and a tokenizer with its chat template (the chat model's). CLIP has a tokenizer, too. Decode Qwen's ids with that one's class, and answers look like this:
 
 # %% [markdown] lang="zh"
 # 有东西的图块，一个向量就同时说出了颜色、种类和位置。没有哪个词做得到：图像向量不是词，而是同时靠近好几个词。我们的小语言模型专门练过读这种“几个词的和”（`demo/language_half.py`）；大模型不用专门练：LLaVA 的第一阶段里它什么也没学，学的只有投影层。
 #
-# ## 弄错 processor
+# ## 弄错处理器
 #
-# processor 是两样东西合在一起：图像处理器（CLIP 的），以及分词器和对话模板（对话模型的）。CLIP 自己也有分词器。要是拿它那个类来写出 Qwen 的编号，回答就会变成这样：
+# 处理器是两样东西合在一起：图像处理器（CLIP 的），以及分词器和对话模板（对话模型的）。CLIP 自己也有分词器。要是用它的类来还原 Qwen 的编号，回答就会变成这样：
 
 
 # %%
@@ -243,7 +243,7 @@ assert tokenizer.backend_tokenizer.model.end_of_word_suffix == ""
 #
 # **Where may `<image>` stand?** Anywhere in a user's message, before the question or after it. Several are possible; the first image takes the first place.
 #
-# **Which folder do I load the processor from?** From the LLaVA's own ([#189](https://github.com/yuanzhoulvpi2017/zero_nlp/issues/189)). `build_model` saves model and processor together. If your answers have spaces between all letters ([#185](https://github.com/yuanzhoulvpi2017/zero_nlp/issues/185)), look at `processor_class` in its files: it must be `LlavaProcessor`. If the ids are right, as here, you need not train again.
+# **Which folder do I load the processor from?** From the LLaVA's own ([#189](https://github.com/yuanzhoulvpi2017/zero_nlp/issues/189)). `build_model` saves model and processor together. If your answers have spaces between all letters ([#185](https://github.com/yuanzhoulvpi2017/zero_nlp/issues/185)), look at `processor_class` in its `processor_config.json`: it must be `LlavaProcessor`. If the ids are right, as here, you need not train again.
 
 # %% [markdown] lang="zh"
 # ## 常见问题
@@ -252,11 +252,11 @@ assert tokenizer.backend_tokenizer.model.end_of_word_suffix == ""
 #
 # **`<image>` 的向量会被训练吗？** 不会，它没有梯度，第三个练习里能看到。它只是占位。
 #
-# **我只写了一个 `<image>`，为什么变成 16 个（576 个）？** 每个图块有一个向量，所以 processor 按图块数重复它。个数由配置里的 `patch_size` 和 `num_additional_image_tokens` 算出；配错了就是上面那条报错。
+# **我只写了一个 `<image>`，为什么变成 16 个（576 个）？** 每个图块有一个向量，所以处理器按图块数重复它。个数由配置里的 `patch_size` 和 `num_additional_image_tokens` 算出；配错了就是上面那条报错。
 #
 # **`<image>` 可以放在哪里？** 用户消息里的任何位置，问题前面后面都行。也可以有好几个，第一张图对应第一个位置。
 #
-# **processor 从哪个文件夹加载？** 从 LLaVA 自己的文件夹（[#189](https://github.com/yuanzhoulvpi2017/zero_nlp/issues/189)）。`build_model` 会把模型和 processor 存在一起。如果回答里每个字母之间都有空格（[#185](https://github.com/yuanzhoulvpi2017/zero_nlp/issues/185)），看看文件里的 `processor_class`，必须是 `LlavaProcessor`。只要编号像这里一样没错，就不用重新训练。
+# **处理器从哪个文件夹加载？** 从 LLaVA 自己的文件夹（[#189](https://github.com/yuanzhoulvpi2017/zero_nlp/issues/189)）。`build_model` 会把模型和处理器存在一起。如果回答里每个字母之间都有空格（[#185](https://github.com/yuanzhoulvpi2017/zero_nlp/issues/185)），看看文件夹里 `processor_config.json` 的 `processor_class`，必须是 `LlavaProcessor`。只要编号像这里一样没错，就不用重新训练。
 
 # %% [markdown] lang="en"
 # ## Exercises

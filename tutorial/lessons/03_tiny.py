@@ -12,7 +12,7 @@
 # %% [markdown] lang="zh"
 # # 3. 60 行写一个 LLaVA
 #
-# 图片怎样变成向量、放到哪里，你已经知道了。现在自己把整个模型写出来。CLIP 和 Qwen 的各层不是 LLaVA 发明的，我们直接取自 transformers；把它们变成 LLaVA 的一切都写在这里：一个大约 40 行的类，外加大约 20 行装入训练好的权重。写完之后和 transformers 的 `LlavaForConditionalGeneration` 对照，逐个权重、逐个数字地比。
+# 图片怎样变成向量、放到哪里，你已经知道了。现在自己把整个模型写出来。CLIP 和 Qwen 的各层不是 LLaVA 发明的，我们直接取自 transformers；拼成 LLaVA 的代码都写在这里：一个大约 40 行的类，外加大约 20 行装入训练好的权重。写完之后和 transformers 的 `LlavaForConditionalGeneration` 对照，逐个权重、逐个数字地比。
 #
 # ## 你会学到
 #
@@ -59,14 +59,14 @@ tiny_llava.steps(image, stations)
 #
 # ## The class
 #
-# `see` is the vision tower, `translate` the projector, `forward` the whole model. `answer` writes token by token, and always takes the likeliest. Like LLaVA, `see` stops before the tower's last layer, and drops CLS (lesson 1 says why).
+# `see` is the vision tower, `translate` the projector, `forward` the whole model. GELU, between the two matrices of the projector, changes each number by itself; without it two matrices would be no more than one. `answer` writes token by token, and always takes the likeliest. Like LLaVA, `see` stops before the tower's last layer, and drops CLS (lesson 1 says why).
 
 # %% [markdown] lang="zh"
 # 蓝色的是每一步输出的形状：批次、位置、每个向量有几个数（像素是批次、颜色、行、列）。提示里有 16 个位置留给图片，其余是文字。
 #
 # ## 这个类
 #
-# `see` 是视觉塔，`translate` 是投影层，`forward` 是整个模型。`answer` 逐个写出词元，每次都取概率最大的。和 LLaVA 一样，`see` 不算视觉塔的最后一层，也不要 CLS（原因见第 1 课）。
+# `see` 是视觉塔，`translate` 是投影层，`forward` 是整个模型。投影层的两个矩阵之间是 GELU，它逐个改变每个数；没有它，两个矩阵就等于一个。`answer` 逐个写出词元，每次都取概率最大的。和 LLaVA 一样，`see` 跳过视觉塔的最后一层，也不要 CLS（原因见第 1 课）。
 
 
 # %%
@@ -168,7 +168,7 @@ except RuntimeError as error:
     print(dedent(str(error)))
 
 # %% [markdown] lang="en"
-# The first attempt fits. The second leaves out one tensor of many, and is refused. With `strict=False` the random numbers of the new model would stay there, without an error.
+# The first of these fits. The second leaves out one tensor of many, and is refused. With `strict=False` the random numbers of the new model would stay there, without an error.
 #
 # ## What we see
 #
@@ -235,7 +235,7 @@ excerpt(LlavaModel.forward, "masked_scatter", "masked_scatter")
 # | ours | theirs | why theirs has more |
 # |---|---|---|
 # | `layers[:-1]` | `hidden_states[-2]` | the layer is a setting; all layers are computed |
-# | `x[:, 1:]` | only for `"default"` | SigLIP has no CLS, and takes `"full"` |
+# | `x[:, 1:]` | only for `"default"` | a tower without CLS (SigLIP) takes `"full"` |
 # | `linear_1`, `gelu`, `linear_2` | the same | another activation may be set |
 # | `row[here] = ...` | `masked_scatter` | writes a new tensor, and keeps the old one |
 # | nothing | a check of the counts | as many `<image>` as vectors (lesson 2) |
@@ -250,7 +250,7 @@ excerpt(LlavaModel.forward, "masked_scatter", "masked_scatter")
 # | 我们 | transformers | 多出来的是为了什么 |
 # |---|---|---|
 # | `layers[:-1]` | `hidden_states[-2]` | 读哪一层是一项配置；每一层都会算 |
-# | `x[:, 1:]` | 只在 `"default"` 时 | SigLIP 没有 CLS，用 `"full"` |
+# | `x[:, 1:]` | 只在 `"default"` 时 | 没有 CLS 的视觉塔（如 SigLIP）用 `"full"` |
 # | `linear_1`、`gelu`、`linear_2` | 一样 | 激活函数可以换 |
 # | `row[here] = ...` | `masked_scatter` | 写到新的张量里，原来的不动 |
 # | 没有 | 检查数量 | `<image>` 和向量必须一样多（第 2 课） |
@@ -259,7 +259,7 @@ excerpt(LlavaModel.forward, "masked_scatter", "masked_scatter")
 #
 # ## 没有人提醒你的错
 #
-# 严格加载只比名字和形状，看不出代码哪一行写错了。下面犯七个错，一次一个。这些模型照样能跑，什么错也不报：
+# 严格加载只比名字和形状，看不出代码哪一行写错了。下面故意犯七个错，每次一个。这些模型照样能跑，什么错也不报：
 
 # %%
 from copy import copy
@@ -305,7 +305,7 @@ tiny_llava.mistakes({"right": 0, **change}, said)
 # %% [markdown] lang="en"
 # ## Common questions
 #
-# **Why the last layer but one?** LLaVA's authors suppose that CLIP's last layer serves its own task, to match a whole image with a whole caption, and that the layer before it keeps more details. Lesson 1 measures it for the demo's tower. For another tower, try it.
+# **Why the last layer but one?** LLaVA's authors suppose that CLIP's last layer serves its own task, to match a whole image with a whole caption, and that the layer before it keeps more details. Lesson 1 measures it: in the demo's tower the two are nearly equal. For another tower, try it.
 #
 # **Why is CLS dropped?** It belongs to no patch: it is one vector for the whole image. The patches tell what is there place by place.
 #
@@ -320,7 +320,7 @@ tiny_llava.mistakes({"right": 0, **change}, said)
 # %% [markdown] lang="zh"
 # ## 常见问题
 #
-# **为什么读倒数第二层？** LLaVA 的作者推测：CLIP 的最后一层是为它自己的任务服务的，要让整张图和整句描述对上；前一层则保留了更多细节。第 1 课在演示模型的视觉塔上量过。换了视觉塔可能不一样，可以自己试。
+# **为什么读倒数第二层？** LLaVA 的作者推测：CLIP 的最后一层是为它自己的任务服务的，要让整张图和整句描述对上；前一层则保留了更多细节。第 1 课在演示模型的视觉塔上量过：两层几乎一样。换了视觉塔可能不同，可以自己试。
 #
 # **CLS 为什么丢掉？** 它不属于任何图块，整张图只有这一个。图块向量则逐处说明那里有什么。
 #
@@ -328,7 +328,7 @@ tiny_llava.mistakes({"right": 0, **change}, said)
 #
 # **模型怎么知道图片到哪里结束？** 没有人告诉它。它学会了图像向量长什么样。
 #
-# **为什么是 `1e-5`，而不是 0？** 计算机会舍入。同样的和，换个顺序加，最后一位就可能不同。bfloat16 的有效位更少，差别也更大。
+# **为什么是 `1e-5`，而不是 0？** 计算机会舍入。同样几个数，换个顺序加，最后一位就可能不同。bfloat16 的有效位更少，差别也更大。
 #
 # **后面还用 TinyLlava 吗？** 不用了。transformers 的模型有缓存，支持批次和保存，后面都用它。
 

@@ -51,6 +51,7 @@ from demo.scenes import draw, random_scene
 from train_llava.build_model import build_llava
 from train_llava.model.config import compose_config, read_text_config, read_vision_config
 from train_llava.model.folder import save_llava
+from train_llava.model.load import load
 from train_llava.model.structure import components_table
 from tutorial.figures import structure
 from tutorial.tools import other_halves
@@ -61,7 +62,7 @@ rng = np.random.default_rng(6)
 image = draw(random_scene(rng, "held_out"), rng, "held_out")
 width, patches = model.config.text_config.hidden_size, model.config.image_seq_length
 shapes = {"vision tower": (patches + 1, model.config.vision_config.hidden_size), "projector": (patches, width)}
-shapes |= {"language model": ("tokens", width), "head": ("1", model.config.text_config.vocab_size)}
+shapes |= {"language model": ("tokens", width), "head": ("tokens", model.config.text_config.vocab_size)}
 structure.parts(image, shapes)
 
 # %% [markdown] lang="en"
@@ -76,7 +77,7 @@ structure.parts(image, shapes)
 #
 # ## 手写
 #
-# 把两半原样加载进来；CLIP 只要视觉塔，不要它处理文字的那一半。给分词器（tokenizer）加一个词元 `<image>`：图片要占的位置。然后写一份包含两半配置的总配置，逐个部分复制权重。`load_state_dict` 默认是严格的，少一个张量就会报错。投影层没有权重可复制，仍然是随机的。
+# 把两个模型原样加载进来；CLIP 只要视觉塔，不要它处理文字的那一半。给分词器（tokenizer）加一个词元 `<image>`：图片要占的位置。然后写一份包含两份配置的总配置，逐个部分复制权重。`load_state_dict` 默认是严格的，少一个张量就会报错。投影层没有权重可复制，仍然是随机的。
 
 # %%
 vision = AutoModel.from_pretrained(VISION, config=AutoConfig.from_pretrained(VISION).vision_config, dtype="auto")
@@ -101,7 +102,7 @@ by_hand.lm_head.load_state_dict(language.lm_head.state_dict())
 # The **processor** turns an image and a text into what the model reads. It must write as many `<image>` tokens as the tower gives vectors: one for each patch. CLIP has one position more, CLS, which stands for the whole image; LLaVA drops it. Qwen's chat template takes messages of text alone. We put a piece in front of it, `content_parts.jinja`, so that a message may also be a list of images and texts, as transformers' pipelines send it.
 
 # %% [markdown] lang="zh"
-# **处理器（processor）** 把图片和文字变成模型能读的东西。它写出的 `<image>` 个数，必须等于视觉塔给出的向量个数：每个图块一个。CLIP 还多一个代表整张图片的位置 CLS，LLaVA 不用它。Qwen 的对话模板只接受纯文字的消息；我们在它前面加一段 `content_parts.jinja`，消息就也可以是图片和文字组成的列表，transformers 的 pipeline 就是这样传的。
+# **处理器（processor）** 把图片和文字变成模型能读的东西。它写出的 `<image>` 个数，必须等于视觉塔给出的向量个数：每个图块一个。CLIP 还多一个代表整张图片的位置 CLS，LLaVA 不用它。Qwen 的对话模板只接受纯文字的消息；我们在它前面加一段 `content_parts.jinja`，消息也可以是图片和文字组成的列表，transformers 的 pipeline 就是这样传的。
 
 # %%
 settings = {"patch_size": vision.config.patch_size, "vision_feature_select_strategy": "default"}  # which drops CLS
@@ -137,14 +138,14 @@ tables = {"out of the tower": seen, "out of the projector": vectors, "the row th
 structure.on_the_way(image, vision.config.patch_size, tables, where)
 
 # %% [markdown] lang="en"
-# Each row of colours is a vector. In the frame are those of the image, above and below it those of the words. The language model treats them all alike. (The projector is still random, and its numbers are small.)
+# Each row of colours is a vector. In the frame are those of the image, above and below it those of the words. The language model treats them all alike. (The projector is still random, and its numbers are small; each panel has its own scale of colours.)
 #
 # ## By function
 #
 # `build_llava` does the same for any CLIP or SigLIP and any chat model of the usual form, without a second copy in memory. All weights must be equal to ours, but for those of the random projector:
 
 # %% [markdown] lang="zh"
-# 每一行颜色是一个向量。框里是图片的，框上面和下面是词的，语言模型对它们一视同仁。（投影层还是随机的，数值很小。）
+# 每一行颜色是一个向量。框里是图片的，框上面和下面是词的，语言模型对它们一视同仁。（投影层还是随机的，数值很小；各图的颜色标度不同。）
 #
 # ## 用函数
 #
@@ -201,7 +202,7 @@ structure.towers(image, {"CLIP": model, "SigLIP": other})
 # %% [markdown] lang="zh"
 # ## 哪些错误会被拦住
 #
-# 搭错的 LLaVA 往往照样能跑，只是答得很差。所以 `build_llava` 先检查。下面犯三个错：视觉塔丢了一个张量；对话模板漏掉回答的结尾；视觉塔要 112 像素，图像处理器却给出 224 像素的图片。
+# 搭错的 LLaVA 往往照样能跑，只是答得很差。所以 `build_llava` 先检查。下面故意犯三个错：视觉塔丢了一个张量；对话模板漏掉回答的结尾；视觉塔要 112 像素，图像处理器却给出 224 像素的图片。
 
 # %%
 lost = other_halves.without_a_tensor(FOLDER / "lost")
@@ -227,7 +228,7 @@ chat[0]["content"][0]["image"] = image
 print(pipe(text=chat, max_new_tokens=30, return_full_text=False)[0]["generated_text"])
 
 # %% [markdown] lang="en"
-# It answers, but what it says has nothing to do with this image: nobody has taught the projector to translate. That is what training is for.
+# It answers, but what it says has little to do with this image, and where it fits, that is chance: nobody has taught the projector to translate. That is what training is for.
 #
 # ## Common questions
 #
@@ -238,13 +239,13 @@ print(pipe(text=chat, max_new_tokens=30, return_full_text=False)[0]["generated_t
 # **"Image features and image tokens do not match": what does it mean?** The processor wrote more or fewer `<image>` than the tower gives vectors, mostly because of CLS ([transformers#36002](https://github.com/huggingface/transformers/issues/36002)). We make the mistake on purpose: this processor believes that there is no CLS, and writes one `<image>` too few. The first number of the message counts `<image>`; the second counts single numbers, 16 vectors of 128:
 
 # %% [markdown] lang="zh"
-# 它会回答，但说的和这张图无关：还没有人教过投影层怎样翻译。这正是训练要做的事。
+# 它会回答，但说的和这张图没什么关系，碰对了也是运气：还没有人教过投影层怎样翻译。这正是训练要做的事。
 #
 # ## 常见问题
 #
 # **加了 `<image>`，为什么不用扩大词向量表？** 因为表的行数比词元多。Qwen1.5-4B 的表有 151,936 行，`<image>` 的编号是 151,646。要是没有空行，`build_llava` 会自动加。
 #
-# **两半的 dtype 必须一样吗？** 不必。各自保持发布时的精度，投影层跟语言模型一致，见上面打印的表。
+# **两个模型的 dtype 必须一样吗？** 不必。各自保持发布时的精度，投影层跟语言模型一致，见上面打印的表。
 #
 # **“Image features and image tokens do not match” 是什么意思？** 处理器写的 `<image>` 个数和视觉塔给的向量个数对不上，多半是 CLS 造成的（[transformers#36002](https://github.com/huggingface/transformers/issues/36002)）。下面故意犯一次：这个处理器以为没有 CLS，少写了一个 `<image>`。报错里的第一个数是 `<image>` 的个数；第二个数是按单个数值计的，也就是 16 个 128 维的向量：
 
@@ -268,7 +269,7 @@ print(other_halves.refusal(by_hand, **mismatched))
 #
 # 🐕 As many as the head has: rows × width. Small language models often do that, since the table is a large part of them.
 #
-# 🦁 It runs, since no code looks at what the projector is inside. But it cannot be read again: the class that reads a folder builds a projector of two matrices, and strict loading refuses the weights of one.
+# 🦁 It runs, since no code looks at what the projector is inside. But it does not come back: the class that reads a folder builds a projector of two matrices, and transformers fills it with random weights. Its warning is easy to overlook. The loader of this repository refuses such a folder.
 
 # %% [markdown] lang="zh"
 # ## 练习
@@ -285,7 +286,7 @@ print(other_halves.refusal(by_hand, **mismatched))
 #
 # 🐕 省下的正好是输出层：行数 × 宽度。小的语言模型常这样做，因为词向量表占了它们很大一块。
 #
-# 🦁 能跑，因为没有代码关心投影层里面是什么。但存下来就读不回去了：加载文件夹的类会造出两个矩阵的投影层，而严格加载不接受只有一个矩阵的权重。
+# 🦁 能跑，因为没有代码关心投影层里面是什么。但存下来就读不回原样了：加载文件夹的类会造出两个矩阵的投影层，transformers 给它们填上随机权重，只有一条容易看漏的警告。本仓库的加载则会拒绝这个文件夹。
 
 # %% tags=["solution"]
 print(f"{1024 * 2560 + 2560:,} + {2560 * 2560 + 2560:,} = {1024 * 2560 + 2560 + 2560 * 2560 + 2560:,}")
@@ -301,7 +302,12 @@ assert saved == 896 * 64
 first_width, last_width = vision.config.hidden_size, language.config.hidden_size
 by_hand.model.multi_modal_projector = torch.nn.Linear(first_width, last_width)
 print("it runs:", tuple(by_hand(**inputs).logits.shape))
-print(other_halves.refusal(LlavaForConditionalGeneration(config).load_state_dict, by_hand.state_dict())[:200])
+save_llava(by_hand, processor, FOLDER / "single", overwrite=True)
+again = LlavaForConditionalGeneration.from_pretrained(FOLDER / "single")
+print("read by transformers:", again.model.multi_modal_projector)
+refused = other_halves.refusal(load, FOLDER / "single")
+print("read by ours:", refused[:200])
+assert "missing" in refused
 
 # %% [markdown] lang="en"
 # Next lesson: [how data becomes batches](tutorial/en/05_data.ipynb).

@@ -44,6 +44,7 @@ from tutorial.tools import commands, planted_faults
 FOLDER = Path("output/tutorial/05_data")
 write_records(FOLDER / "conversations", "conversations", "train", 24, seed=0)
 dataset = LlavaDataset(FOLDER / "conversations")
+torch.manual_seed(0)  # the projector is new, so random
 model, processor = build_llava("demo/clip", "demo/qwen", torch.float32)
 tokenizer, encoder = processor.tokenizer, LlavaCollator(processor).encoder
 short = [one for one in dataset if len(one["images"]) == 1 and len(one["messages"]) == 4]  # two questions
@@ -180,7 +181,7 @@ batches.ends({"<|im_end|> is a label": rising, "<|im_end|> is -100": flat})
 #
 # ## 我们看到
 #
-# 批次是一张表，每一行必须等长，短的行用**填充**（padding）词元补齐。**注意力掩码**（attention mask）由 1 和 0 组成，标明哪些词元是真的，这样就没有位置会去看填充。下面是六条数据，白色是填充。一行里有好几段绿色，说明这段对话有好几个回答：一次前向就能全部学到。填充都在右边，真正的词元本来就看不到右边，填充也没有标签。所以加不加掩码，损失都一样；一条一条单独算，再按标签数加权平均，结果也一样。
+# 批次是一张表，每一行必须等长，短的行用**填充**（padding）词元补齐。**注意力掩码**（attention mask）由 1 和 0 组成，标明哪些词元是真的，这样就没有位置会去看填充。下面是六条数据，白色是填充。一行里有好几段绿色，说明这段对话有好几个回答：一次前向传播就能全部学到。填充都在右边，真正的词元本来就看不到右边，填充也没有标签。所以加不加掩码，损失都一样；一条一条单独算，再按标签数加权平均，结果也一样。
 
 # %%
 tokenizer.padding_side = "right"  # as in training
@@ -251,7 +252,7 @@ assert kept == ids[: len(kept)] and kept[-1] == END
 #
 # 🐢 **Easy.** Which share of all tokens of the 24 records is learned? And which share are image tokens?
 #
-# 🐕 **Middle.** Pad the six records on the left (`tokenizer.padding_side`) and leave the mask out. Is the loss still the same? Why?
+# 🐕 **Middle.** Pad the six records on the left (set `tokenizer.padding_side`, then make a new collator) and leave the mask out. Is the loss still the same? Why?
 #
 # 🦁 **Hard.** Train the demo's own chat model, `demo/qwen`, on the nine questions, again without the end. `train` above takes it; 20 steps at a rate of 3e-4 are enough. Does it write on, too?
 #
@@ -268,7 +269,7 @@ assert kept == ids[: len(kept)] and kept[-1] == END
 #
 # 🐢 **简单。** 24 条数据的全部词元里，要学的占多少？图片的词元又占多少？
 #
-# 🐕 **中等。** 把那六条数据改成左填充（`tokenizer.padding_side`），并且去掉掩码。损失还一样吗？为什么？
+# 🐕 **中等。** 把那六条数据改成左填充（先设 `tokenizer.padding_side`，再新建一个 collator），并且去掉掩码。损失还一样吗？为什么？
 #
 # 🦁 **困难。** 不用全新的模型，改用演示自带的对话模型 `demo/qwen` 学这九个问题，标签里同样没有结尾。可以直接用上面的 `train`，学习率 3e-4，20 步就够。它也会停不下来吗？
 #

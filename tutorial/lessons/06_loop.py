@@ -6,7 +6,7 @@
 # ## What you will know
 #
 # - the five things that each step does;
-# - what the shelf in the loss curve means, and how to compute its height before the training;
+# - what the shelf in the loss curve means, and below which loss no blind model comes;
 # - what a trainer and ZeRO-2 add to these lines.
 
 # %% [markdown] lang="zh"
@@ -17,7 +17,7 @@
 # ## 你会学到
 #
 # - 训练的每一步做哪五件事；
-# - 损失曲线上的那段平台是什么意思，它的高度怎样在训练之前就算出来；
+# - 损失曲线上的那段平台是什么意思，看不见图的模型最低能降到多少；
 # - Trainer 和 ZeRO-2 在这几行代码之外多做了什么。
 
 # %%
@@ -153,14 +153,14 @@ for step, caption in captions.items():
 print("  right:", new[0]["messages"][-1]["content"])
 
 # %% [markdown] lang="en"
-# At step 0 the model says next to nothing. At step 20 it writes in the form of a caption, about things that are not there. Then things appear that are there: first their number, sizes and colours, at last the kinds. The loss shows the same.
+# At step 0 the model says next to nothing. At step 20 it writes in the form of a caption, but guesses. Then what it says begins to be true: first their number, sizes and colours, at last the kinds. The loss shows the same.
 #
 # ## The shelf
 #
 # Imagine a model that has perfect grammar and is blind. It knows how captions are made, but must guess how many things there are, where, and of which kind, colour and size. The demo's world is small: 16 kinds, eight colours, two sizes, four places. Of the 128 pairs of a kind and a colour, 16 are in no training image; they are kept for tests. So we can compute what guessing costs, before any training. If $n$ things are equally likely, the right one has the probability $1/n$, and the loss is $\ln n$. Losses are added up in *nats*, the unit of the natural logarithm.
 
 # %% [markdown] lang="zh"
-# 第 0 步，模型几乎什么也说不出来。第 20 步，格式已经像一句描述，说的却都是图里没有的东西。后来，图里真有的东西才陆续出现：先是个数、大小和颜色，最后才是种类。损失曲线上也看得出来。
+# 第 0 步，模型几乎什么也说不出来。第 20 步，格式已经像一句描述，内容却是猜的。后来才慢慢说对：先是个数、大小和颜色，最后才是种类。损失曲线上也看得出来。
 #
 # ## 平台
 #
@@ -191,12 +191,12 @@ assert np.mean(losses[-8:]) < blind / 2
 curves.shelf(losses, blind, [RATE * share(step) for step in range(STEPS)])
 
 # %% [markdown] lang="en"
-# The loss falls steeply, hesitates a little above the dashed line, and falls again. The hesitation is the *shelf*. Up to it the projector only learns not to disturb the language model. Beyond it the loss is lower than that of any blind model. **From there on it must be looking at the image**: it cannot know captions by heart, as each image comes only once.
+# The loss falls steeply, then slowly for a while, above the dashed line, and then goes below it. The slow stretch (shaded) is the *shelf*. Up to it the projector only learns not to disturb the language model. Below the line the loss is lower than that of any blind model. **There it must be looking at the image**: it cannot know captions by heart, as each image comes only once.
 #
 # Token by token this is even clearer. The darker, the more the token surprises the model:
 
 # %% [markdown] lang="zh"
-# 损失先陡降，在虚线上方不远处徘徊一阵，然后继续下降。徘徊的这一段就是平台。到平台为止，投影层只是学会了不干扰语言模型。再往下，损失就比任何看不见图的模型都低了：**从这里开始，它一定在看图**。每张图只出现一次，所以不可能是靠背答案。
+# 损失先陡降，在虚线上方降得很慢，然后降到虚线以下。降得慢的这一段（阴影）就是平台。到平台为止，投影层只是学会了不干扰语言模型。降到虚线以下，损失就比任何看不见图的模型都低了：**这时它一定在看图**。每张图只出现一次，所以不可能是靠背答案。
 #
 # 逐个词元看更清楚。颜色越深，表示模型越意外：
 
@@ -247,7 +247,7 @@ curves.both(losses, theirs)
 # | one process | several share each batch, and under ZeRO-2 gradients and optimizer states as well | faster, and less memory on each GPU ([lesson 8](08_zero.ipynb)) |
 # | fp32, numbers of 4 bytes | on GPUs bf16, 2 bytes, with the optimizer in fp32 | frozen weights and intermediate results take half the memory; faster |
 # | logits (scores of the next token) at all positions | only where there is a label | a real vocabulary has 150,000 entries |
-# | any order will do | the longest records first | if memory is too small, the first step shows it |
+# | in any order; above we borrow the package's | the longest records first | if memory is too small, the first step shows it |
 # | a crash loses everything | checkpoints, and it resumes at the same step | days of work are not lost |
 # | NaN goes on | stops, and names step and records | no hours of useless work |
 
@@ -261,7 +261,7 @@ curves.both(losses, theirs)
 # | 一个进程 | 多个进程分摊每个批次；ZeRO-2 还分摊梯度和优化器状态 | 更快，每块 GPU 占的显存更少（[第 8 课](08_zero.ipynb)） |
 # | fp32，每个数 4 字节 | GPU 上用 bf16，每个数 2 字节，优化器仍用 fp32 | 冻结的权重和中间结果只占一半显存，而且更快 |
 # | 每个位置都算 logits（下一个词元的得分） | 只在有标签的位置算 | 真实词表有 15 万项 |
-# | 顺序随意 | 最长的数据排在最前 | 显存不够，第一步就能发现 |
+# | 顺序随意；上面借用了本仓库的 | 最长的数据排在最前 | 显存不够，第一步就能发现 |
 # | 崩溃就全没了 | 有检查点，从同一步续训 | 免得几天的成果丢失 |
 # | 出现 NaN 也照跑 | 停下来，说明是哪一步、哪些数据 | 免得白算几小时 |
 
@@ -322,7 +322,7 @@ _ = language.requires_grad_(False)
 # %% [markdown] lang="en"
 # ## Exercises
 #
-# 🐢 **Easy.** Take the mean loss of the last eight steps. Which probability of the right token does it stand for? (The loss is the mean of $-\ln p$, so this is the geometric mean of the p.) What is it on the shelf?
+# 🐢 **Easy.** Take the mean loss of the last eight steps. Which probability of the right token does it stand for? (The loss is the mean of $-\ln p$, so this is the geometric mean of the p.) What is it on the shelf, steps 18 to 29?
 #
 # 🐕 **Middle.** Train the projector from its start, 24 steps each, with a tenth of the rate and with a hundred times the rate. Guess first: which loss ends highest?
 #
@@ -331,7 +331,7 @@ _ = language.requires_grad_(False)
 # %% [markdown] lang="zh"
 # ## 练习
 #
-# 🐢 **简单。** 取最后八步损失的平均值。它相当于多大的正确词元概率？（损失是 $-\ln p$ 的平均值，所以算出来的是 p 的几何平均。）平台上又是多少？
+# 🐢 **简单。** 取最后八步损失的平均值。它相当于多大的正确词元概率？（损失是 $-\ln p$ 的平均值，所以算出来的是 p 的几何平均。）平台上（第 18 到 29 步）又是多少？
 #
 # 🐕 **中等。** 让投影层回到起点，学习率分别取十分之一和一百倍，各训练 24 步。先猜一猜：哪个损失最后最高？
 #
@@ -340,22 +340,25 @@ _ = language.requires_grad_(False)
 # %% [markdown] lang="en"
 # ## Solutions
 #
-# 🐢 From $\text{loss} = -\ln p$ follows $p = e^{-\text{loss}}$. The shelf lies near `blind`, the loss of a blind model.
+# 🐢 From $\text{loss} = -\ln p$ follows $p = e^{-\text{loss}}$. The shelf lies above `blind`: at this loss the model is still worse than one that guesses well.
 
 # %% [markdown] lang="zh"
 # ## 答案
 #
-# 🐢 由 $\text{loss} = -\ln p$ 得 $p = e^{-\text{loss}}$。平台的高度接近 `blind`，即看不见图的模型的损失。
+# 🐢 由 $\text{loss} = -\ln p$ 得 $p = e^{-\text{loss}}$。平台在 `blind` 之上：这时模型还不如一个很会猜的“盲人”。
 
 # %% tags=["solution"]
 last = float(np.mean(losses[-8:]))
-print(f"loss {last:.2f}: p = {np.exp(-last):.2f}; on the shelf {np.exp(-blind):.2f}")
+shelf = float(np.mean(losses[18:30]))
+print(
+    f"loss {last:.2f}: p = {np.exp(-last):.2f}; on the shelf {shelf:.2f}: p = {np.exp(-shelf):.2f}; blind {blind:.2f}"
+)
 
 # %% [markdown] lang="en"
-# 🐕 Too small a rate is slow: the loss falls, but has come less far. Too large a rate throws the projector far away in its first steps, and the way back takes time.
+# 🐕 Too small a rate is slow: the loss falls, but has come less far. Too large a rate makes each step overshoot: it gets down, but stays above the right one.
 
 # %% [markdown] lang="zh"
-# 🐕 学习率太小就慢：损失在降，只是还没降多少。太大，头几步就把投影层甩到很远的地方，要花时间才能回来。
+# 🐕 学习率太小就慢：损失在降，只是还没降多少。太大，每一步都迈过了头：损失也在降，却一直比合适的学习率高。
 
 # %% tags=["solution"]
 tries = {RATE: losses[:24]}

@@ -25,15 +25,12 @@
 # %% tags=["figure"]
 import copy
 
-import matplotlib.pyplot as plt
-import numpy as np
 import torch
-from matplotlib.path import Path as Outline
 
 from train_llava.build_model import build_llava
 from train_llava.model.freeze import LoraSettings, apply_train_type
 from train_llava.model.structure import component_or_adapter
-from tutorial.figures import canvas
+from tutorial.figures import adapters, strategies
 from tutorial.tools.quiet import quiet
 
 quiet()
@@ -63,40 +60,7 @@ def weights_of(model: torch.nn.Module) -> dict[str, tuple[int, int]]:
 
 counts = {name: weights_of(with_strategy(name)) for name in STRATEGIES}
 
-# A flame: its tip, then three corners for each curve of its border
-FLAME = """10,100 15,45 65,25 60,-35 55,-105 -55,-105 -60,-35 -62,-5 -45,20 -40,45
--30,15 -20,10 -10,15 -5,50 -5,80 10,100"""
-corners = np.array([corner.split(",") for corner in FLAME.split()], dtype=float)
-flame = Outline(corners, [Outline.MOVETO] + [Outline.CURVE4] * (len(corners) - 1))
-middle = {"ha": "center", "va": "center"}
-
-
-def draw_part(axes: plt.Axes, x: float, y: float, every: int, trained: int) -> None:
-    """A box with a flame or a snowflake, and how many weights are trained."""
-    colour = "#fde3d0" if trained else "#e3edfb"
-    axes.add_patch(plt.Rectangle((x - 0.47, y - 0.45), 0.94, 0.9, color=colour))
-    if not trained:
-        axes.text(x - 0.32, y, "❄", size=15, color=canvas.BLUE, **middle)
-        axes.text(x + 0.1, y, "frozen", size=9, **middle)
-        return
-    axes.scatter(x - 0.32, y, s=210, marker=flame, color=canvas.ORANGE)
-    of_all = f"\nof {every:,}" if trained < every else ""
-    axes.text(x + 0.1, y, f"{trained:,}{of_all}", size=9, **middle)
-
-
-with plt.rc_context(canvas.STYLE):
-    figure, (axes,) = canvas.panels(1, 2.9)
-    for x, part in enumerate(PARTS):
-        axes.text(x, -0.72, part, ha="center", weight="bold")
-        for y, name in enumerate(STRATEGIES):
-            if counts[name][part][0]:
-                draw_part(axes, x, y, *counts[name][part])
-    for y, name in enumerate(STRATEGIES):
-        trained = sum(trained for _, trained in counts[name].values())
-        axes.text(-0.62, y, f"{name}\n{trained:,} trained", ha="right", va="center")
-axes.set(xlim=(-1.75, 4.5), ylim=(3.5, -1))
-axes.axis("off")
-canvas.shown(figure, "What each strategy trains, and how many weights that is")
+strategies.parts(counts)
 
 # %% [markdown] lang="en"
 # Let us check the drawing: a weight is trained if a backward pass leaves a **gradient** there, which tells the optimizer where to move it. Here are the parts that get one:
@@ -138,12 +102,12 @@ for name in STRATEGIES:
     assert parts == {part for part, (_, trained) in counts[name].items() if trained}
 
 # %% [markdown] lang="en"
-# ## The original's table beside ours
+# ## The author's verdicts beside our results
 #
 # The author of the tutorial that this repository rebuilds judged four ways of training by eye: three strategies, and `use_lora` with a projector that a bug left random and frozen. We trained the demo in each way. Left are his settings, with one learning rate for all. Right are ours, with a rate for each strategy. Both were measured on the demo's first edition, which had images of four patches and captions alone.
 
 # %% [markdown] lang="zh"
-# ## 原教程的表，和我们的结果
+# ## 原作者的评价，和我们的结果
 #
 # 在本仓库重写的原教程里，作者凭主观感受评价了四种训练方式：三种策略，再加上一种因为 bug 而让投影层保持随机、没有训练的 `use_lora`。我们在演示数据上把它们都训练了一遍。左图用他的设置，所有方式用同一个学习率。右图用我们的设置，学习率适合各自的策略。两边都是在演示的第一版上测的，那时图片只有四个图块，只学图片描述。
 
@@ -174,16 +138,7 @@ sides = {
     "the original's settings": [exact([original["rows"][name]]) if name in said else [] for name in names],
     "a rate for each strategy": [exact(rows[name]) for name in names],
 }
-figure, axes = canvas.panels(2, 3.2, sharey=True)
-for each, (title, values) in zip(axes, sides.items(), strict=True):
-    for y, dots in enumerate(values):
-        if dots:
-            each.barh(y, mean(dots), color=canvas.BLUE, alpha=0.35, height=0.6)
-        each.plot(dots, [y] * len(dots), "o", color=canvas.BLUE, markersize=5)
-    each.set(title=title, xlim=(0, 100), xlabel="held-out answers exactly right, %")
-axes[0].set_yticks(range(len(names)), map(label, names))
-axes[0].invert_yaxis()
-canvas.shown(figure, "Answers exactly right by strategy, and the author's words")
+strategies.beside(sides, [*map(label, names)])
 
 # %% [markdown] lang="en"
 # Each dot is one training. Where the dots of two rows overlap, a difference between their bars may be chance. The order on the left is not that on the right. Such a small model cannot rank strategies for you. But it shows that **the settings matter as much as the strategy**.
@@ -200,40 +155,23 @@ canvas.shown(figure, "Answers exactly right by strategy, and the author's words"
 # 学习率是其中一项设置，它的影响有多大？下图是只用图片描述训练一个阶段之后，在测试集上的损失：
 
 # %% tags=["figure"]
-from matplotlib.ticker import LogLocator
-
-NONE = "none, 16 samples a step"
-styles = ["-", ":", "--", "--"]
-colours = [canvas.BLUE, canvas.BLUE, "#3a9d5d", canvas.ORANGE]
-at_the_end = {}
-figure, (axes,) = canvas.panels(1, 3.2)
-for name, colour, style in zip(original["curves"], colours, styles):
-    runs = original["curves"][name]
-    losses = [median(run["held_out_loss"] for run in runs[rate]) for rate in runs]
-    axes.plot([*map(float, runs)], losses, style, color=colour, marker=".", label=name)
-    at_the_end[name] = losses[-1]
-axes.axvline(4e-4, color=canvas.INK, linewidth=0.8, linestyle=":")
-axes.set(xscale="log", yscale="log", ylabel="held-out loss")
-axes.set_xlabel("learning rate; dotted: the original's, 4e-4")
-rates = [float(rate) for rate in original["curves"][NONE]]
-axes.set_xticks(rates, [f"{rate:.0e}".replace("e-0", "e-") for rate in rates])
-axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-axes.yaxis.set_major_formatter("{x:g}")
-axes.minorticks_off()
-axes.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
-canvas.shown(figure, "Loss over learning rate: none, and two that spare the tower")
+strategies.rates(original["curves"])
 
 # %%
+at_the_end = {}
+for name, runs in original["curves"].items():
+    highest = runs[max(runs, key=float)]
+    at_the_end[name] = median(run["held_out_loss"] for run in highest)
 for name, loss in at_the_end.items():
     print(f"loss at its highest rate  {loss:.3f}  {name}")
 freezing = [name for name in at_the_end if "tower" in name or "freeze" in name]
-assert at_the_end[NONE] > 3 * max(at_the_end[name] for name in freezing)
+assert at_the_end["none, 16 samples a step"] > 3 * max(at_the_end[name] for name in freezing)
 
 # %% [markdown] lang="en"
-# At small rates all lines lie together. At the highest rate `none` stops learning, while the two lines that spare the tower go on: one freezes it, one gives it a small rate of its own. They differ from `none` in the tower alone. So it is the tower that breaks: **CLIP forgets how to see before the language model has learned to look.** The author used one rate, 4e-4, for all rows. Larger models need smaller rates, so his verdict on `none` may be one on the rate; only the real model can tell. If you try `none`, add `--vision_learning_rate 2e-5`.
+# At 4e-4 all lines lie together. At the highest rate `none` stops learning, while the two lines that spare the tower go on: one freezes it, one gives it a small rate of its own. They differ from `none` in the tower alone. So it is the tower that breaks: **CLIP forgets how to see before the language model has learned to look.** The author used one rate, 4e-4, for all rows. Larger models need smaller rates, so his verdict on `none` may be one on the rate; only the real model can tell. If you try `none`, add `--vision_learning_rate 2e-5`.
 
 # %% [markdown] lang="zh"
-# 学习率小的时候，几条线靠在一起。到了最大的学习率，`none` 学不动了，另外两条保护视觉塔的线却没有问题：一条冻结它，一条给它单独的小学习率。它们和 `none` 只差在视觉塔上，可见坏掉的是视觉塔：**语言模型还没学会看图，CLIP 先忘了怎么看。** 原作者所有策略都用同一个学习率 4e-4；模型越大，能承受的学习率越小，所以他对 `none` 的差评，问题也许出在学习率上，这一点只有在真实模型上才能验证。想试 `none`，请加上 `--vision_learning_rate 2e-5`。
+# 在 4e-4 处，几条线靠在一起。到了最大的学习率，`none` 学不动了，另外两条保护视觉塔的线却没有问题：一条冻结它，一条给它单独的小学习率。它们和 `none` 只差在视觉塔上，可见坏掉的是视觉塔：**语言模型还没学会看图，CLIP 先忘了怎么看。** 原作者所有策略都用同一个学习率 4e-4；模型越大，能承受的学习率越小，所以他对 `none` 的差评，问题也许出在学习率上，这一点只有在真实模型上才能验证。想试 `none`，请加上 `--vision_learning_rate 2e-5`。
 
 # %% [markdown] lang="en"
 # ## LoRA: a small change beside a large matrix
@@ -267,16 +205,8 @@ A, B = (part["default"].weight.detach() for part in (first.lora_A, first.lora_B)
 scale = first.scaling["default"]  # alpha / r
 tables = {"W": W, "B": B, f"A: rank {len(A)}": A, f"{scale:g} x B A": scale * B @ A}
 
-figure, axes = canvas.panels(5, 2.5, width_ratios=[1, 0.3, 1, 1, 1.3])
-for each, (title, table) in zip(axes, tables.items()):
-    limit = 3 * table.std()
-    canvas.draw_numbers(each, table, title, limit)
-for i, layer in enumerate(layers_in(trained)):
-    strengths = torch.linalg.svdvals(change_of(layer))
-    axes[4].plot(range(1, 65), strengths[:64], label=f"layer {i}")
-axes[4].set(title="singular values of B A", xlabel="number")
-axes[4].legend(frameon=False, fontsize=8)
-canvas.shown(figure, "W, B and A of an adapter, B A, and its singular values")
+strengths = [torch.linalg.svdvals(change_of(layer)) for layer in layers_in(trained)]
+adapters.matrices(tables, strengths)
 
 # %% [markdown] lang="en"
 # B A is as large as W, but made of fewer numbers: half as many in this small matrix, a fortieth in one of Qwen1.5-4B (width 2560). A **singular value** says how strongly a matrix acts along one direction. Behind number r all are zero: this is what rank means. After training, W and the change can be added for good. This is **merging**. The merged model computes the same:
@@ -328,17 +258,10 @@ print(f"after one step, alpha 64 has moved W {times:.1f} times as far as alpha 8
 assert abs(times - 8) < 0.1
 
 # %% tags=["figure"]
-figure, axes = canvas.panels(2, 2.5)
-for (alpha, curves), colour in zip(runs.items(), (canvas.ORANGE, canvas.BLUE)):
-    for each, curve in zip(axes, curves):
-        each.plot(curve, color=colour, linewidth=2, label=f"alpha {alpha}")
-axes[0].set(title="how far W has moved", xlabel="step")
-axes[1].set(title="loss", xlabel="step")
-axes[0].legend(frameon=False)
-canvas.shown(figure, "Distance and loss over the steps, with alpha 8 and 64")
+adapters.alphas(runs)
 
 # %% [markdown] lang="en"
-# At the same rate, the first step moves W eight times as far. If you copy one from a recipe, copy the other, too.
+# At the same rate, the first step moves W eight times as far. If you copy a recipe's rate, copy its alpha, too.
 #
 # ## Projector alone, and two stages
 #
@@ -363,21 +286,13 @@ def by_stages(kind: str) -> dict[str, list[float]]:
 
 shown = {"projector": exact(rows["projector"])}
 shown |= by_stages("use_lora") | by_stages("freeze_vision")
-figure, (axes,) = canvas.panels(1, 2.4)
-for x, dots in enumerate(shown.values()):
-    colour = canvas.BLUE if x else canvas.ORANGE
-    axes.bar(x, mean(dots), color=colour, alpha=0.35, width=0.55)
-    axes.plot([x] * len(dots), dots, "o", color=canvas.INK, markersize=4)
-axes.set_xticks(range(len(shown)), shown)
-axes.set(ylim=(0, 100), ylabel="exactly right, %")
-canvas.shown(figure, "Answers exactly right: the projector alone, one stage, two")
-
+strategies.stages(shown)
 
 # %% [markdown] lang="en"
 # How much of the work does the projector do? We take the trained model apart: nothing of it ("built"), its projector alone, then both.
 
 # %% [markdown] lang="zh"
-# 投影层到底干了多少活？把训练好的模型拆开看：先什么都不装（built），再只装上投影层，最后加上 LoRA。
+# 投影层到底干了多少活？把训练好的模型拆开看：先是刚搭好的（built），再换上训练过的投影层，最后加上 LoRA。
 
 # %%
 from train_llava.model.generate import caption_rows
@@ -399,12 +314,12 @@ for name, model in {"built": base, "with the projector": half, "and with LoRA": 
 # %% [markdown] lang="en"
 # ## What we see
 #
-# In this demo the projector does much of the work. Its language model was trained on text alone, but in part of it each patch of a scene was one vector, the sum of the vectors of the words about it (`demo/language_half.py`). So a good translation is nearly all that it lacks. A real chat model has never met an image vector, and your data may need answers of another form: stage 2 has more to do. The rule is the same: **the projector brings what the language model can already use; the rest needs weights inside it.**
+# In this demo the projector does much of the work. Its language model was trained on text alone, but in some of the texts one vector stood for a patch, the sum of the vectors of the words about it (`demo/language_half.py`). So a good translation is nearly all that it lacks. A real chat model has never met an image vector, and your data may need answers of another form: stage 2 has more to do. The rule is the same: **the projector brings what the language model can already use; the rest needs weights inside it.**
 
 # %% [markdown] lang="zh"
 # ## 我们看到
 #
-# 在这个演示里，很多工作是投影层完成的。它的语言模型虽然只学过文本，但其中一部分文本把场景的每个图块写成一个向量，即描述这个图块的各个词向量之和（`demo/language_half.py`）。所以它缺的几乎只是一个好翻译。真实的对话模型从没见过图片向量，你的数据又往往要求别的回答形式，第二阶段要做的事就多得多。道理是一样的：**投影层只能送来语言模型本来就用得上的东西，其余的要靠语言模型自己的权重去学。**
+# 在这个演示里，很多工作是投影层完成的。它的语言模型虽然只学过文本，但其中一部分文本里，场景的图块已经换成了向量，即描述这个图块的各个词向量之和（`demo/language_half.py`）。所以它缺的几乎只是一个好翻译。真实的对话模型从没见过图片向量，你的数据又往往要求别的回答形式，第二阶段要做的事就多得多。道理是一样的：**投影层只能送来语言模型本来就用得上的东西，其余的要靠语言模型自己的权重去学。**
 
 # %% [markdown] lang="en"
 # ## Common questions
@@ -439,20 +354,20 @@ for name, model in {"built": base, "with the projector": half, "and with LoRA": 
 # %% [markdown] lang="en"
 # ## Exercises
 #
-# 🐢 **Easy.** How many weights do adapters of rank 8 have, on the four attention matrices of each layer of the language model? Work it out from the sizes, then let the model count.
+# 🐢 **Easy.** How many weights do adapters of rank 8 (`lora_r=8`) have, on the four attention matrices of each layer of the language model? Work it out from the sizes, then let the model count.
 #
 # 🐕 **Middle.** Ask `base` for gradients of all weights (`requires_grad_(True)`). Which weights of the tower still get none? Why?
 #
-# 🦁 **Hard.** Keep only the k largest singular values of every B A in the trained model. How small may k be until the held-out loss grows?
+# 🦁 **Hard.** Keep only the k largest singular values of every B A in the trained model. What does the held-out loss do as k falls?
 
 # %% [markdown] lang="zh"
 # ## 练习
 #
-# 🐢 **简单。** 在语言模型每一层的四个注意力矩阵上加秩为 8 的适配器，一共多少个权重？先按尺寸算，再让模型数一遍。
+# 🐢 **简单。** 在语言模型每一层的四个注意力矩阵上加秩为 8 的适配器（`lora_r=8`），一共多少个权重？先按尺寸算，再让模型数一遍。
 #
 # 🐕 **中等。** 给所有权重都打开梯度（`requires_grad_(True)`）。视觉塔的哪些权重仍然得不到梯度？为什么偏偏是它们？
 #
-# 🦁 **困难。** 在训练好的模型里，每个 B A 只保留最大的 k 个奇异值。k 小到多少，测试集损失才会上升？
+# 🦁 **困难。** 在训练好的模型里，每个 B A 只保留最大的 k 个奇异值。k 变小时，测试集损失怎样变？
 
 # %% [markdown] lang="en"
 # ## Solutions

@@ -58,7 +58,7 @@ memory.owners()
 #
 # - **权重**，前向和反向都要读；
 # - **梯度**，每个要训练的权重一个，表示损失怎样随它变化；
-# - **优化器状态**：AdamW 为每个要训练的权重记两个滑动平均，一个是梯度的，一个是梯度平方的，叫作一阶、二阶**动量**（moment）；混合精度（用 16 位计算，用 32 位更新）下还有一份 32 位的权重，即**主副本**（master copy），免得很小的更新被舍入掉。
+# - **优化器状态**：AdamW 为每个要训练的权重记两个滑动平均，一个是梯度的，一个是梯度平方的，叫作一阶、二阶**矩**（moment）；混合精度（用 16 位计算，用 32 位更新）下还有一份 32 位的权重，即**主副本**（master copy），免得很小的更新被舍入掉。
 #
 # bf16 是一种 16 位的格式，一个权重占 2 字节；全部加起来是它的八倍：
 
@@ -100,7 +100,7 @@ assert sum(gib(full, 2, 8).values()) < 20
 #
 # ## ZeRO in ten lines
 #
-# AdamW updates each weight by itself. So it does not matter who updates which weight. Each **rank** (one process, one GPU) takes the mean of all ranks' gradients for its own part only, and updates that part. Then all ranks collect all parts. The first transfer is called **reduce-scatter**, the second **all-gather**.
+# AdamW updates each weight by itself. So it does not matter who updates which weight. Each **rank** (one process, one GPU; not LoRA's r) takes the mean of all ranks' gradients for its own part only, and updates that part. Then all ranks collect all parts. The first transfer is called **reduce-scatter**, the second **all-gather**.
 
 # %% [markdown] lang="zh"
 # 此外还有**激活值**：前向时留给反向用的中间结果。它随批次变大，属于各 GPU 自己的样本，不分。[第 12 课](12_real_size.ipynb)会把它算进去。
@@ -141,12 +141,12 @@ print("GB sent by each GPU in a step:", {name: round(times * once, 1) for name, 
 # %% [markdown] lang="en"
 # ## Two real ranks
 #
-# `tutorial/tools/two_ranks.py` trains the demo's language model with DeepSpeed, three steps under each stage. It starts two processes, which talk through Gloo, a library for such transfers that works on CPUs. Afterwards each counts what it keeps.
+# `tutorial/tools/two_ranks.py` trains the demo's language model on random words with DeepSpeed, three steps under each stage; stage 0 is training without ZeRO. It starts two processes, which talk through Gloo, a library for such transfers that works on CPUs. Afterwards each counts what it keeps.
 
 # %% [markdown] lang="zh"
 # ## 两个真实的 rank
 #
-# `tutorial/tools/two_ranks.py` 用 DeepSpeed 训练演示的语言模型，每个阶段三步。它起两个进程，通过 Gloo（一个在 CPU 上也能用的通信库）交换数据。训练完，每个进程数一数自己存了多少。
+# `tutorial/tools/two_ranks.py` 用 DeepSpeed 在随机的词上训练演示的语言模型，ZeRO 的每个阶段三步；阶段 0 就是不用 ZeRO。它起两个进程，通过 Gloo（一个在 CPU 上也能用的通信库）交换数据。训练完，每个进程数一数自己存了多少。
 
 # %%
 found = two_ranks.run()
@@ -165,7 +165,7 @@ memory.real_ranks(found)
 # %% [markdown] lang="zh"
 # ## 我们看到
 #
-# 从阶段 1 起，每个 rank 只存一半动量，合起来正好每个权重两个。阶段 3 连权重也只存一半。而且每个阶段的损失都相同：ZeRO 改变的只是数放在哪里，不改变数本身。（没有数梯度，因为一步结束后梯度就清掉了。）
+# 从阶段 1 起，每个 rank 只存一半的矩，合起来正好每个权重两个。阶段 3 连权重也只存一半。而且每个阶段的损失都相同：ZeRO 改变的只是数放在哪里，不改变数本身。（没有数梯度，因为一步结束后梯度就清掉了。）
 
 # %%
 for stage, each in found.items():
@@ -185,10 +185,10 @@ memories = {name: memory_model(name) for name in ("projector", "use_lora", "free
 memory.by_strategy(memories)
 
 # %% [markdown] lang="en"
-# Memory is one limit, time the other. Some tricks save one, some the other. These were measured on two CPU cores, each as one change to a plain run (`benchmarks/results/tricks.json`); the bars say how many times as fast it became:
+# Memory is one limit, time the other. Some tricks save one, some the other. These were measured on two CPU cores, each as one change to a plain run (`benchmarks/results/tricks.json`); the bars say how many times as fast it became, the GB how much memory it took:
 
 # %% [markdown] lang="zh"
-# 显存是一道坎，时间是另一道。训练技巧有的省显存，有的省时间。下面的结果在两个 CPU 核上测得，每次只改一项（`benchmarks/results/tricks.json`），柱长是速度的倍数：
+# 显存是一道坎，时间是另一道。训练技巧有的省显存，有的省时间。下面的结果在两个 CPU 核上测得，每次只改一项（`benchmarks/results/tricks.json`），柱长是速度的倍数，GB 是占用的内存：
 
 # %% tags=["figure"]
 memory.tricks(json.loads(Path("benchmarks/results/tricks.json").read_text())["rows"])
@@ -196,7 +196,7 @@ memory.tricks(json.loads(Path("benchmarks/results/tricks.json").read_text())["ro
 # %% [markdown] lang="en"
 # - If most time goes into reading images: **workers**, processes that decode images while the step runs (`--dataloader_num_workers`). `--dataloader_persistent_workers true` keeps them from one epoch to the next. `--dataloader_pin_memory true` helps GPUs only.
 # - If memory is short: **accumulation** adds up the gradients of several small batches before one step. **Gradient checkpointing** computes activations again in the backward pass instead of keeping them; the deeper the model, the more memory this saves, and it costs time.
-# - If the processor has instructions for it: **bf16**.
+# - If the processor has instructions for it: **bf16**, for speed. **Packing** puts several short records into one row, **length grouping** those of like length into one batch: less padding.
 #
 # ## Common questions
 #
@@ -213,7 +213,7 @@ memory.tricks(json.loads(Path("benchmarks/results/tricks.json").read_text())["ro
 # %% [markdown] lang="zh"
 # - 时间主要花在读图片上：多开几个 **worker**，也就是一边训练一边解码图片的进程（`--dataloader_num_workers`）。`--dataloader_persistent_workers true` 让它们在各轮（epoch）之间一直留着。`--dataloader_pin_memory true` 只对 GPU 有用。
 # - 显存不够：**梯度累积**把几个小批次的梯度加起来，再更新一次。**梯度检查点（gradient checkpointing）** 不保存激活值，反向传播时重算；模型越深，省得越多，但要多花时间。
-# - 处理器有 bf16 指令：用 **bf16**。
+# - 处理器有 bf16 指令：用 **bf16** 提速。**packing** 把几条短数据拼进一行，**length grouping** 把长度相近的放进一批，填充都会变少。
 #
 # ## 常见问题
 #
@@ -240,7 +240,7 @@ print("32 samples at once, and 8 times 4: the same gradient")
 #
 # 🐢 **Easy.** A GPU shall keep at most 16 GiB of weights, gradients and optimizer states. How many GPUs does `none` need under ZeRO-2? And under ZeRO-3? (`gib(memories["none"], stage, gpus)` gives the parts.)
 #
-# 🐕 **Middle.** LoRA of rank 128 instead of 32: how much larger are the optimizer states? (`LoraSettings` can be given to `memory_model`.)
+# 🐕 **Middle.** LoRA of rank 128 instead of 32: how much larger are the optimizer states? (Give `memory_model` a `LoraSettings(lora_r=128)`.)
 #
 # 🦁 **Hard.** Write the forward pass of ZeRO-3: four ranks keep a quarter of each layer, and gather a layer only while they need it. How many weights does a rank hold at most?
 #
@@ -257,7 +257,7 @@ print("32 samples at once, and 8 times 4: the same gradient")
 #
 # 🐢 **简单。** 要让每块 GPU 存的权重、梯度和优化器状态不超过 16 GiB，用 `none` 训练时 ZeRO-2 要几块 GPU？ZeRO-3 呢？（`gib(memories["none"], stage, gpus)` 给出各部分的大小。）
 #
-# 🐕 **中等。** LoRA 的秩从 32 改成 128，优化器状态会大多少？（`memory_model` 可以接收 `LoraSettings`。）
+# 🐕 **中等。** LoRA 的秩从 32 改成 128，优化器状态会大多少？（给 `memory_model` 传 `LoraSettings(lora_r=128)`。）
 #
 # 🦁 **困难。** 写出 ZeRO-3 的前向：四个 rank 各存每一层的四分之一，用到哪层才收齐哪层。一个 rank 最多同时存多少权重？
 #

@@ -57,12 +57,12 @@ generation.next_tokens(asker, [ask(QUESTION, [image]) for image in images])
 # %% [markdown] lang="en"
 # ## One token at a time
 #
-# From left to right you see the first seven steps of one answer; of eight images, the figure takes the one at which the model is least sure. At each step the model gives every token of the vocabulary a probability; the figure shows the four largest. The most probable token is taken (orange) and put behind the prompt, and the model is asked again. To take always the most probable token is called **greedy** decoding. Here it is by hand. It stops at a token that ends answers, such as `<|im_end|>`.
+# From left to right you see the first seven steps of one answer; of eight images, the figure takes the one at which the model is least sure. At each step the model gives every token of the vocabulary a probability; the figure shows the four largest. (… is one that the figure's font lacks, such as Chinese.) The most probable token is taken (orange) and put behind the prompt, and the model is asked again. To take always the most probable token is called **greedy** decoding. Here it is by hand, for the first image. It stops at a token that ends answers, such as `<|im_end|>`.
 
 # %% [markdown] lang="zh"
 # ## 一次一个词元
 #
-# 从左到右是同一个回答的前七步；图中选的是八张图片里模型最拿不准的那一张。每一步，模型都给词表里的每个词元一个概率，图中画出最高的四个。取概率最大的词元（橙色），接到提示词后面，再问一遍模型。每次都取概率最大的词元，就叫**贪心解码（greedy）**。下面手写一遍；遇到表示回答结束的词元（例如 `<|im_end|>`）就停。
+# 从左到右是同一个回答的前七步；图中选的是八张图片里模型最拿不准的那一张。每一步，模型都给词表里的每个词元一个概率，图中画出最高的四个（“…”是图中字体画不出的词元，如中文）。取概率最大的词元（橙色），接到提示词后面，再问一遍模型。每次都取概率最大的词元，就叫**贪心解码（greedy）**。下面对第一张图手写一遍；遇到表示回答结束的词元（例如 `<|im_end|>`）就停。
 
 
 # %%
@@ -127,14 +127,14 @@ for question, *answers in zip(QUESTIONS, alone, asker.answers(left), asker.answe
 assert asker.answers(left) == alone or model.dtype != torch.float32
 
 # %% [markdown] lang="en"
-# On the left, a batch answers exactly as one question at a time. On the right, the last column of a short prompt is padding: the model is asked what follows a padding token, which no training has shown it. Only the longest prompt, which has no padding, is safe. In training it does not matter: nothing is written there, and padding has no labels (lesson 5).
+# On the left, a batch answers exactly as one question at a time, mistakes included. On the right, the last column of a short prompt is padding: the model is asked what follows a padding token, which no training has shown it. Only the longest prompt, which has no padding, is safe. In training it does not matter: nothing is written there, and padding has no labels (lesson 5).
 #
 # ## The prompt must have the form of the training
 #
 # A chat model has learned one form of prompt, its chat template. The model's folder holds it, and this repository uses it for training and asking alike. What if a program writes prompts of another form?
 
 # %% [markdown] lang="zh"
-# 填在左边，一批一起问和一个个单独问，答案完全一样。填在右边，短提示词的最后一列就是填充：等于问模型填充后面该写什么，这种情形训练时从没出现过；只有最长的那个没有填充，不受影响。训练时则无所谓：那时并不生成，填充也没有标签（第 5 课）。
+# 填在左边，一批一起问和一个个单独问，答案完全一样，错的也一样错。填在右边，短提示词的最后一列就是填充：等于问模型填充后面该写什么，这种情形训练时从没出现过；只有最长的那个没有填充，不受影响。训练时则无所谓：那时并不生成，填充也没有标签（第 5 课）。
 #
 # ## 提示词的格式必须和训练时一样
 #
@@ -176,12 +176,12 @@ for question in ["<image>\nHow many things are in the image?", "What is at the t
 # %% [markdown] lang="en"
 # ## Where it looks
 #
-# Before each token, attention decides how much the model takes from each position to the left. So for each word we can ask: how much from which patch? In the first figure each row is a word of the answer, each column a layer. The more attention a patch gets, the more orange it is; the number is the share of all attention that goes to the image. One answer proves little, so the second figure counts. In 40 new scenes of the demo we know where each thing is. We let the model read along the right captions: when size, colour and kind of a thing come next, does the patch with this thing get the most attention of all patches?
+# Before each token, attention decides how much the model takes from each position to the left. So for each word we can ask: how much from which patch? In the first figure below, four words of the answer have a row each; a column is a layer. The more attention a patch gets, the more orange it is; the number is the share of all attention that goes to the image. One answer proves little, so the second figure counts. In 40 new scenes of the demo we know where each thing is. We let the model read along the right captions: when size, colour and kind of a thing come next, does the patch with this thing get the most attention of all patches?
 
 # %% [markdown] lang="zh"
 # ## 它在看哪里
 #
-# 写每个词元之前，注意力决定从左边各个位置各取多少信息。所以可以问：写这个词时，从哪个图块取了多少？第一张图里，每一行是回答里的一个词，每一列是一层。图块越橙，得到的注意力越多；数字是图片分到的注意力占全部注意力的比例。一个回答说明不了什么，所以第二张图是统计。取 40 个新场景，每样东西在哪儿都是已知的。让模型顺着正确的描述读，在接下来该说某样东西的大小、颜色、种类时，看所有图块里得到注意力最多的，是不是放着这样东西的那一块。
+# 写每个词元之前，注意力决定从左边各个位置各取多少信息。所以可以问：写这个词时，从哪个图块取了多少？下面第一张图选了回答里的四个词，每词一行，每一列是一层。图块越橙，得到的注意力越多；数字是图片分到的注意力占全部注意力的比例。一个回答说明不了什么，所以第二张图是统计。取 40 个新场景，每样东西在哪儿都是已知的。让模型顺着正确的描述读，在接下来该说某样东西的大小、颜色、种类时，看所有图块里得到注意力最多的，是不是放着这样东西的那一块。
 
 # %% tags=["figure"]
 generation.attention_maps(asker, batch, write(batch))
@@ -194,7 +194,7 @@ generation.attention_on_things(asker, QUESTION)
 #
 # - **An answer is a loop.** Read, take the most probable token, put it behind, repeat. The cache only makes it faster.
 # - **The model looks at the image again for every word.** The image's vectors stay in the row, and different words take from different patches.
-# - **The layers share the work.** The first spread their attention over many patches; in the last, the demo's model nearly always looks at the thing that it names. Still, attention says where a model looks, and not what it takes from there. Lesson 10 has a stronger test.
+# - **The layers share the work.** The first spreads its attention over many patches; in the last, the demo's model nearly always looks at the thing that it names. Still, attention says where a model looks, and not what it takes from there. Lesson 10 has a stronger test.
 #
 # ## Common questions
 #
@@ -208,7 +208,7 @@ generation.attention_on_things(asker, QUESTION)
 #
 # - **回答就是一个循环。** 读一遍，取概率最大的词元，接到后面，再来。缓存只是让它更快。
 # - **每写一个词都会重新看图。** 图片的向量一直留在序列里，不同的词从不同的图块取信息。
-# - **各层有分工。** 前几层的注意力摊得很开；到最后一层，演示模型几乎总是盯着它正在说的东西。不过注意力只说明模型在看哪里，不说明它从那里取了什么。更有力的检验在第 10 课。
+# - **各层有分工。** 第 0 层的注意力摊得很开；到最后一层，演示模型几乎总是盯着它正在说的东西。不过注意力只说明模型在看哪里，不说明它从那里取了什么。更有力的检验在第 10 课。
 #
 # ## 常见问题
 #

@@ -66,12 +66,12 @@ sheets.sheet([adapted[i] for i in chosen[:8]], "Eight images, each with its ques
 # %% [markdown] lang="en"
 # ## With and without the adapter
 #
-# The sheet shows the first English question of each of eight kinds, in the order of the file and not selected, with the adapter's answer: green if it is exactly right, red if not. `disable_adapter()` switches the adapter off, so the same object answers as its base. In the demo, the base is the result of stage 1 (lesson 7): its projector was trained on captions, but not on conversations. The bars below count right answers, by kind of question.
+# The sheet shows the first English question of each of eight kinds, in the order of the file and not selected, with the adapter's answer: green if it is exactly right, red if not. `disable_adapter()` switches the adapter off, so the same object answers as its base. In the demo, the base is the result of stage 1 (lesson 7): its projector was trained on captions, but not on conversations. The bars below count right answers, by kind of question: ten of each.
 
 # %% [markdown] lang="zh"
 # ## 有适配器和没有适配器
 #
-# 上面是八类问题各自的第一道英文题（按文件里的顺序，没有挑选）和适配器的回答：绿色表示一字不差，红色表示有错。`disable_adapter()` 能临时关掉适配器，同一个对象就按基座来回答。演示里的基座是第一阶段（第 7 课）的结果：投影层学过图片描述，但还没见过对话。下面的柱状图按问题种类统计答对的比例。
+# 上面是八类问题各自的第一道英文题（按文件里的顺序，没有挑选）和适配器的回答：绿色表示一字不差，红色表示有错。`disable_adapter()` 能临时关掉适配器，同一个对象就按基座来回答。演示里的基座是第一阶段（第 7 课）的结果：投影层学过图片描述，但还没见过对话。下面的柱状图按问题种类（每类十题）统计答对的比例。
 
 # %%
 for i in chosen:
@@ -89,7 +89,7 @@ bars.exactly_right({"with the adapter": adapted, "base": base})
 # %% [markdown] lang="zh"
 # ## 适配器改了什么
 #
-# 被适配的每一层都用一个矩阵 W 去乘输入。LoRA 不动 W，只在旁边加上两个瘦长矩阵的乘积（第 7 课）：A 把输入压成 r 个数，B 再把它们展开成完整的输出，最后乘上 alpha / r。所以这一层实际用的是 W + (alpha / r) B A。下面看相对于自身大小改动最大的那个矩阵。
+# 加了适配器的每一层都用一个矩阵 W 去乘输入。LoRA 不动 W，只在旁边加上两个瘦长矩阵的乘积（第 7 课）：A 把输入压成 r 个数，B 再把它们展开成完整的输出，最后乘上 alpha / r。所以这一层实际用的是 W + (alpha / r) B A。下面看相对于自身大小改动最大的那个矩阵。
 
 # %%
 layers = {name: module for name, module in model.named_modules() if hasattr(module, "lora_A")}
@@ -144,10 +144,10 @@ answers = [row["caption"] for row in caption_rows(merged, processor, examples)]
 print(f"equal answers: {sum(a == row['caption'] for a, row in zip(answers, adapted, strict=True))} of {len(answers)}")
 
 # %% [markdown] lang="en"
-# On the command line this is `python -m train_llava.merge_lora`, which also checks every weight against the two folders. Now we save the model, and ask it without this repository.
+# On the command line this is `python -m train_llava.merge_lora`, which also checks every weight against base and adapter. Now we save the model, and ask it without this repository.
 
 # %% [markdown] lang="zh"
-# 在命令行里对应 `python -m train_llava.merge_lora`，它还会拿两个文件夹逐个核对合并后的权重。现在存盘，然后不用本仓库，直接向它提问。
+# 在命令行里对应 `python -m train_llava.merge_lora`，它还会对照基座和适配器，逐个核对合并后的权重。现在存盘，然后不用本仓库，直接向它提问。
 
 # %%
 from transformers import pipeline
@@ -203,9 +203,9 @@ print(f"merged in bf16, {lost:.1%} of this change is rounded away: {most.split('
 # %% [markdown] lang="en"
 # ## Exercises
 #
-# 🐢 **Easy.** Which share of all weights does the adapter train, projector included?
+# 🐢 **Easy.** How large is the adapter, projector included, beside the merged model?
 #
-# 🐕 **Middle.** Make the adapter stronger and weaker: load it once more, and multiply the `scaling` of every adapted layer by 0, 0.5, 1, 1.5 and 2. How many answers are exactly right? (`bars.percent` counts the rows of `caption_rows`.)
+# 🐕 **Middle.** Make the adapter stronger and weaker: load it once more, and multiply the `scaling` of every adapted layer by 0, 0.5, 1, 1.5 and 2. How many of the first 78 answers are exactly right? (`bars.percent` counts the rows of `caption_rows`.)
 #
 # 🦁 **Hard.** Does the adapter need all its r directions? Keep only the k largest singular values of each B A, for some k, and count right answers. (`torch.linalg.svd` takes a matrix apart.)
 #
@@ -216,9 +216,9 @@ print(f"merged in bf16, {lost:.1%} of this change is rounded away: {most.split('
 # %% [markdown] lang="zh"
 # ## 练习
 #
-# 🐢 **简单。** 算上投影层，适配器训练的权重占全部权重的多少？
+# 🐢 **简单。** 算上投影层，适配器的权重相当于合并后模型的多少？
 #
-# 🐕 **中等。** 把适配器调强调弱：重新加载它，给每个适配层的 `scaling` 乘上 0、0.5、1、1.5、2，各有多少回答一字不差？（`bars.percent` 可以统计 `caption_rows` 的结果。）
+# 🐕 **中等。** 把适配器调强调弱：重新加载它，给每个适配层的 `scaling` 乘上 0、0.5、1、1.5、2，前 78 条里各有多少回答一字不差？（`bars.percent` 可以统计 `caption_rows` 的结果。）
 #
 # 🦁 **困难。** 适配器的 r 个方向都用得上吗？每个 B A 只保留最大的 k 个奇异值，换几个 k，数一数答对多少。（`torch.linalg.svd` 可以分解矩阵。）
 #

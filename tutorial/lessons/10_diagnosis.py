@@ -32,7 +32,7 @@ from demo.make_data import write_records
 from train_llava.build_model import build_llava
 from train_llava.data import LlavaCollator, LlavaDataset
 from train_llava.model import image_use
-from tutorial.figures import canvas
+from tutorial.figures import symptoms
 from tutorial.tools.quiet import quiet
 
 quiet()
@@ -46,7 +46,6 @@ held_out = LlavaDataset(FOLDER / "held_out")
 with_image = image_use.sample(held_out)  # which records have an image
 built, processor = build_llava("demo/clip", "demo/qwen", dtype=torch.float32)
 trained = PeftModel.from_pretrained(copy.deepcopy(built), "demo/trained").eval()
-WHICH = {"own": canvas.BLUE, "other": canvas.ORANGE, "grey": "#9aa5b1"}
 
 
 def look(model: torch.nn.Module) -> dict[str, float]:
@@ -58,25 +57,15 @@ def look(model: torch.nn.Module) -> dict[str, float]:
 looks = {"built, not trained": look(built), "trained": look(trained)}
 
 triple = next(image_use.examples_by_image(held_out, with_image, [0]))
-figure, axes = canvas.panels(4, 2.5, width_ratios=[1, 1, 1, 3])
-for each, record, which in zip(axes, triple, WHICH):
-    canvas.draw(each, record["images"][0], f"{which} image")
-for i, (which, colour) in enumerate(WHICH.items()):
-    losses = [numbers[f"loss_{which}_image"] for numbers in looks.values()]
-    places = [y + 0.26 * (i - 1) for y in range(len(looks))]
-    axes[3].barh(places, losses, height=0.24, color=colour, label=which)
-axes[3].set_yticks(range(len(looks)), looks)
-axes[3].invert_yaxis()
-axes[3].set_xlabel("loss of the answers")
-axes[3].legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-canvas.shown(figure, "Three images for one question, and the losses of two models")
+images = [record["images"][0] for record in triple]
+symptoms.losses_by_image(images, looks)
 
 # %% [markdown] lang="en"
 # ## Does it look at the image?
 #
 # We compute the loss of the same answers three times: with the record's own image, with another record's, and with a grey one. If a model looks, its loss jumps with another image. If it ignores images, all three are the same. Right answers prove little: many questions can be guessed.
 #
-# Below, a third model is made blind: a hook replaces its projector's output by zeros.
+# Below, a third model is made blind: a hook, which PyTorch calls behind the projector, replaces its output by zeros.
 
 # %% [markdown] lang="zh"
 # ## 模型看图了吗？
@@ -92,7 +81,7 @@ def blind(module, inputs, vectors):
 
 
 def told(numbers: dict[str, float]) -> str:
-    losses = {which: numbers[f"loss_{which}_image"] for which in WHICH}
+    losses = {which: numbers[f"loss_{which}_image"] for which in symptoms.WHICH}
     return "  ".join(f"{which} {loss:.2f}" for which, loss in losses.items())
 
 
@@ -130,16 +119,7 @@ labels = {
     "nothing": torch.full_like(healthy, -100),
 }
 
-green, grey = torch.tensor([0.45, 0.78, 0.52]), torch.tensor([0.87, 0.89, 0.92])
-figure, axes = canvas.panels(1, 1.5, rows=3)
-for each, (name, row) in zip(axes, labels.items()):
-    learned = row != -100
-    colours = torch.where(learned[:, None], green, grey)
-    canvas.draw(each, colours[None].numpy(), aspect="auto")
-    each.set_ylabel(f"{name}: {learned.sum()}", rotation=0, ha="right", va="center")
-    for border in range(1, len(row)):
-        each.axvline(border - 0.5, color="white", linewidth=1)
-canvas.shown(figure, "A record's labels: healthy, without an end, none at all")
+symptoms.labels(labels)
 
 # %% [markdown] lang="en"
 # The last row arises when a program searches the text for the mark in front of answers, and takes another template's mark. It finds none, so nothing is learned. The loss is 0 (a sum of nothing) or NaN (its mean, 0 / 0):
@@ -163,14 +143,14 @@ assert total == 0 and average.isnan()
 #
 # ## It never stops
 #
-# There are two causes. The labels have no end, as in the second row. Or generation waits for another end than was taught, say the base model's `<|endoftext|>`:
+# There are two causes. The labels have no end, as in the second row. Or generation waits for another end than was taught, say `<|endoftext|>`, with which pretraining ends texts:
 
 # %% [markdown] lang="zh"
 # **怎么修：** 用 `python -m train_llava.show_batch` 把自己数据的标签画出来看。本仓库不靠搜索，回答在哪里由模板直接给出（第 5 课）。
 #
 # ## 回答停不下来
 #
-# 原因有两种。一是标签里没有结束符，就像上图第二行；二是生成时等的结束符和训练教的不一样，比如等的是基座模型的 `<|endoftext|>`：
+# 原因有两种。一是标签里没有结束符，就像上图第二行；二是生成时等的结束符和训练教的不一样，比如等的是预训练时用的 `<|endoftext|>`：
 
 # %%
 from train_llava.model.generate import ask, generate
@@ -288,13 +268,7 @@ for rate in (2e-6, 2e-3, 5e-2):
     curves[rate] = run(model, new_optimizer(model, rate), range(24))
 
 # %% tags=["figure"]
-figure, (axes,) = canvas.panels(1, 2.6)
-for (rate, losses), colour in zip(curves.items(), ("#9aa5b1", *WHICH.values())):
-    axes.plot(losses, color=colour, linewidth=2, label=f"rate {rate:.0e}")
-axes.set(xlabel="step", ylabel="loss", yscale="log")
-axes.yaxis.set_major_formatter("{x:g}")
-axes.legend(frameon=False)
-canvas.shown(figure, "The loss of three trainings: too slow, right, too fast")
+symptoms.rates(curves)
 
 # %%
 for rate, losses in curves.items():
@@ -302,14 +276,14 @@ for rate, losses in curves.items():
 assert curves[2e-3][-1] < curves[2e-6][-1] and max(curves[5e-2]) > 3 * curves[5e-2][0]
 
 # %% [markdown] lang="en"
-# Grey hardly moves: the rate is too low, or what should learn is frozen. Blue falls; later it reaches the shelf, where grammar is known and the image not yet read. Be patient there. Orange has jumped: the rate is far too high. **Fix:** `--learning_rate`, `--warmup_steps`; the table of trained parts that every training prints.
+# Grey hardly moves: the rate is too low, or what should learn is frozen. Blue falls to the shelf, where grammar is known and the image not yet read. Be patient there. Orange has jumped: the rate is far too high. **Fix:** `--learning_rate`, `--warmup_steps`; the table of trained parts that every training prints.
 #
 # ## NaN
 #
 # NaN means "not a number". fp16, a number of 16 bits, ends at 65,504. What is larger becomes infinite, and infinity minus infinity is NaN. bf16 has 16 bits, too, is coarser, and reaches as far as fp32:
 
 # %% [markdown] lang="zh"
-# 灰线几乎不动：学习率太低；该学的部件被冻结时，曲线也是这样。蓝线一路下降，再往后会遇到第 6 课讲的平台：语法学会了，图还没看懂，这时要有耐心。橙线跳上去了：学习率高得离谱。**怎么修：** 调 `--learning_rate`、`--warmup_steps`；看每次训练开头打印的那张表，确认哪些部件在训练。
+# 灰线几乎不动：学习率太低；该学的部件被冻结时，曲线也是这样。蓝线先陡降，然后走平，这就是第 6 课讲的平台：语法学会了，图还没看懂，这时要有耐心。橙线跳上去了：学习率高得离谱。**怎么修：** 调 `--learning_rate`、`--warmup_steps`；看每次训练开头打印的那张表，确认哪些部件在训练。
 #
 # ## NaN
 #
@@ -402,14 +376,14 @@ assert half["loss_own_image"] > looks["trained"]["loss_own_image"]
 #
 # ## Out of memory
 #
-# Estimate before you rent. This is what CLIP-L/336 with Qwen1.5-4B needs on one GPU. Dotted: what a card has room for. Dashed: with gradient checkpointing, which computes activations twice instead of keeping them.
+# Estimate before you rent. This is what CLIP-L/336 with Qwen1.5-4B needs on one GPU at its peak: lesson 8's count, activations, and at the step fp32 gradients. Dotted: what a card has room for. Dashed: with gradient checkpointing, which computes activations twice instead of keeping them.
 
 # %% [markdown] lang="zh"
 # **怎么修：** `modules_to_save` 里要有投影层（本仓库默认就有）。基座也必须是训练时的那个：`adapter_base.json` 记着它，用 `train_llava.model.load` 加载时，基座不对会被拒绝。
 #
 # ## 显存不足
 #
-# 租卡之前先估算。图中是 CLIP-L/336 加 Qwen1.5-4B 在一张卡上要多少显存，横轴是一个批次里的图片数。水平的点线是一张卡能放下的上限；虚线表示打开梯度检查点（gradient checkpointing）：不保存激活值，用到时再算一遍。
+# 租卡之前先估算。图中是 CLIP-L/336 加 Qwen1.5-4B 在一张卡上的显存峰值：第 8 课算的那些，加上激活值，更新时梯度还要再存一份 fp32；横轴是一个批次里的图片数。水平的点线是一张卡能放下的上限；虚线表示打开梯度检查点（gradient checkpointing）：不保存激活值，用到时再算一遍。
 
 # %% tags=["figure"]
 from train_llava.estimate import (
@@ -429,24 +403,15 @@ config = config_of(EstimateModel(**paths))
 sizes = [1, 2, 4, 8, 16, 32]
 tokens = (DEFAULT_TOKENS, config.image_seq_length)
 batches = [Workload.assumed(size, *tokens).batch for size in sizes]
-figure, (axes,) = canvas.panels(1, 2.8)
-for name, colour in (("use_lora", canvas.BLUE), ("freeze_vision", canvas.ORANGE)):
+needed = {}
+for name in ("use_lora", "freeze_vision"):
     memory = MemoryModel.of(meta_model(config, torch.bfloat16, name))
     zero = zero_config("ZeRO-2", 1, config.text_config.hidden_size, name)
-    for again, style in ((False, ".-"), (True, ".--")):  # computed again, not kept
-        needed = [memory.peak(batch, zero, again) / 2**30 for batch in batches]
-        label = name + ", gradient checkpointing" * again
-        axes.plot(sizes, needed, style, color=colour, label=label)
-for card in ("rtx4090-24g", "a100-80g"):
-    room = memory_budget(card) / 2**30
-    axes.axhline(room, color=canvas.INK, linewidth=0.8, linestyle=":")
-    axes.text(sizes[0], room * 1.04, f"room on {card}", fontsize=8)
-axes.set(xscale="log", yscale="log", xlabel="images in a batch", ylabel="GiB")
-axes.set_xticks(sizes, sizes)
-axes.minorticks_off()
-axes.yaxis.set_major_formatter("{x:g}")
-axes.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
-canvas.shown(figure, "Memory over batch size, with and without checkpointing")
+    ways = {"": False, ", gradient checkpointing": True}
+    needed[name] = {way: [memory.peak(batch, zero, again) / 2**30 for batch in batches] for way, again in ways.items()}
+cards = ("rtx4090-24g", "a100-80g")
+room = {card: memory_budget(card) / 2**30 for card in cards}
+symptoms.memory_over_batch(sizes, needed, room)
 
 # %% [markdown] lang="en"
 # **Fix,** in this order: a smaller `--per_device_train_batch_size` (`--global_batch_size` keeps the samples of a step), `--gradient_checkpointing true`, `use_lora`, `--load_in_4bit true`, more GPUs (lesson 8).
@@ -497,7 +462,7 @@ canvas.shown(figure, "Memory over batch size, with and without checkpointing")
 #
 # 🐢 **Easy.** Does the built, untrained model guess from the image or from the question? Compare its three losses.
 #
-# 🐕 **Middle.** Train with a rate that falls to zero. Then go on: once with the old optimizer and its last rate, once with a new optimizer and the first rate. What does the loss do?
+# 🐕 **Middle.** Train with a rate that falls nearly to zero. Then go on: once with the old optimizer and its last rate, once with a new optimizer and the first rate. What does the loss do?
 #
 # 🦁 **Hard.** Shuffle the trained model's 16 image vectors before they reach the language model, with a hook like `blind`. Which of the three losses does this resemble? Where, then, does the model keep the place of a thing?
 
@@ -506,19 +471,19 @@ canvas.shown(figure, "Memory over batch size, with and without checkpointing")
 #
 # 🐢 **简单。** 搭好但没训练的模型，靠的是图片还是问题在猜？比较它的三个损失。
 #
-# 🐕 **中等。** 让学习率逐步降到零，训练一段，然后续训两次：一次沿用原来的优化器和最后的学习率；一次换成新的优化器，学习率回到开头。损失有什么不同？
+# 🐕 **中等。** 让学习率逐步降到接近零，训练一段，然后续训两次：一次沿用原来的优化器和最后的学习率；一次换成新的优化器，学习率回到开头。损失有什么不同？
 #
 # 🦁 **困难。** 仿照 `blind` 写一个钩子，把训练好的模型的 16 个图片向量打乱顺序，再交给语言模型。损失更像三个损失中的哪一个？这说明模型把“东西在哪儿”记在了哪里？
 
 # %% [markdown] lang="en"
 # ## Solutions
 #
-# 🐢 From the question. Its own image serves no better than another's. A grey one may serve better: of it, a random projector makes less noise.
+# 🐢 From the question. Its own image serves no better than another's. A random projector makes noise of any image.
 
 # %% [markdown] lang="zh"
 # ## 答案
 #
-# 🐢 靠问题。用自己的图片并不比用别人的强，灰图反而可能更好：随机的投影层只会把图片变成噪声，灰图变出来的噪声小一些。
+# 🐢 靠问题。用自己的图片并不比用别人的强：随机的投影层把什么图片都变成噪声。
 
 # %% tags=["solution"]
 print(told(looks["built, not trained"]))
