@@ -20,7 +20,7 @@ from train_llava.processing.chat import IGNORE_INDEX
 from tutorial.figures import canvas, diagrams
 from tutorial.figures.canvas import INK, ORANGE, STYLE
 
-KINDS = {"special": "#dfe4ea", "text": "#d3e3fb", "image": "#fbd6b8", "answer": "#c4eac9", "padding": "#ffffff"}
+KINDS = {"special": "#c2c9d2", "text": "#d3e3fb", "image": "#fbd6b8", "answer": "#c4eac9", "padding": "#ffffff"}
 NAMES = {"special": "special token", "text": "text, only read", "image": "image", "answer": "answer, to be learned"}
 EDGE, READ, LEARNED, IGNORED = "#b9c2cc", "#5b6673", "#1d6b2c", "#9aa5b1"
 

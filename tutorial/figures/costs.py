@@ -54,14 +54,13 @@ def published(rows: list[dict]) -> Image:
 
 
 def hour_bars(hours: dict[str, float], against: str, measured: float) -> Image:
-    """From the hours of each kind of GPU to three times these; what an hour of a kind is worth beside another's."""
+    """From the hours of each kind of GPU to five times these; what an hour of a kind is worth beside another's."""
     figure, (axis,) = canvas.panels(1, 2.9)
-    axis.barh([*hours], [2 * each for each in hours.values()], left=[*hours.values()], color=canvas.BLUE)
+    axis.barh([*hours], [4 * each for each in hours.values()], left=[*hours.values()], color=canvas.BLUE)
     axis.plot(measured, [*hours].index(against), "o", color=canvas.ORANGE, label="measured, early code")
     for at, each in enumerate(hours.values()):
-        axis.text(2 * each, at, f"{hours[against] / each:.0%}", color="white", ha="center", va="center")
-    axis.set_xlabel("hours of one epoch on one GPU        %: an hour of it is worth so much of an H100's hour")
-    axis.set_xlim(0, 50)
+        axis.text(3 * each, at, f"{hours[against] / each:.0%}", color="white", ha="center", va="center")
+    axis.set_xlabel("hours of one epoch on one GPU; %: its speed beside an H100's")
     axis.legend(frameon=False, loc="upper right")
     return canvas.shown(figure, "Hours of one epoch on six kinds of GPU, and what each is worth beside an H100")
 

@@ -12,6 +12,7 @@ from transformers import LlavaConfig, LlavaProcessor
 from tutorial.figures import canvas, diagrams
 from tutorial.figures.diagrams import ANSWER, IMAGE, LANGUAGE, PLAIN, PROJECTOR, TEMPLATE, TEXT, TOWER
 
+REAL = "#7a4fb5"  # of what is said about a model of the real size
 PARTS = {"vision tower": "#8cc9a1", "projector": "#e0a800", "language model": "#e79c8d", "head": "#b79ad6"}
 
 
@@ -42,7 +43,7 @@ def sizes(config: LlavaConfig) -> Sizes:
 
 def two_lines(axes: diagrams.Axes, x: float, ours: str, theirs: str) -> None:
     diagrams.write(axes, x, 36, ours, 10, color=canvas.BLUE)
-    diagrams.write(axes, x, 33.6, theirs, 10, color=canvas.ORANGE)
+    diagrams.write(axes, x, 33.6, theirs, 10, color=REAL)
 
 
 def picture(axes: diagrams.Axes, x: float, width: float, pixels: np.ndarray, **options) -> diagrams.Axes:
@@ -79,7 +80,7 @@ def draw_reading(axes: diagrams.Axes, pieces: Sequence[str], vectors: int, best:
     colours = [TEMPLATE] * 4 + [IMAGE] * 4 + [TEXT] * (1 + len(pieces)) + [TEMPLATE] * 5
     diagrams.write(axes, 1, 29.5, "one row of vectors: the image stands among the words", ha="left", style="italic")
     diagrams.tokens(axes, 27.5, words, colours, [""] * len(words), 7.8)
-    diagrams.arrow(axes, (85.5, 32.3), (32, 28.2), canvas.ORANGE)
+    diagrams.arrow(axes, (85.5, 32.3), (32, 28.2))
     reads = "reads vectors, knows how texts go on, has never seen an image"
     diagrams.box(axes, 1, 12, 98, 8, LANGUAGE, "language model", reads)
     for x in (8, 24, 40, 56, 72, 86):
@@ -109,7 +110,7 @@ def the_map(
     figure, axes = diagrams.canvas(63)
     diagrams.write(axes, 1, 61, "the demo", 11, ha="left", color=canvas.BLUE, weight="bold")
     real_name = "CLIP-ViT-L/336 + Qwen1.5-4B-Chat"
-    diagrams.write(axes, 12, 61, real_name, 11, ha="left", color=canvas.ORANGE, weight="bold")
+    diagrams.write(axes, 12, 61, real_name, 11, ha="left", color=REAL, weight="bold")
     draw_seeing(axes, image, vectors, demo, real)
     draw_reading(axes, pieces, demo.vectors, best)
     return canvas.shown(

@@ -51,6 +51,7 @@ def embedding(
         each.set_ylabel("blue            green            red")
     canvas.draw_numbers(axes[3], vector.reshape(32, 32), "= 1 of 1,024 numbers")
     canvas.draw_frame(axes[3], 0, 0, 1, 1)
+    axes[3].set_xlabel("red: above zero, blue: below")
     alt = "The grid, the 588 numbers of one patch, a filter, the patch's 1,024 numbers"
     return canvas.shown(figure, alt, "jpeg")
 

@@ -76,7 +76,7 @@ pieces = [processor.tokenizer.decode([each]) for each in processor.tokenizer(que
 overview.the_map(image, pieces, (seen, translated), best, demo, real)
 
 # %% [markdown] lang="en"
-# The blue numbers are measured on the running demo; the orange ones come from the configs of a real model. Go from left to right, then down:
+# The blue numbers are measured on the running demo; the purple ones come from the configs of a real model. Go from left to right, then down:
 #
 # 1. The image is cut into **patches**, small squares. The demo has 16; a real tower has 576.
 # 2. The **vision tower** turns each patch into a vector, a list of numbers that say what is there.
@@ -87,7 +87,7 @@ overview.the_map(image, pieces, (seen, translated), best, demo, real)
 # That is all. The cell below checks the sizes in code.
 
 # %% [markdown] lang="zh"
-# 蓝色的数是在演示模型上量出来的，橙色的数来自真实模型的配置。从左往右看，再往下看：
+# 蓝色的数是在演示模型上量出来的，紫色的数来自真实模型的配置。从左往右看，再往下看：
 #
 # 1. 图片先切成一个个小方块，叫**图块**（patch）。演示里有 16 块，真实的视觉塔有 576 块。
 # 2. **视觉塔**把每个图块变成一个向量，也就是一串数，记录那里有什么。
@@ -253,7 +253,7 @@ overview.conversation(image, pairs[:5], answers[:5])
 # | 9 | 推理：[完整模型](code05_infer.ipynb)、[适配器](code05_infer_lora.ipynb) | 回答是怎样写出来的？ |
 # | 10 | [诊断](10_diagnosis.ipynb) | 不对劲，问题出在哪里？ |
 # | 11 | [评估](11_scores.ipynb) | 模型有多好？ |
-# | 12 | [真实大小](12_real_size.ipynb) | 真正的训练需要什么？ |
+# | 12 | [真实规模](12_real_size.ipynb) | 真正的训练需要什么？ |
 # | 13 | [结业项目](13_project.ipynb) | 你想教它什么？ |
 #
 # ## 来历

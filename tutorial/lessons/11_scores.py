@@ -99,6 +99,8 @@ for row in sorted(wrong, key=lambda row: -len(row["reference"]))[:3]:
 # - **VQA accuracy** (VQAv2, TextVQA): ten people answered each question. An answer that four or more of them gave is fully right, fewer make it partly right.
 # - **Relaxed accuracy** (ChartQA): a number may be 5% off. A percentage counts as a share: 50% is 0.5.
 # - **ANLS** (DocVQA): letters count. It is 1 - d / n, where d is the number of letters to put in, take out or change, and n the length of the longer text. Below a half it is 0. Of several references the nearest counts.
+#
+# The cell below uses `evaluate`'s own rules, which are milder still: exact match ignores capitals and a final full stop, VQA articles as well, ANLS capitals. `choice` looks for the letter of an option.
 
 # %% [markdown] lang="zh"
 # ## 基准测试怎样计分
@@ -108,6 +110,8 @@ for row in sorted(wrong, key=lambda row: -len(row["reference"]))[:3]:
 # - **VQA 准确率**（VQAv2、TextVQA）：每题有十个人作答，和其中至少四人一致就得满分，人数再少就只得一部分分；
 # - **宽松准确率**（ChartQA）：数字允许差 5%；百分数按小数算，50% 就是 0.5；
 # - **ANLS**（DocVQA）：按字母算，等于 1 - d / n，其中 d 是要增、删、改的字母数，n 是较长文本的长度；不到一半记 0。有几个参考答案时，取最接近的那个。
+#
+# 下面用的是 `evaluate` 自己的规则，还要宽一些：完全匹配不管大小写和句末句点，VQA 还不管冠词，ANLS 不管大小写；`choice` 找的是选项的字母。
 
 # %% tags=["figure"]
 soft_scores.soft_scores()
@@ -123,10 +127,10 @@ for metric, answer, references in [*cases, ("choice", "The answer is B.", ["B"])
     print(f"{name:<17} {answer:<17} {', '.join(dict.fromkeys(references)):<21} {score(answer, references):.2f}")
 
 # %% [markdown] lang="en"
-# Yes/no questions (POPE) need more than accuracy, since a model may say yes to anything. **Precision**: of the times it says yes, how often is that right? **Recall**: of what is there, how much does it see? **F1** is one number for both, their harmonic mean. **yes_share** is how often it says yes. Here are 80 questions such as "Is there a heart in the image?", about half of them with the answer no, and one more model, which always says yes.
+# Yes/no questions (POPE) need more than accuracy, since a model may say yes to anything. **Precision**: of the times it says yes, how often is that right? **Recall**: of what is there, how much does it see? **F1** is one number for both, their harmonic mean. **yes_share** is how often it says yes; an answer without "no" or "not" in its first sentence counts as yes. Here are 80 questions such as "Is there a heart in the image?", about half of them with the answer no, and one more model, which always says yes.
 
 # %% [markdown] lang="zh"
-# 是非题（POPE）光看准确率不够，因为模型可能什么都说“有”。**精确率（precision）**：它说“有”的，多少是对的？**召回率（recall）**：真有的，它看到了多少？**F1** 是两者的调和平均，把两个数合成一个。**yes_share** 是它说“有”的比例。下面有 80 个“图里有没有……”的问题，大约一半答案是“没有”；再加一个只会说“有”的模型。
+# 是非题（POPE）光看准确率不够，因为模型可能什么都说“有”。**精确率（precision）**：它说“有”的，多少是对的？**召回率（recall）**：真有的，它看到了多少？**F1** 是两者的调和平均，把两个数合成一个。**yes_share** 是它说“有”的比例；第一句里没有 no 或 not 的回答，都算“有”。下面有 80 个“图里有没有……”的问题，大约一半答案是“没有”；再加一个只会说“有”的模型。
 
 # %% tags=["figure"]
 from train_llava.pages.scores.scoring import score
@@ -154,7 +158,7 @@ bars.grouped(yes_no, "", "Accuracy, precision, recall, F1 and share of yes of th
 #
 # ## 它看图了吗？
 #
-# 有一种检验不需要规定什么算对：看参考答案的**损失**。分别配上自己的图、别的数据的图和一张灰图。如果模型真的看图，换成别人的图，正确答案就显得不太可能，损失上升（第 10 课）。`evaluate` 每次都会做这个检验，并打印下面这样的一句结论。
+# 有一种检验不需要规定什么算对：看参考答案的**损失**。分别配上自己的图、别的数据的图和一张灰图。如果模型真的看图，换成别人的图，正确答案的概率就变小，损失上升（第 10 课）。`evaluate` 每次都会做这个检验，并打印下面这样的一句结论。
 
 # %% tags=["figure"]
 from train_llava.model.image_use import figures, losses_by_image, sample, verdict
@@ -228,13 +232,13 @@ with served(App(trained, processor, "demo", [], auth=None)) as address:
 # %% [markdown] lang="zh"
 # ## 我们看到
 #
-# - **分数要有底线。** 把不看图的模型和没训练的模型的得分也报出来。
+# - **分数要有参照。** 把不看图的模型和没训练的模型的得分也报出来。
 # - **分数要有规则。** 每个基准对“对”的定义都不一样。
 # - **三个损失胜过一个分数。** 它们能看出图片究竟起没起作用。
 #
 # ## 常见问题
 #
-# - **测多少题才够？** n 题里答对的比例是 p，标准误差就是 sqrt(p (1 - p) / n)。左右各取两个标准误差，20 次里有 19 次包含真实值。下面的代码算出它缩小得有多慢。
+# - **测多少题才够？** n 题里答对的比例是 p，标准误差就是 sqrt(p (1 - p) / n)。左右各取两个标准误差，20 次里有 19 次包含真实值。题多了它也缩得很慢，见下面。
 # - **损失很低，回答却错，为什么？** 算损失时，每个词前面都是正确的开头；模型自己写的时候，前面错一个词，后面就一直带着这个错。
 # - **我的数据用哪个指标？** 整句用 `caption`，一个词或一个数用 `exact` 或 `relaxed`。[评估](../../docs/evaluation_zh.md)里有对照表；用 `--metric` 选，或者写在数据的字段里。
 # - **能和论文里的数比吗？** 题目、提示词、指标都相同才行。lmms-eval 就是做这个的，能直接读合并后的文件夹。
@@ -251,7 +255,7 @@ for n in (130, 650, 5000):
 #
 # 🐕 **Middle.** What does a program get that never looks, but knows the data? For each kind of question it gives the answer that is most frequent among the held-out references. How many are exactly right?
 #
-# 🦁 **Hard.** Is the trained model better than the blind one by luck? Draw 130 of the 130 questions with replacement, a thousand times, and work out the difference of the two scores each time. How often is it positive? Which interval holds 95% of the differences?
+# 🦁 **Hard.** Is the trained model better than the blind one by luck? Draw 130 of the 130 questions with replacement, a thousand times, and work out the difference of the two scores each time. How often is it positive? Between which values lie the middle 95%?
 #
 # ## Solutions
 #
@@ -264,7 +268,7 @@ for n in (130, 650, 5000):
 #
 # 🐕 **中等。** 一个从不看图、却了解数据的程序能得多少分？每类问题都用测试集参考答案里最常见的那句来答，有多少一字不差？
 #
-# 🦁 **困难。** 训练好的模型比弄瞎的好，会不会只是运气？从这 130 题里有放回地抽 130 题，重复一千次，每次算两个分数之差。多少次为正？95% 的差落在什么区间？
+# 🦁 **困难。** 训练好的模型比弄瞎的好，会不会只是运气？从这 130 题里有放回地抽 130 题，重复一千次，每次算两个分数之差。多少次为正？中间 95% 的差在什么区间？
 #
 # ## 答案
 #
@@ -274,10 +278,10 @@ for n in (130, 650, 5000):
 print(METRICS["anls"][1]("cat", ["cart", "dog"]), METRICS["relaxed"][1]("48%", ["0.5"]))
 
 # %% [markdown] lang="en"
-# 🐕 It gets a part of the answers right for nothing. A model must beat it to have learned to see.
+# 🐕 It gets a part of the answers right for nothing. A model below it has learned nothing from images; above it, look at the three losses.
 
 # %% [markdown] lang="zh"
-# 🐕 什么都不看也能得一部分分。模型要超过它，才算学会了看图。
+# 🐕 什么都不看也能得一部分分。模型低于它，说明没从图里学到东西；高于它，还要看那三个损失。
 
 # %% tags=["solution"]
 from collections import Counter, defaultdict
@@ -298,10 +302,12 @@ print(f"the most frequent answer of each kind: {hits / len(rows['trained']):.0%}
 gains = np.array([a["exact"] - b["exact"] for a, b in zip(rows["trained"], rows["blind"], strict=True)], float)
 drawn = np.random.default_rng(0).choice(gains, (1000, len(gains))).mean(1)
 low, high = np.percentile(drawn, [2.5, 97.5])
-print(f"positive in {(drawn > 0).sum()} of 1,000; 95% of the differences lie between {low:.0%} and {high:.0%}")
+print(
+    f"positive in {(drawn > 0).sum()} of 1,000; the middle 95% of the differences lie between {low:.0%} and {high:.0%}"
+)
 
 # %% [markdown] lang="en"
 # Next lesson: [the real size](12_real_size.ipynb): what a real training needs.
 
 # %% [markdown] lang="zh"
-# 下一课：[真实大小](12_real_size.ipynb)，真正的训练需要什么。
+# 下一课：[真实规模](12_real_size.ipynb)，真正的训练需要什么。

@@ -1,7 +1,7 @@
 # %% [markdown] lang="en"
 # # 12. The real size
 #
-# So far everything ran on a CPU, with a model of two million weights. The real one, CLIP-ViT-L/336 with Qwen1.5-4B, has two thousand times as many, and runs on GPUs that you pay for by the hour. Before you rent one, make a plan: memory, hours, money, downloads, and what to do first. This lesson makes such a plan. It reads configs only, so it needs no GPU and no download.
+# So far everything ran on a CPU, with a model of two million weights. The real one, CLIP-ViT-L/336 with Qwen1.5-4B, has two thousand times as many, and runs on GPUs that you pay for by the hour. Before you rent one, make a plan: memory, hours, money, downloads, and what to do first. This lesson makes one. It reads configs only: no GPU, no download.
 #
 # ## What you will know
 #
@@ -11,7 +11,7 @@
 # - in which order to work, so that a mistake costs minutes and not days.
 
 # %% [markdown] lang="zh"
-# # 12. 真实大小
+# # 12. 真实规模
 #
 # 前面的课都在 CPU 上跑，模型只有两百万个参数。真正的模型是 CLIP-ViT-L/336 加 Qwen1.5-4B，大了约两千倍，要在按小时付费的 GPU 上训练。租卡之前先做一份计划：显存、时间、费用、下载，还有先做什么后做什么。这一课就来做计划。全课只读配置文件，不用 GPU，也不下载。
 #
@@ -69,7 +69,7 @@ costs.memory_bars({gpus: {strategy: parts(strategy, gpus) for strategy in STRATE
 # %% [markdown] lang="zh"
 # ## 放得下吗？
 #
-# 每个横条是一步训练中最吃紧的时刻，一张卡要用的显存，每次四条样本。竖的点线是一张卡能放下的上限。浅灰色（on top）是权重、梯度、优化器之外还要的：激活值，或者优化器更新时临时做的副本。请看橙色：每个要训练的参数，Adam 要存 12 个字节。LoRA 训练的参数少，几乎没有橙色；`freeze_vision` 要训练几十亿个参数，八张卡把橙色和蓝色分摊掉，这正是 ZeRO-2 的用意（第 8 课）。
+# 每个横条是一张卡在一步中最吃紧时占的显存，每次四条样本。竖的点线是一张卡能放下的上限。浅灰色（on top）是权重、梯度、优化器之外还要的：激活值，或者优化器更新时临时做的副本。请看橙色：每个要训练的参数，Adam 要存 12 个字节。LoRA 训练的参数少，几乎没有橙色；`freeze_vision` 要训练几十亿个参数，八张卡把橙色和蓝色分摊掉，这正是 ZeRO-2 的用意（第 8 课）。
 #
 # 换成你自己的情况，一行命令就能算。它搭一个没有权重的模型来数。（`run` 在 notebook 里运行一条命令；在终端里，前面加上 `python -m` 即可。）
 
@@ -128,10 +128,10 @@ assert abs(gib["estimated"] / gib["measured"] - 1) < 0.1
 assert peak("freeze_vision", 1) > memory_budget("h100-80g") / 2**30 > peak("freeze_vision", 2)
 
 # %% [markdown] lang="en"
-# Memory agrees within a tenth, and `freeze_vision` does not fit on one GPU, as the first figure says. Speed does not agree. That run used early code, without fused kernels. But even for that code the estimated speed is three times too high, and [why is not known](../../docs/gpu.md). So look at the runs of other people, too; ours is the last row:
+# Memory agrees within a tenth (with what the driver takes), and `freeze_vision` does not fit on one GPU, as the first figure says. Speed does not agree. That run used early code, without fused kernels. But even for that code the estimated speed is three times too high, and [why is not known](../../docs/gpu.md). So look at the runs of other people, too; ours is the last row:
 
 # %% [markdown] lang="zh"
-# 显存的误差在 10% 以内；`freeze_vision` 在单卡上放不下，也和第一张图一致。速度却对不上。那次测的是这份代码的早期版本，还没有用融合算子；但就算按那个版本来估计，速度也高估到三倍左右，[原因还不清楚](../../docs/gpu_zh.md)。所以再看看别人公布的训练，我们自己的放在最后一行：
+# 显存（加上驱动占的）误差在 10% 以内；`freeze_vision` 在单卡上放不下，也和第一张图一致。速度却对不上。那次测的是这份代码的早期版本，还没有用融合算子；但就算按那个版本来估计，速度也高估到三倍左右，[原因还不清楚](../../docs/gpu_zh.md)。所以再看看别人公布的训练，我们自己的放在最后一行：
 
 # %%
 rows = read("published.json")["rows"]
@@ -140,14 +140,14 @@ assert all(0.3 < row["published_over_predicted"] < 0.9 for row in rows if not ro
 costs.published(rows)
 
 # %% [markdown] lang="en"
-# At 1 a run was as fast as estimated. Blue runs report pure training steps on one GPU; the estimate meets them within a fifth. Orange are ours, and whole jobs that also read half a million images from disk; all were slower. So take the estimate as the best case, and allow three times the hours. After some dozens of steps trust the `samples/s` of your own log.
+# At 1 a run was as fast as estimated. Blue runs report pure training steps on one GPU; the estimate meets them within a fifth. Orange are ours, and whole jobs that also read half a million images from disk; all were slower. So take the estimate as the best case, and allow three to five times the hours. After some dozens of steps trust the `samples/s` of your own log.
 #
 # ## What it costs
 #
-# You pay for a GPU by the hour. So one question decides what to rent: how much slower may a cheaper GPU be? The bars go from the estimate to three times the estimate, for one epoch of `use_lora` on one GPU. The percentage is its speed beside an H100's. A GPU that costs less than this percentage of an H100's price is the cheaper choice.
+# You pay for a GPU by the hour. So one question decides what to rent: how much slower may a cheaper GPU be? The bars go from the estimate to five times the estimate, for one epoch of `use_lora` on one GPU. The percentage is its speed beside an H100's. A GPU that costs less than this percentage of an H100's price is the cheaper choice.
 
 # %% [markdown] lang="zh"
-# 横条等于 1，表示和估计的一样快。蓝色的是单卡纯训练步的速度，估计误差在 20% 以内。橙色的是其余的：完整任务（同时还要从磁盘读几十万张图片），以及我们自己那次，全都比估计的慢。所以请把估计当成最好的情况，时间按三倍准备。跑起来几十步之后，就以自己的日志为准：上面会打印 `samples/s`。
+# 横条等于 1，表示和估计的一样快。蓝色的是单卡纯训练步的速度，估计误差在 20% 以内。橙色的是其余的：完整任务（同时还要从磁盘读几十万张图片），以及我们自己那次，全都比估计的慢。所以请把估计当成最好的情况，时间按三到五倍准备。跑起来几十步之后，就以自己的日志为准：上面会打印 `samples/s`。
 #
 # ## 要花多少钱
 #
@@ -217,14 +217,14 @@ for path in sorted(Path("recipes").glob("*.sh")):
     print(f"{path.stem:<19}{strategy:<15}" + "".join(f"{flags.get(name, '-'):>18}" for name in WANTED))
 
 # %% [markdown] lang="en"
-# A dash means the default of `run_zero2.sh`. LLaVA-1.5 trains the projector first, at a high rate, and then the language model at a fiftieth of it. The second stage starts from the first one's folder.
+# A dash: the default of `run_zero2.sh`, or no LoRA. LLaVA-1.5 trains the projector first, at a high rate, and then the language model at a fiftieth of it. The second stage starts from the first one's folder.
 #
 # ## What we see
 #
 # Each step of the plan costs more than the one before it. So a mistake should show as early as possible:
 
 # %% [markdown] lang="zh"
-# 短横线表示用 `run_zero2.sh` 的默认值。LLaVA-1.5 先用高学习率训练投影层，再用五十分之一的学习率训练语言模型；第二阶段从第一阶段的输出文件夹开始。
+# 短横线表示用 `run_zero2.sh` 的默认值，或没有 LoRA。LLaVA-1.5 先用高学习率训练投影层，再用五十分之一的学习率训练语言模型；第二阶段从第一阶段的输出文件夹开始。
 #
 # ## 我们看到
 #
@@ -268,24 +268,24 @@ costs.order_of_work()
 # %% [markdown] lang="en"
 # ## Common questions
 #
-# **Out of memory. What first?** A smaller batch, which shortens only the light part of the bar. Then gradient checkpointing, 4-bit weights (`use_lora` only), the optimizer in main memory, more GPUs. The cell below shows two of these. With 24 GB use checkpointing at once: the run on the H100 took more than such a card has.
+# **Out of memory. What first?** A smaller batch, which shortens at most the light part of the bar. Then gradient checkpointing, 4-bit weights (`use_lora` only), the optimizer in main memory, more GPUs. The cell below shows two of these. With 24 GB use checkpointing at once: the run on the H100 took more than such a card has.
 #
-# **Why does a smaller batch not help `freeze_vision` on one GPU?** Because the orange part alone is long, and does not depend on the batch.
+# **Why does a smaller batch not help `freeze_vision` on one GPU?** Because there the light part is the optimizer's copies.
 #
 # **How many steps does an epoch have?** The number of records divided by the samples of a step. A step has 32 samples on any number of GPUs, unless you set `GLOBAL_BATCH`.
 #
-# **How large a disk do I need?** 16 GB for the downloads, then the built model, the result, and three checkpoints. The cell below has the sizes.
+# **How large a disk do I need?** 16 GB for the downloads, then the built model (9 GB), the result, and three checkpoints. The cell below has the sizes.
 
 # %% [markdown] lang="zh"
 # ## 常见问题
 #
-# **显存不够，先做什么？** 先减小批次，它只缩短图里浅灰色的部分。然后依次是：梯度检查点、4 比特权重（仅限 `use_lora`）、把优化器放到内存、加卡。下面的代码算出梯度检查点和 4 比特能省多少。24 GB 的卡请直接打开梯度检查点：H100 上实测占用的显存超过了这种卡能用的。
+# **显存不够，先做什么？** 先减小批次，它最多缩短图里浅灰色的部分。然后依次是：梯度检查点、4 比特权重（仅限 `use_lora`）、把优化器放到内存、加卡。下面的代码算出梯度检查点和 4 比特能省多少。24 GB 的卡请直接打开梯度检查点：H100 上实测占用的显存超过了这种卡能用的。
 #
-# **单卡训练 `freeze_vision`，为什么减小批次没有用？** 因为光是橙色部分就很长，而它和批次大小无关。
+# **单卡训练 `freeze_vision`，为什么减小批次没有用？** 因为这时浅灰色是优化器更新用的副本，也和批次无关。
 #
 # **一轮有多少步？** 数据条数除以每步的样本数。不管几张卡，一步默认都是 32 个样本，除非你设了 `GLOBAL_BATCH`。
 #
-# **要多大的磁盘？** 下载 16 GB，加上搭好的模型、训练的结果，再加上保留的检查点，默认三个。大小见下面的输出。
+# **要多大的磁盘？** 下载 16 GB，加上搭好的模型（9 GB）、训练的结果，再加上保留的检查点，默认三个。大小见下面的输出。
 
 # %%
 from train_llava.planning.budget import checkpoint_bytes, model_bytes
@@ -308,7 +308,7 @@ for strategy in ("use_lora", "freeze_vision"):
 #
 # 🐕 **Middle.** Count the operations (FLOPs) of one `projector` sample by hand. Forward takes two for each weight and token. Backward takes as many again in the language model, twice as many in the projector, whose weights need gradients, too. The embedding table takes none. How near do you come to the estimate's `StepFlops` (`train_llava/planning/flops.py`)?
 #
-# 🦁 **Hard.** You want a language model of 7 billion weights, such as Qwen1.5-7B (width 4096, 32 layers, MLP 11008, 32 heads). Change the numbers in `config.text_config`, and compare the memory of `use_lora` with that of Qwen1.5-4B.
+# 🦁 **Hard.** You want a language model of 7 billion weights, such as Qwen1.5-7B (width 4096, 32 layers, MLP 11008, 32 heads, as many for keys). Change the numbers in `config.text_config`, and compare the memory of `use_lora` with that of Qwen1.5-4B.
 
 # %% [markdown] lang="zh"
 # ## 练习
@@ -317,7 +317,7 @@ for strategy in ("use_lora", "freeze_vision"):
 #
 # 🐕 **中等。** 手算 `projector` 策略下一个样本的计算量（FLOPs）：前向时每个参数、每个词元算 2 次；反向时，语言模型再算同样多，投影层自己的权重也要梯度，所以再算两倍。词嵌入表不用算。和估计程序所用的 `StepFlops`（`train_llava/planning/flops.py`）差多少？
 #
-# 🦁 **困难。** 想换成 70 亿参数的语言模型，例如 Qwen1.5-7B（宽 4096，32 层，MLP 11008，32 个头）。改 `config.text_config` 里的数，比较 `use_lora` 的显存和 Qwen1.5-4B 差多少。
+# 🦁 **困难。** 想换成 70 亿参数的语言模型，例如 Qwen1.5-7B（宽 4096，32 层，MLP 11008，32 个头，KV 头也是 32 个）。改 `config.text_config` 里的数，比较 `use_lora` 的显存和 Qwen1.5-4B 差多少。
 
 # %% [markdown] lang="en"
 # ## Solutions
