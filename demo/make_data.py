@@ -25,7 +25,7 @@ from demo.english import INSTRUCTIONS, caption
 from demo.questions import KINDS_OF_QUESTION, LANGUAGES, ask, pick, pick_language, rounds
 from demo.scenes import Scene, draw, random_scene
 
-COUNTS = {"captions": 6000, "conversations": 8000, "held_out": 650}
+COUNTS = {"captions": 6000, "conversations": 8000, "held_out": 1300}
 Rng = np.random.Generator
 
 
@@ -69,7 +69,7 @@ def caption_record(rng: Rng, split: str, folder: Path, identity: str) -> dict[st
 def conversation_record(rng: Rng, split: str, folder: Path, identity: str) -> dict[str, Any]:
     """Two to six questions, one record in ten with a system prompt."""
     kind = rng.random()
-    scenes = [] if kind < 0.05 else several_scenes(rng, split) if kind < 0.2 else [random_scene(rng, split)]
+    scenes = [] if kind < 0.05 else several_scenes(rng, split) if kind < 0.25 else [random_scene(rng, split)]
     pairs = rounds(scenes, int(rng.integers(2, 7)), rng, mixed=0.2)
     made = record(identity, save_images(scenes, rng, split, folder, identity), pairs)
     if rng.random() < 0.1:

@@ -5,7 +5,7 @@
 writes `demo/clip/` (a `CLIPModel` folder with its image processor), `demo/qwen/` (a Qwen2 chat folder with its own
 byte-level BPE) and `demo/pretrain.json` (command, machine, time, figures). The committed weights come from this
 command, both halves at a time with --only on one core each. Neither half has met the other, a held-out scan or a
-held-out pair of kind and colour.
+held-out pair of shape and colour.
 """
 
 import argparse

@@ -57,7 +57,7 @@ def named(scene: Scene, words: ModuleType, rng: Rng) -> tuple[Item, str] | None:
 def missing(scene: Scene, words: ModuleType, rng: Rng) -> str:
     """The name of what is not there: half of the time a kind that is there, in another colour.
 
-    A pair that is held out is never named so: who hears "there is no green three" each time would learn just that.
+    A pair that is held out is never named so: who hears "there is no green square" each time would learn just that.
     """
     if rng.random() < 0.5:
         kind = pick(rng, scene).kind

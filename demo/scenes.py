@@ -3,10 +3,10 @@
 The handwriting is real: 1,797 scans of 8 x 8 pixels that scikit-learn ships (`sklearn.datasets.load_digits`, from the
 UCI "Optical Recognition of Handwritten Digits" set). Two things are held out, from training and from pretraining:
 
-- the handwriting: a held-out image shows scans that no other split has;
-- pairs of a kind and a colour. No image, caption or text that was trained on has a green three, and every held-out
-  image has a thing of such a pair. Who has learned things by heart cannot name it; who has learned what green is, and
-  what a three is, can. (CLEVR's "compositional generalization test" is built so: Johnson et al. 2017.)
+- of digits the handwriting: those of a held-out image are scans that no other split has;
+- of shapes pairs with a colour. No image, caption or text that was trained on has a green square, and every held-out
+  image has a shape of such a pair. Who has learned things by heart cannot name it; who has learned what green is, and
+  what a square is, can. (CLEVR's "compositional generalization test" is built so: Johnson et al. 2017.)
 """
 
 from dataclasses import dataclass
@@ -85,10 +85,10 @@ def scans_of(split: str, digit: int) -> np.ndarray:
 
 
 def home(kind: int, colour: str) -> str:
-    """The split that has this pair: each kind is held out in one colour, each colour in two kinds."""
-    if list(COLOURS).index(colour) != kind % len(COLOURS):
+    """The split that has this pair: each shape is held out in one colour, and in another for validation."""
+    if kind < len(DIGITS):
         return "train"
-    return "held_out" if kind // 2 % 2 else "validation"
+    return {0: "held_out", 1: "validation"}.get((list(COLOURS).index(colour) - kind) % len(COLOURS), "train")
 
 
 def random_item(rng: np.random.Generator, split: str, place: int) -> Item:

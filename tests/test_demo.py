@@ -13,7 +13,7 @@ from demo import chinese, english
 from demo.language_half import random_chat, random_facts
 from demo.make_data import FORMS, write_records
 from demo.questions import KINDS_OF_QUESTION, LANGUAGES, ask, neighbour, rounds
-from demo.scenes import CELL, COLOURS, KINDS, SPLITS, Item, draw, home, load_scans, random_scene
+from demo.scenes import CELL, COLOURS, KINDS, SHAPES, SPLITS, Item, draw, home, load_scans, random_scene
 from demo.tokenizer import chinese_words, make_tokenizer
 from demo.vision_half import contrastive_scenes, retrieval
 
@@ -31,15 +31,15 @@ def pairs(scenes):
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_each_split_has_pairs_of_its_own(split):
-    """Held out are eight pairs of kind and colour, eight others for validation; each scene has one of its split's."""
+    """Held out is a colour of each shape, another is for validation; each scene has a pair of its split."""
     rng = np.random.default_rng(0)
     scenes = [random_scene(rng, split) for _ in range(1500)]
     homes = Counter(home(*pair) for pair in pairs(scenes))
-    assert homes == {"train": 112, **({} if split == "train" else {split: 8})}
+    assert homes == {"train": 116, **({} if split == "train" else {split: 6})}
     assert all(any(home(item.kind, item.colour) == split for item in scene) for scene in scenes)
     held_out = [(kind, colour) for kind in range(len(KINDS)) for colour in COLOURS if home(kind, colour) != "train"]
-    assert Counter(kind for kind, _ in held_out) == dict.fromkeys(range(len(KINDS)), 1)
-    assert Counter(colour for _, colour in held_out) == dict.fromkeys(COLOURS, 2)
+    assert Counter(KINDS[kind] for kind, _ in held_out) == dict.fromkeys(SHAPES, 2)
+    assert len({colour for _, colour in held_out}) == 7
 
 
 def said_of(kind, colour):
@@ -71,7 +71,7 @@ def test_pretraining_sees_no_held_out_pair():
     answers = [message["content"] for messages, _ in chats for message in messages]
     for texts in (notes, answers):
         assert {home(*pair) for pair in told_in(texts)} == {"train"}
-        assert len(set(told_in(texts))) == 112  # all others are there, so the patterns find them
+        assert len(set(told_in(texts))) == 116  # all others are there, so the patterns find them
 
 
 def test_training_data_has_no_held_out_pair(tmp_path):

@@ -1,4 +1,4 @@
-"""Wide images whose digits are all at the two ends: two LLaVAs of the demo's halves, one crops and one pads.
+"""Wide images whose things are all at the two ends: two LLaVAs of the demo's halves, one crops and one pads.
 
     python -m benchmarks.learning.rim [--output benchmarks/results/rim] [--steps 600] [--images 4000]
 

@@ -47,11 +47,11 @@ def matrices(tables: dict[str, torch.Tensor], strengths: Sequence[torch.Tensor])
         axes[4].plot(range(1, 65), values[:64], label=f"layer {i}")
     axes[4].set(title="singular values", xlabel="number")
     axes[4].legend(frameon=False, fontsize=8)
-    return canvas.shown(figure, "W, B and A of an adapter, their product, and its singular values")
+    return canvas.shown(figure, "W, B and A of an adapter, B A, and its singular values")
 
 
 def alphas(runs: dict[int, tuple[Sequence[float], Sequence[float]]]) -> Image:
-    """How far each step has moved W, and the loss at each, for some alphas."""
+    """How far each step has moved W, and the loss at each, for two alphas."""
     figure, axes = canvas.panels(2, 2.5)
     for (alpha, curves), colour in zip(runs.items(), (canvas.ORANGE, canvas.BLUE), strict=True):
         for each, curve in zip(axes, curves, strict=True):

@@ -70,7 +70,7 @@ def beside(sides: dict[str, Sequence[Sequence[float]]], names: Sequence[str]) ->
 
 
 def rates(curves: dict[str, dict[str, list[dict[str, Any]]]]) -> Image:
-    """Held-out loss over the learning rate; each curve has its runs at each rate."""
+    """Held-out loss over the learning rate, of four curves; each has its runs at each rate."""
     figure, (axes,) = canvas.panels(1, 3.2)
     looks = ((canvas.BLUE, "-"), (canvas.BLUE, ":"), (GREEN, "--"), (canvas.ORANGE, "--"))
     for (name, runs), (colour, style) in zip(curves.items(), looks, strict=True):

@@ -63,7 +63,7 @@ def memory_over_batch(
             axes.plot(sizes, memory, style, color=colour, label=f"{name}{way}")
     for card, gib in room.items():
         axes.axhline(gib, color=canvas.INK, linewidth=0.8, linestyle=":")
-        axes.text(sizes[-1], gib * 1.06, f"room on {card}", fontsize=8, ha="right")
+        axes.text(sizes[0], gib * 1.1, f"room on {card}", fontsize=8)
     axes.set(xscale="log", yscale="log", xlabel="images in a batch", ylabel="GiB")
     axes.set_xticks(sizes, sizes)
     axes.minorticks_off()

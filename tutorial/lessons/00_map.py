@@ -51,11 +51,11 @@ from tutorial.tools.trained import trained_llava
 
 llava, processor = trained_llava()
 seven = Item(7, "white", 0, large=True, cell=3, scan=int(scans_of("held_out", 7)[6]))
-star = Item(13, "yellow", 3, large=True, cell=3)
-assert belongs((seven, star), "held_out")  # no training has shown a white seven
+star = Item(13, "blue", 3, large=True, cell=3)
+assert belongs((seven, star), "held_out")  # no training has shown a blue star
 image = draw((seven, star), np.random.default_rng(0), "held_out")
 
-question = "Which colour does the seven have?"
+question = "Which colour does the star have?"
 chat = [{"role": "user", "content": f"<image>\n{question}"}]
 text = processor.apply_chat_template(chat, add_generation_prompt=True)
 batch = processor(images=image, text=text, return_tensors="pt")
@@ -150,12 +150,12 @@ for name, counts in weights.items():
 # %% [markdown] lang="en"
 # ## What we see
 #
-# We ask ten questions about the image above: five in English, in the figure, and five in Chinese, printed above it. The model has learned both languages. In the figure blue answers are right, orange ones wrong; questions and right answers come from the code that drew the image. Two things in it are new to the model. No training image has this handwriting. And no image, caption or text of any training has a white seven: the model must put it together from other sevens and other white things.
+# We ask ten questions about the image above: five in English, in the figure, and five in Chinese, printed above it. The model has learned both languages. In the figure blue answers are right, orange ones wrong; questions and right answers come from the code that drew the image. Two things in it are new to the model. No training image has this handwriting. And no image, caption or text of any training has a blue star: the model must put it together from other stars and other blue things.
 
 # %% [markdown] lang="zh"
 # ## 我们看到
 #
-# 关于上面那张图，我们问十个问题：五个英文的画在图里，五个中文的打印在图的上方；两种语言它都学了。图里蓝色是答对的，橙色是答错的；问题和标准答案都由画图的代码给出。这张图有两点是模型没见过的：训练图片里从没有过这个手写的七；训练用的图片、描述和文字里，也从没有过白色的七，模型只能由别的七和别的白色东西组合出来。
+# 关于上面那张图，我们问十个问题：五个英文的画在图里，五个中文的打印在图的上方；两种语言它都学了。图里蓝色是答对的，橙色是答错的；问题和标准答案都由画图的代码给出。这张图有两点是模型没见过的：训练图片里从没有过这个手写的七；训练用的图片、描述和文字里，也从没有过蓝色的星星，模型只能由别的星星和别的蓝色东西组合出来。
 
 # %%
 from demo.questions import ask as ask_about

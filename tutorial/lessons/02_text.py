@@ -204,7 +204,7 @@ tokens.nearest_words(image, words, lengths, patch=28)
 #
 # ## A wrong processor
 #
-# A processor is two things in one: an image processor (CLIP's), and a tokenizer with its chat template (the chat model's). CLIP has a tokenizer, too. Decode Qwen's ids with that one's class, and answers look like this:
+# A processor is two things in one: an image processor (CLIP's), and a tokenizer with its chat template (the chat model's). CLIP has a tokenizer, too. Decode Qwen's ids with the class of CLIP's tokenizer, and answers look like this:
 
 # %% [markdown] lang="zh"
 # 有东西的图块，一个向量就同时说出了颜色、种类和位置。没有哪个词做得到：图像向量不是词，而是同时靠近好几个词。我们的小语言模型专门练过读这种“几个词的和”（`demo/language_half.py`）；大模型不用专门练：LLaVA 的第一阶段里它什么也没学，学的只有投影层。

@@ -157,14 +157,14 @@ print("  right:", new[0]["messages"][-1]["content"])
 #
 # ## The shelf
 #
-# Imagine a model that has perfect grammar and is blind. It knows how captions are made, but must guess how many things there are, where, and of which kind, colour and size. The demo's world is small: 16 kinds, eight colours, two sizes, four places. Of the 128 pairs of a kind and a colour, 16 are in no training image; they are kept for tests. So we can compute what guessing costs, before any training. If $n$ things are equally likely, the right one has the probability $1/n$, and the loss is $\ln n$. Losses are added up in *nats*, the unit of the natural logarithm.
+# Imagine a model that has perfect grammar and is blind. It knows how captions are made, but must guess how many things there are, where, and of which kind, colour and size. The demo's world is small: 16 kinds, eight colours, two sizes, four places. Of the 128 pairs of a kind and a colour, 12 are in no training image; they are kept for choosing settings and for tests. So we can compute what guessing costs, before any training. If $n$ things are equally likely, the right one has the probability $1/n$, and the loss is $\ln n$. Losses are added up in *nats*, the unit of the natural logarithm.
 
 # %% [markdown] lang="zh"
 # 第 0 步，模型几乎什么也说不出来。第 20 步，格式已经像一句描述，内容却是猜的。后来才慢慢说对：先是个数、大小和颜色，最后才是种类。损失曲线上也看得出来。
 #
 # ## 平台
 #
-# 设想一个语法完美、但什么也看不见的模型。它知道描述该怎么写，但图里有几样东西、在哪儿、是什么、什么颜色、多大，只能猜。演示的世界很小：16 个种类、八种颜色、两种大小、四个位置。种类和颜色的 128 种组合里，有 16 种从不出现在训练图片中，专门留给测试。所以不用训练，就能算出靠猜的损失有多大：$n$ 种情况可能性相同时，猜中的概率是 $1/n$，损失是 $\ln n$。损失相加时的单位叫*奈特*（nat），即以自然对数计的单位。
+# 设想一个语法完美、但什么也看不见的模型。它知道描述该怎么写，但图里有几样东西、在哪儿、是什么、什么颜色、多大，只能猜。演示的世界很小：16 个种类、八种颜色、两种大小、四个位置。种类和颜色的 128 种组合里，有 12 种从不出现在训练图片中，留给选设置和测试。所以不用训练，就能算出靠猜的损失有多大：$n$ 种情况可能性相同时，猜中的概率是 $1/n$，损失是 $\ln n$。损失相加时的单位叫*奈特*（nat），即以自然对数计的单位。
 
 # %%
 from itertools import combinations

@@ -28,7 +28,7 @@
 
 # %% tags=["parameters"]
 MODEL = "output/demo-freeze_vision"
-IMAGES = "output/demo/data/held_out/images"  # new images, with pairs of a kind and a colour that it has never seen
+IMAGES = "output/demo/data/held_out/images"  # new images, with pairs of a shape and a colour that it has never seen
 
 # %% tags=["figure"]
 from tutorial.figures import generation, sheets

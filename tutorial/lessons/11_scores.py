@@ -59,12 +59,12 @@ sheets.sheet(first[:8], "Eight held-out images with a question each, and the tra
 # %% [markdown] lang="en"
 # ## Exactly right
 #
-# Each record of the held-out data asks one question, of one of 13 kinds. Each of its images has at least one pair of a kind and a colour that no training has shown, such as a green three, and its digits are scans that no training has seen. The right answer in the data is called the **reference**. The strictest rule is **exact match**: the answer equals the reference, letter by letter. We ask three models. *Trained* has the demo's adapter. *Untrained* has a new, random projector. *Blind* is the trained one with a projector that gives the same vector whatever the image shows. The figure has a group of bars for each kind of question.
+# Each record of the held-out data asks one question, of one of 13 kinds. Each of its images has at least one pair of a shape and a colour that no training has shown, such as a green square, and its digits are scans that no training has seen. The right answer in the data is called the **reference**. The strictest rule is **exact match**: the answer equals the reference, letter by letter. We ask three models. *Trained* has the demo's adapter. *Untrained* has a new, random projector. *Blind* is the trained one with a projector that gives the same vector whatever the image shows. The figure has a group of bars for each kind of question.
 
 # %% [markdown] lang="zh"
 # ## 一字不差
 #
-# 测试集里每条数据问一个问题，共 13 类。每张图至少有一个训练中从没出现过的组合（种类加颜色，例如绿色的三），手写数字也来自没参加过训练的样本。数据里写好的正确回答叫**参考答案（reference）**。最严的规则是**完全匹配**：回答和参考答案一字不差。我们问三个模型：*trained* 装着演示用的适配器；*untrained* 的投影层是全新的、随机的；*blind* 是把训练好的模型弄瞎：不管图上是什么，投影层都输出同一个向量。图中每一组是一类问题。
+# 测试集里每条数据问一个问题，共 13 类。每张图至少有一个训练中从没出现过的组合（形状加颜色，例如绿色的方形），手写数字也来自没参加过训练的样本。数据里写好的正确回答叫**参考答案（reference）**。最严的规则是**完全匹配**：回答和参考答案一字不差。我们问三个模型：*trained* 装着演示用的适配器；*untrained* 的投影层是全新的、随机的；*blind* 是把训练好的模型弄瞎：不管图上是什么，投影层都输出同一个向量。图中每一组是一类问题。
 
 # %% tags=["figure"]
 bars.exactly_right(rows)
@@ -232,7 +232,7 @@ with served(App(trained, processor, "demo", [], auth=None)) as address:
 # %% [markdown] lang="zh"
 # ## 我们看到
 #
-# - **分数要有参照。** 把不看图的模型和没训练的模型的得分也报出来。
+# - **分数要有下限作比较。** 把不看图的模型和没训练的模型的得分也报出来。
 # - **分数要有规则。** 每个基准对“对”的定义都不一样。
 # - **三个损失胜过一个分数。** 它们能看出图片究竟起没起作用。
 #
@@ -245,7 +245,7 @@ with served(App(trained, processor, "demo", [], auth=None)) as address:
 
 # %%
 p = bars.percent(rows["trained"]) / 100
-for n in (130, 650, 5000):
+for n in (130, 1300, 13000):
     print(f"{n:5} questions: {p:.0%} plus or minus {2 * (p * (1 - p) / n) ** 0.5:.1%}")
 
 # %% [markdown] lang="en"

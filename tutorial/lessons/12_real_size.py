@@ -151,7 +151,7 @@ costs.published(rows)
 #
 # ## 要花多少钱
 #
-# GPU 按小时付费，所以租哪种卡，只看一个问题：便宜的卡可以慢多少？图中的横条从估计值画到它的三倍，是用一张卡做 `use_lora`、训练一轮的时间。百分比是这种卡的速度和 H100 之比：它每小时的价格如果低于 H100 的这个百分比，租它就更便宜。
+# GPU 按小时付费，所以租哪种卡，只看一个问题：便宜的卡可以慢多少？图中的横条从估计值画到它的五倍，是用一张卡做 `use_lora`、训练一轮的时间。百分比是这种卡的速度和 H100 之比：它每小时的价格如果低于 H100 的这个百分比，租它就更便宜。
 
 # %%
 best = {kind: hours(speed[1].samples_per_second(kind)) for kind in GPUS}
@@ -308,7 +308,7 @@ for strategy in ("use_lora", "freeze_vision"):
 #
 # 🐕 **Middle.** Count the operations (FLOPs) of one `projector` sample by hand. Forward takes two for each weight and token. Backward takes as many again in the language model, twice as many in the projector, whose weights need gradients, too. The embedding table takes none. How near do you come to the estimate's `StepFlops` (`train_llava/planning/flops.py`)?
 #
-# 🦁 **Hard.** You want a language model of 7 billion weights, such as Qwen1.5-7B (width 4096, 32 layers, MLP 11008, 32 heads, as many for keys). Change the numbers in `config.text_config`, and compare the memory of `use_lora` with that of Qwen1.5-4B.
+# 🦁 **Hard.** You want a language model of 7 billion weights, such as Qwen1.5-7B (width 4096, 32 layers, MLP 11008, 32 heads, 32 KV heads). Change the numbers in `config.text_config`, and compare the memory of `use_lora` with that of Qwen1.5-4B.
 
 # %% [markdown] lang="zh"
 # ## 练习

@@ -302,7 +302,7 @@ for name, count in right.items():
 # %% [markdown] lang="en"
 # ## Solutions
 #
-# 🐢 In other words about the same thing it may, but a question about another thing breaks the sentence. The remedy is data: several wordings of each question, as the demo's own data has.
+# 🐢 Asked the same in other words it may still answer; a question about another thing breaks the sentence. The remedy is data: several wordings of each question, as the demo's own data has.
 
 # %% [markdown] lang="zh"
 # ## 答案
