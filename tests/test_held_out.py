@@ -127,7 +127,7 @@ def test_the_best_is_kept_and_training_goes_on_as_without(llava, data, held_out,
     one's checkpoint in the middle answers."""
     monkeypatch.setattr("train_llava.training.held_out.MAX_NEW_TOKENS", SHORT)
     flags = ["--model_name_or_path", llava, "--data_path", data, "--use_cpu", "true", "--report_to", "none"]
-    flags += ["--train_type", "use_lora", "--lora_dropout", 0.3, "--max_steps", 6, "--learning_rate", 0.03]
+    flags += ["--train_type", "use_lora", "--lora_dropout", 0.3, "--max_steps", 6, "--learning_rate", 0.1]
     flags += ["--per_device_train_batch_size", 2, "--logging_steps", 1, "--lr_scheduler_type", "constant"]
     flags += ["--save_strategy", "steps", "--save_steps", 2, "--eval_strategy", "steps", "--eval_steps", 2]
     done = call(train, *flags, "--eval_data_path", held_out, "--output_dir", tmp_path / "plain")

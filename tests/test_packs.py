@@ -231,7 +231,7 @@ def test_a_resumed_run_goes_on_exactly(llava, mixed, tmp_path):
         ("", ("--train_sampling_strategy", "sequential"), "sequential: --tokens_per_batch itself"),
         ("", ("--streaming", "true"), "--streaming true: --tokens_per_batch takes the records"),
         ("", ("--tokens_per_batch", 0), "--tokens_per_batch starts at 1"),
-        ("", ("--tokens_per_batch", 48), "Give at least 62, or cut it with --model_max_length 48"),
+        ("", ("--tokens_per_batch", 48), "Give at least 60, or cut it with --model_max_length 48"),
         (":1.5", (), ":1.5 other records are drawn in each epoch, and there would be more or fewer batches"),
     ],
 )
