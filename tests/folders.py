@@ -55,7 +55,7 @@ def make_adapter(model, folder):
         if "modules_to_save" in name:
             torch.nn.init.normal_(parameter)
         elif "lora_" in name:
-            torch.nn.init.normal_(parameter, std=0.2)
+            torch.nn.init.normal_(parameter, std=0.5)
     model.save_pretrained(folder)
     return folder
 

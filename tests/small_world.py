@@ -39,5 +39,5 @@ def write_split(folder: Path, split: str, count: int, seed: int) -> None:
         image = f"{split}_{i:06}.{'png' if rng.random() < 0.1 else 'jpg'}"
         draw(scene, rng, split).resize((56, 56)).save(folder / "images" / image, quality=95, subsampling=0)
         text = join([f"a {item.colour} {KINDS[item.kind]} at the {PLACES[item.place]}" for item in scene])
-        records.append(record(image[:-4], image, [(pick(rng, INSTRUCTIONS), text)], rng))
+        records.append(record(image[:-4], image, [(pick(rng, INSTRUCTIONS), text)], behind=True))
     (folder / "chat.json").write_text(json.dumps(records, indent=1))

@@ -91,7 +91,7 @@ def test_an_adapter(llava, folder, tmp_path):
     assert metrics["loss"] == pytest.approx(plain_loss(plain, processor, examples), rel=1e-5)
     assert metrics["adapter"] == str(tmp_path / "adapter")
     with plain.disable_adapter():
-        assert metrics["loss"] != pytest.approx(plain_loss(plain, processor, examples), rel=1e-4)
+        assert metrics["loss"] != pytest.approx(plain_loss(plain, processor, examples), rel=1e-3)
 
 
 def test_losses_of_a_text_batch(llava, folder):

@@ -25,9 +25,7 @@ from tutorial.tools.quiet import quiet
 
 quiet()
 
-import io
 import json
-from contextlib import redirect_stdout
 from pathlib import Path
 
 import torch
@@ -206,9 +204,7 @@ batches.batch(tokenizer, batch)
 print(planted_faults.write(FOLDER / "mine"))
 
 # %%
-with redirect_stdout(io.StringIO()) as said:
-    commands.run(f"train_llava.check_data --data_path {FOLDER}/mine --output_dir {FOLDER}/report --workers 0")
-print(said.getvalue().replace(f"{Path.cwd()}/", ""))
+commands.run(f"train_llava.check_data --data_path {FOLDER}/mine --output_dir {FOLDER}/report --workers 0")
 refused = [json.loads(line)["id"] for line in (FOLDER / "report" / "refused.jsonl").read_text().splitlines()]
 assert refused == ["mine_2", "mine_4", "mine_5", "mine_6", "mine_7"]
 
