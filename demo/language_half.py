@@ -20,6 +20,7 @@ from demo.tokenizer import MAX_LENGTH
 BATCH_SIZE, LEARNING_RATE = 16, 2e-3
 PATCHES = (IMAGE_SIZE // CELL) ** 2
 HOLE = "<|endoftext|>"  # stands in a text for a squeezed note
+CAPTION_QUESTIONS = {words.sentence(text) for words in LANGUAGES.values() for text in words.INSTRUCTIONS}
 Chat = tuple[list[dict[str, str]], list[str]]  # messages, and the notes that are squeezed into them
 
 
@@ -37,7 +38,10 @@ def tell(scene: Scene, squeezed: bool, rng: np.random.Generator) -> tuple[str, l
 
 
 def to_chat(scenes: list[Scene], pairs: list[tuple[str, str]], squeezed: bool, rng: np.random.Generator) -> Chat:
-    """Questions and answers as messages; the scenes stand in the first question, before or after its words."""
+    """Questions and answers as messages; the scenes stand in the first question, before its words.
+
+    Where it asks for a caption, they may stand behind them, as in LLaVA-CC3M.
+    """
     told = [tell(scene, squeezed, rng) for scene in scenes]
     messages = [
         {"role": role, "content": text}
@@ -45,7 +49,8 @@ def to_chat(scenes: list[Scene], pairs: list[tuple[str, str]], squeezed: bool, r
         for role, text in zip(("user", "assistant"), pair, strict=True)
     ]
     parts = [text for text, _ in told]
-    parts.insert(0 if rng.random() < 0.5 else len(parts), messages[0]["content"])
+    behind = pairs[0][0] in CAPTION_QUESTIONS and rng.random() < 0.5
+    parts.insert(0 if behind else len(parts), messages[0]["content"])
     messages[0]["content"] = "\n".join(parts)
     if rng.random() < 0.2:
         words = LANGUAGES[pick_language(rng)]
@@ -55,7 +60,7 @@ def to_chat(scenes: list[Scene], pairs: list[tuple[str, str]], squeezed: bool, r
 
 def random_chat(rng: np.random.Generator) -> Chat:
     """One to ten questions about up to three scenes."""
-    scenes = [random_scene(rng, "train") for _ in range(rng.choice(4, p=[0.05, 0.65, 0.2, 0.1]))]
+    scenes = [random_scene(rng, "train") for _ in range(rng.choice(4, p=[0.05, 0.6, 0.2, 0.15]))]
     return to_chat(scenes, rounds(scenes, int(rng.integers(1, 11)), rng, mixed=0.2), rng.random() < 0.75, rng)
 
 

@@ -19,10 +19,11 @@ from transformers import PreTrainedTokenizerBase
 from train_llava.processing.chat import IGNORE_INDEX
 from tutorial.figures import canvas, diagrams
 from tutorial.figures.canvas import INK, ORANGE, STYLE
+from tutorial.figures.diagrams import ANSWER, EDGE, IMAGE, TEMPLATE, TEXT
 
-KINDS = {"special": "#c2c9d2", "text": "#d3e3fb", "image": "#fbd6b8", "answer": "#c4eac9", "padding": "#ffffff"}
+KINDS = {"special": TEMPLATE, "text": TEXT, "image": IMAGE, "answer": ANSWER, "padding": "#ffffff"}
 NAMES = {"special": "special token", "text": "text, only read", "image": "image", "answer": "answer, to be learned"}
-EDGE, READ, LEARNED, IGNORED = "#b9c2cc", "#5b6673", "#1d6b2c", "#9aa5b1"
+READ, LEARNED, IGNORED = "#5b6673", "#1d6b2c", "#7c8896"
 
 
 def kinds_of(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], labels: Sequence[int]) -> list[str]:
@@ -128,6 +129,6 @@ def batch(tokenizer: PreTrainedTokenizerBase, tensors: dict[str, torch.Tensor]) 
     figure, (axes,) = canvas.panels(1, 2.3)
     canvas.draw(axes, pixels(rows), aspect="auto")
     for i in range(1, len(rows)):
-        axes.axhline(i - 0.5, color="#8794a3", linewidth=0.6)
+        axes.axhline(i - 0.5, color=EDGE, linewidth=0.6)
     key(figure, loc="outside lower center")
     return canvas.shown(figure, "A batch: conversations as rows of one length, white where they are filled up")

@@ -7,29 +7,25 @@ import numpy as np
 import PIL.Image
 import torch
 from IPython.display import Image
-from matplotlib.patches import FancyBboxPatch
 
 from train_llava.model.structure import component_of
-from tutorial.figures import canvas
+from tutorial.figures import canvas, diagrams
 from tutorial.figures.canvas import INK, ORANGE, STYLE
+from tutorial.figures.diagrams import EDGE, LANGUAGE, PROJECTOR, TOWER
 
-COLOURS = {"vision tower": "#d5f5e3", "projector": "#fcf3cf", "language model": "#fadbd8", "head": "#e8daef"}
+COLOURS = {"vision tower": TOWER, "projector": PROJECTOR, "language model": LANGUAGE, "head": "#e8daef"}
 
 
 def parts(image: PIL.Image.Image, shapes: Mapping[str, Sequence[int]]) -> Image:
     """An image, and the parts that it goes through, each with the shape of what comes out of it."""
-    figure, (left, axes) = canvas.panels(2, 2.0, width_ratios=[1, 5.2])
-    canvas.draw(left, np.asarray(image), f"{image.width} x {image.height} pixels")
-    with plt.rc_context(STYLE):
-        for i, (name, colour) in enumerate(COLOURS.items()):
-            box = FancyBboxPatch((i * 2.6, 0), 1.9, 1, boxstyle="round,pad=0.1", facecolor=colour, edgecolor="#8794a3")
-            axes.add_patch(box)
-            axes.text(i * 2.6 + 0.95, 0.72, name, ha="center", va="center", size=11, weight="bold")
-            axes.text(i * 2.6 + 0.95, 0.28, " x ".join(map(str, shapes[name])), ha="center", va="center")
-            arrow = {"arrowstyle": "-|>", "color": INK, "linewidth": 1.5}
-            axes.annotate("", (i * 2.6 - 0.12, 0.5), (i * 2.6 - 0.55, 0.5), arrowprops=arrow)
-    axes.set(xlim=(-0.7, 10), ylim=(-0.2, 1.2))
-    axes.axis("off")
+    figure, axes = diagrams.canvas(17)
+    axes.imshow(np.asarray(image), extent=(1, 14, 1, 14), aspect="auto")
+    diagrams.write(axes, 7.5, 15.5, f"{image.width} x {image.height} pixels")
+    for i, (name, colour) in enumerate(COLOURS.items()):
+        x = 19.5 + 20.5 * i
+        diagrams.arrow(axes, (x - 5, 7.5), (x - 0.5, 7.5))
+        diagrams.box(axes, x, 2.5, 15.5, 10, colour, name, " x ".join(map(str, shapes[name])))
+    axes.set(xlim=(0, 100), ylim=(0, 17))
     return canvas.shown(
         figure, "An image goes through the vision tower, the projector, the language model and its head"
     )
@@ -65,7 +61,7 @@ def sizes(models: Mapping[str, torch.nn.Module]) -> Image:
             found, left = counts(model), 0.0
             total = sum(found.values())
             for part, count in found.items():
-                axes.barh(y, count / total, left=left, color=COLOURS[part], edgecolor="#8794a3", linewidth=0.6)
+                axes.barh(y, count / total, left=left, color=COLOURS[part], edgecolor=EDGE, linewidth=0.6)
                 if (share := count / total) > 0.04:
                     turned = {"rotation": 90, "size": 7} if share < 0.12 else {"size": 9}
                     axes.text(left + share / 2, y, f"{part}\n{count:,}", ha="center", va="center", **turned)
