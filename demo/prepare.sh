@@ -34,6 +34,7 @@ EXAMPLE_IMAGE=$(compgen -G "$HELD_OUT/images/held_out_000000.*")
 # Settings for a model of two million weights: high rates, many small steps, and no checkpoints on the way.
 case $TRAIN_TYPE in
     none | freeze_vision) DEMO_RATE=5e-4 ;;
+    use_lora) DEMO_RATE=1e-3 ;;
     *) DEMO_RATE=2e-3 ;;
 esac
 EACH=$(( (16 + RANKS - 1) / RANKS )) SAMPLES=$(( EACH * RANKS ))  # 16 in a step; on three ranks 18

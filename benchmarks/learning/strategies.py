@@ -33,7 +33,7 @@ WORK = ROOT / "output" / "strategies"
 SEEDS = (1, 2, 3)
 CAPTIONS, CAPTION_RATE = 400, 2e-3  # steps of 16 samples, and the rate: those of demo/prepare.sh, as the next two
 CONVERSATIONS = 600
-RATES = {"none": 5e-4, "use_lora": 2e-3, "freeze_vision": 5e-4, "projector": 2e-3}
+RATES = {"none": 5e-4, "use_lora": 1e-3, "freeze_vision": 5e-4, "projector": 2e-3}
 
 
 @dataclass
