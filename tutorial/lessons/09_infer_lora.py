@@ -165,7 +165,7 @@ print(content[-1]["text"], " ->  ", answer[0]["generated_text"])
 # %% [markdown] lang="en"
 # ## What we see
 #
-# - **A small change reaches many answers.** Beside W the change is small, and it has r directions only. Together with the trained projector it mends about half of what the base gets wrong; now and then it breaks an answer that was right. See where the bars differ most: stage 1 showed one image at a time, so questions about several images, for example, are new to the base's projector.
+# - **A small change reaches many answers.** Beside W the change is small, and it has r directions only. Together with the trained projector it mends most of what the base gets wrong; exercise 🐕 shows how much of this the projector does. See where the bars differ most: stage 1 taught captions, which name all things in order, so questions that pick out one thing by its name are new to the base's projector.
 # - **The change is not spread evenly.** The orange table shows in which layers and matrices it is largest.
 # - **Merged or not is a question of use, not of quality.** A merged folder can be used wherever transformers models can. An adapter is small, and many adapters can share one base.
 #
@@ -178,7 +178,7 @@ print(content[-1]["text"], " ->  ", answer[0]["generated_text"])
 # %% [markdown] lang="zh"
 # ## 我们看到
 #
-# - **改动很小，影响却很广。** 和 W 相比改动不大，而且只有 r 个方向。它和训练过的投影层一起，纠正了基座大约一半的错误；偶尔也会把原来对的改错。看看柱子在哪几类差得最多：第一阶段一次只看一张图，所以像“一题多图”（several）这样的问题，基座的投影层从没遇到过。
+# - **改动很小，影响却很广。** 和 W 相比改动不大，而且只有 r 个方向。它和训练过的投影层一起，纠正了基座的大部分错误；其中有多少是投影层的功劳，看练习 🐕。看看柱子在哪几类差得最多：第一阶段学的是描述，按顺序说出所有东西；而按名字找出其中一个再回答，基座的投影层从没遇到过。
 # - **改动并不平均。** 橙色的表能看出哪些层、哪些矩阵改得最多。
 # - **合不合并只关乎怎么用，不影响质量。** 合并后的文件夹，凡是能用 transformers 模型的地方都能用；适配器则很小，许多个可以共用一个基座。
 #
@@ -231,10 +231,10 @@ trained, whole = sum(tensor.numel() for tensor in tensors.values()), sum(p.numel
 print(f"{trained:,} of {whole:,}: {trained / whole:.1%}")
 
 # %% [markdown] lang="en"
-# 🐕 At 0 the trained projector works with the unchanged language model, and that is enough for many answers. Far above 1 the change is too large: the weights were trained for 1.
+# 🐕 At 0 the trained projector works with the unchanged language model, and in the demo that is enough for nearly all answers. Far above 1 the change is too large: the weights were trained for 1.
 
 # %% [markdown] lang="zh"
-# 🐕 乘 0 时，只剩训练过的投影层配上原来的语言模型，很多题这样就能答对。比 1 大太多就改过头了：这些权重本来就是按 1 训练的。
+# 🐕 乘 0 时，只剩训练过的投影层配上原来的语言模型，在演示里，几乎所有题这样就能答对。比 1 大太多就改过头了：这些权重本来就是按 1 训练的。
 
 # %% tags=["solution"]
 model, _ = load(ADAPTER, dtype=torch.float32)  # once more: the first one is merged

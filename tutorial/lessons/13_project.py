@@ -161,14 +161,14 @@ print("it answers:", answers[0]["answer"])
 #
 # ## Train
 #
-# We train LoRA and the projector, in 100 steps of 8 samples. The command is that of lesson 6, with the strategy `use_lora` (lesson 7) and the demo's learning rate.
+# We train LoRA and the projector, in 100 steps of 8 samples. The command is that of lesson 6, with the strategy `use_lora` (lesson 7) and a learning rate of 2e-3.
 
 # %% [markdown] lang="zh"
 # 不出所料，全错：基座没学过骰子，也没学过这个问题。
 #
 # ## 训练
 #
-# 训练 LoRA 和投影层，每步 8 条，共 100 步。命令就是第 6 课的那一条，策略换成 `use_lora`（第 7 课），学习率用演示的。
+# 训练 LoRA 和投影层，每步 8 条，共 100 步。命令就是第 6 课的那一条，策略换成 `use_lora`（第 7 课），学习率 2e-3。
 
 
 # %%
