@@ -3,6 +3,7 @@
 A canvas is 100 units wide, whatever its height, and y goes up.
 """
 
+import re
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
@@ -49,6 +50,11 @@ def box(
 
 def arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], colour: str = INK) -> None:
     axes.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": colour, "linewidth": 1.6, "shrinkA": 0})
+
+
+def drawable(text: str) -> str:
+    """A text with … for what the figures' font lacks, such as Chinese; $ would begin a formula."""
+    return re.sub(r"[^ -\u2e7f]+", "…", text).replace("$", r"\$")
 
 
 def visible(token: str) -> str:

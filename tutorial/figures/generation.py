@@ -13,7 +13,7 @@ from demo.english import caption
 from demo.language_half import PATCHES
 from demo.scenes import COLOURS, KINDS, Scene, draw, random_scene
 from train_llava.model.generate import Example, ask
-from tutorial.figures import canvas
+from tutorial.figures import canvas, diagrams
 from tutorial.tools.asking import Asker, Batch, longer, with_answer
 
 GREY = "#c9d3de"
@@ -30,9 +30,8 @@ def next_tokens(asker: Asker, examples: list[Example], steps: int = 7) -> Image:
     for step, (each, chances, tokens) in enumerate(zip(axes[1:], *answers[doubtful], strict=True), 1):
         each.barh(range(4), chances.tolist(), color=[canvas.ORANGE] + [GREY] * 3)
         for row, token in enumerate(tokens.tolist()):
-            word = asker.processor.decode([token]).strip()
-            drawable = word.isascii() and "$" not in word  # the font has no Chinese, and $ begins a formula
-            each.text(0.04, row, word if drawable else "…", va="center", fontsize=8.5)
+            word = diagrams.drawable(asker.processor.decode([token]).strip())
+            each.text(0.04, row, word, va="center", fontsize=8.5)
         each.set(xlim=(0, 1), ylim=(3.6, -0.6), xticks=[], yticks=[], title=f"step {step}")
     return canvas.shown(figure, "An image, and at each step of its answer the four most probable next tokens")
 

@@ -56,5 +56,5 @@ def mistakes(change: dict[str, float], said: Sequence[str]) -> Image:
     axes.set(xscale="log", xlim=(1e-8, 1e8), xlabel=title, xticks=[10.0**n for n in range(-7, 3)])
     axes.invert_yaxis()
     for row, (each, words) in enumerate(zip(moved, said, strict=True)):
-        axes.text(each * 1.6, row, shorten(words, 45), va="center", fontsize=9.5)
+        axes.text(each * 1.6, row, diagrams.drawable(shorten(words, 45)), va="center", fontsize=9.5)
     return canvas.shown(figure, "Mistakes: how far each moves the logits, and what the model answers")
