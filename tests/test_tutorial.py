@@ -73,14 +73,16 @@ def test_both_languages_have_the_same_sections(lesson):
 @pytest.mark.parametrize(("lesson", "language"), BOTH)
 def test_the_length_of_a_lesson(lesson, language):
     pattern, least, most = LENGTHS[language]
-    assert least <= len(re.findall(pattern, re.sub(r"</?(details|summary)>", "", markdown(lesson, language)))) <= most
+    text = re.sub(r"<summary>.*?</summary>|</?details>", "", markdown(lesson, language))
+    assert least <= len(re.findall(pattern, text)) <= most
 
 
 @pytest.mark.parametrize(("lesson", "language"), BOTH)
 def test_exercises_have_solutions(lesson, language):
     *_, exercises, solutions = re.split(r"^## ", markdown(lesson, language), flags=re.M)
-    for part in (exercises, solutions):
-        assert re.findall(r"^(?:<details><summary>)?([🐢🐕🦁])", part, re.M) == ["🐢", "🐕", "🦁"]
+    levels = [*build.LEVELS[language].items()]
+    assert re.findall(r"^([🐢🐕🦁]) \*\*(\w+)", exercises, re.M) == levels
+    assert re.findall(r"^<details><summary>([🐢🐕🦁]) (\w+)</summary>$", solutions, re.M) == levels
     assert solutions.count("<details>") == solutions.count("</details>") == 3 and "<details>" not in exercises
     assert sum(tagged(cell, "solution") for cell in kept(lesson).cells) >= 3
 

@@ -36,6 +36,10 @@ PLACES = {
     "09_infer_lora": "code05_infer_lora",
 }
 SOLUTIONS = {"en": "## Solutions", "zh": "## 答案"}
+LEVELS = {  # not every machine has a font with the animals
+    "en": {"🐢": "Easy", "🐕": "Middle", "🦁": "Hard"},
+    "zh": {"🐢": "简单", "🐕": "中等", "🦁": "困难"},
+}
 # What a notebook says about itself; a kernel would add the version of its Python.
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -73,14 +77,15 @@ def read_cells(lesson: str) -> list[NotebookNode]:
     return cells
 
 
-def folded(words: str) -> str:
-    """Each solution in words behind its animal: a click opens it, in Jupyter, on GitHub and on the site."""
-    return re.sub(
-        r"^([🐢🐕🦁]) (.+?)(?=\n\n[🐢🐕🦁]|\Z)",
-        r"<details><summary>\1</summary>\n\n\2\n\n</details>",
-        words,
-        flags=re.M | re.S,
-    )
+def folded(words: str, language: str) -> str:
+    """Each solution in words behind its level: a click opens it, in Jupyter, on GitHub and on the site."""
+
+    def fold(found: re.Match[str]) -> str:
+        animal, solution = found.groups()
+        level = f"{animal} {LEVELS[language][animal]}"
+        return f"<details><summary>{level}</summary>\n\n{solution}\n\n</details>"
+
+    return re.sub(r"^([🐢🐕🦁]) (.+?)(?=\n\n[🐢🐕🦁]|\Z)", fold, words, flags=re.M | re.S)
 
 
 def cell_metadata(cell: NotebookNode) -> dict:
@@ -100,7 +105,7 @@ def notebook(lesson: str, language: str) -> NotebookNode:
             if not solutions:
                 before, heading, answers = cell.source.partition(SOLUTIONS[language])
                 solutions = bool(heading)
-            cells.append(new_markdown_cell(before + heading + folded(answers), id=name))
+            cells.append(new_markdown_cell(before + heading + folded(answers, language), id=name))
     return new_notebook(cells=cells, metadata=METADATA)
 
 
