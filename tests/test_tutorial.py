@@ -1,11 +1,13 @@
 """The lessons: one source for two languages, notebooks that are those of their source, a shape that all share."""
 
+import itertools
 import re
 import resource
+import sys
 
 import nbformat
 import pytest
-from conftest import ROOT, call
+from conftest import ROOT, call, run
 from markdown_it import MarkdownIt
 from nbclient import NotebookClient
 
@@ -125,6 +127,18 @@ def test_outputs_are_alike_on_every_machine(lesson):
             told = "".join(out.get("text", "")) + str(out.get("data", {}).get("text/plain", ""))
             assert not re.search(r"/(home|root|tmp|work|usr)/| at 0x[0-9a-f]{6}", told), told
         assert cell.metadata.get("execution") is None
+
+
+def test_lessons_settle_how_threads_wait_before_torch_is_loaded():
+    """OpenMP reads what `tutorial/__init__.py` sets when torch is loaded, and never again."""
+    early = []
+    for lesson in LESSONS:
+        source = "\n".join(cell.source for cell in build.code_cells(build.notebook(lesson, "en")))
+        imports = re.findall(r"^(?:from|import) .*", source, re.M)
+        early += itertools.takewhile(lambda line: not line.startswith("from tutorial"), imports)
+    check = "import os, sys, tutorial; print('torch' in sys.modules, os.environ['OMP_WAIT_POLICY'])"
+    done = run("env", "-u", "OMP_WAIT_POLICY", sys.executable, "-c", "\n".join([*early, check]))
+    assert done.stdout == "False PASSIVE\n", done.stderr
 
 
 @pytest.mark.parametrize("lesson", LESSONS)

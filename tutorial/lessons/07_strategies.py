@@ -23,6 +23,10 @@
 # - 只训练投影层能学到什么，为什么 LLaVA 要分两个阶段训练。
 
 # %% tags=["figure"]
+from tutorial.tools.quiet import quiet
+
+quiet()
+
 import copy
 
 import torch
@@ -31,9 +35,7 @@ from train_llava.build_model import build_llava
 from train_llava.model.freeze import LoraSettings, apply_train_type
 from train_llava.model.structure import component_or_adapter
 from tutorial.figures import adapters, strategies
-from tutorial.tools.quiet import quiet
 
-quiet()
 torch.manual_seed(0)
 
 STRATEGIES = ["projector", "use_lora", "freeze_vision", "none"]

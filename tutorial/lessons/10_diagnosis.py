@@ -23,6 +23,10 @@
 # - 遇到形状不匹配、训练卡住、显存不足该怎么办。
 
 # %% tags=["figure"]
+from tutorial.tools.quiet import quiet
+
+quiet()
+
 import copy
 from pathlib import Path
 
@@ -33,9 +37,7 @@ from train_llava.build_model import build_llava
 from train_llava.data import LlavaCollator, LlavaDataset
 from train_llava.model import image_use
 from tutorial.figures import symptoms
-from tutorial.tools.quiet import quiet
 
-quiet()
 torch.manual_seed(0)
 
 from peft import PeftModel

@@ -23,6 +23,10 @@
 # - 按什么顺序做，才能让一个错误只浪费几分钟，而不是几天。
 
 # %%
+from tutorial.tools.quiet import quiet
+
+quiet()
+
 import torch
 
 from train_llava.estimate import memory_budget, zero_config
@@ -32,9 +36,7 @@ from train_llava.planning.meta_model import meta_model
 from train_llava.planning.workload import Workload
 from tutorial.figures import costs
 from tutorial.tools.commands import run
-from tutorial.tools.quiet import quiet
 
-quiet()
 CONFIGS = "benchmarks/full_size/configs"  # two published config.json; no weights
 config = compose_config(read_vision_config(f"{CONFIGS}/clip", "--clip"), read_text_config(f"{CONFIGS}/qwen", "--qwen"))
 work = Workload.assumed(batch_size=4, tokens=620, image_tokens=576)  # 4 samples at a time on each GPU
