@@ -7,16 +7,18 @@ import re
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
-from tutorial.figures.canvas import INK, STYLE, WIDTH
+from tutorial.figures.canvas import INK, STYLE, WIDTH, draw
 
 TEMPLATE, TEXT, ANSWER, IMAGE, PLAIN = "#e3e8ee", "#cfe0f7", "#d3efdc", "#fbd9bd", "#f7f9fb"
 TOWER, PROJECTOR, LANGUAGE = "#d3efdc", "#f6e3a9", "#f9dcd5"
 EDGE = "#8794a3"
 UNIT = 100 / WIDTH  # of a canvas in an inch
+LACKING = re.compile(r"[^ -\u2e7f]+")  # what the figures' font does not have
 
 
 def canvas(height: float) -> tuple[Figure, Axes]:
@@ -52,9 +54,16 @@ def arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], colo
     axes.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": colour, "linewidth": 1.6, "shrinkA": 0})
 
 
+def picture(axes: Axes, place: tuple[float, float, float, float], pixels: np.ndarray, **options) -> Axes:
+    """Pixels at a place: left, bottom, width, height. `options` go to matplotlib's `imshow`; returns their axes."""
+    inset = axes.inset_axes(place, transform=axes.transData)
+    draw(inset, pixels, aspect="auto", **options)
+    return inset
+
+
 def drawable(text: str) -> str:
     """A text with … for what the figures' font lacks, such as Chinese; $ would begin a formula."""
-    return re.sub(r"[^ -\u2e7f]+", "…", text).replace("$", r"\$")
+    return LACKING.sub("…", text).replace("$", r"\$")
 
 
 def visible(token: str) -> str:
@@ -63,7 +72,7 @@ def visible(token: str) -> str:
     The figures' font has no Chinese, and many a token is a part of a letter: such tokens are only named.
     """
     shown = token.replace("\n", "↵").replace(" ", "␣")
-    return shown if all(" " < letter < "\u2e80" for letter in shown) else "(Chinese)"
+    return "(Chinese)" if LACKING.search(shown) else shown
 
 
 def tokens(

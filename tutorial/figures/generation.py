@@ -18,7 +18,7 @@ from tutorial.tools.asking import Asker, Batch, longer, with_answer
 
 GREY = "#c9d3de"
 GROUPS = {"size": ["small", "large"], "colour": list(COLOURS), "kind": KINDS}  # of the words in a caption
-PADDING = {"padding": "#ffffff", "text": "#cfe0f7", "image": "#fbd9bd"}
+PADDING = {"padding": "#ffffff", "text": diagrams.TEXT, "image": diagrams.IMAGE}
 
 
 def next_tokens(asker: Asker, examples: list[Example], steps: int = 7) -> Image:
@@ -82,7 +82,7 @@ def padding(asker: Asker, left: Batch, right: Batch) -> Image:
         draw_rows(each, palette[kinds.cpu()], f"padded on the {side}")
         for row, last in enumerate(kinds[:, -1].tolist()):
             each.text(kinds.shape[1] - 0.2, row, "next token " + ("✓" if last else "after padding ✗"), va="center")
-    handles = [Patch(facecolor=colour, edgecolor="#8794a3") for colour in PADDING.values()]
+    handles = [Patch(facecolor=colour, edgecolor=diagrams.EDGE) for colour in PADDING.values()]
     figure.legend(handles, PADDING, loc="outside lower center", ncols=3, frameon=False)
     return canvas.shown(figure, "Prompts padded on the left, which all end in the last column, and on the right")
 

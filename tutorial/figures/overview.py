@@ -46,23 +46,17 @@ def two_lines(axes: diagrams.Axes, x: float, ours: str, theirs: str) -> None:
     diagrams.write(axes, x, 33.6, theirs, 10, color=REAL)
 
 
-def picture(axes: diagrams.Axes, x: float, width: float, pixels: np.ndarray, **options) -> diagrams.Axes:
-    inset = axes.inset_axes((x, 38, width, 20), transform=axes.transData)
-    canvas.draw(inset, pixels, aspect="auto", **options)
-    return inset
-
-
 def draw_seeing(
     axes: diagrams.Axes, image: PIL.Image.Image, vectors: Sequence[torch.Tensor], demo: Sizes, real: Sizes
 ) -> None:
     """The upper half: image, vision tower, projector, and the vectors that each of the two gives."""
-    canvas.draw_grid(picture(axes, 1, 20, np.asarray(image)), demo.pixels, demo.pixels // demo.side)
+    canvas.draw_grid(diagrams.picture(axes, (1, 38, 20, 20), np.asarray(image)), demo.pixels, demo.pixels // demo.side)
     two_lines(axes, 11.5, *(f"{s.pixels} x {s.pixels}, {s.side} x {s.side} patches" for s in (demo, real)))
     diagrams.box(axes, 26, 41, 15, 14, TOWER, "vision tower", "knows images", "speaks no language")
     diagrams.box(axes, 62, 41, 13, 14, PROJECTOR, "projector", "translates")
     for x, each, width in (46, vectors[0], "seen"), (80, vectors[1], "known"):
         limit = each.abs().quantile(0.98)
-        picture(axes, x, 11, each, cmap="RdBu_r", vmin=-limit, vmax=limit)
+        diagrams.picture(axes, (x, 38, 11, 20), each, cmap="RdBu_r", vmin=-limit, vmax=limit)
         two_lines(axes, x + 5.5, *(f"{s.vectors} x {getattr(s, width):,}" for s in (demo, real)))
     for start, end in (21.5, 25.5), (41.5, 45.5), (57.5, 61.5), (75.5, 79.5):
         diagrams.arrow(axes, (start, 48), (end, 48))
@@ -144,7 +138,7 @@ def shares(models: dict[str, dict[str, int]]) -> Image:
 def conversation(image: PIL.Image.Image, pairs: Sequence[tuple[str, str]], answers: Sequence[str]) -> Image:
     """An image beside questions and a model's answers, which are blue where they are the right ones."""
     figure, axes = diagrams.canvas(34)
-    canvas.draw(axes.inset_axes((1, 3, 28, 28), transform=axes.transData), np.asarray(image), aspect="auto")
+    diagrams.picture(axes, (1, 3, 28, 28), np.asarray(image))
     for row, ((question, right), answer) in enumerate(zip(pairs, answers, strict=True)):
         diagrams.write(axes, 33, 30.5 - 6.2 * row, question, ha="left", weight="bold")
         colour = canvas.BLUE if answer == right else canvas.ORANGE

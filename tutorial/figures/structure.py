@@ -19,13 +19,12 @@ COLOURS = {"vision tower": TOWER, "projector": PROJECTOR, "language model": LANG
 def parts(image: PIL.Image.Image, shapes: Mapping[str, Sequence[int]]) -> Image:
     """An image, and the parts that it goes through, each with the shape of what comes out of it."""
     figure, axes = diagrams.canvas(17)
-    axes.imshow(np.asarray(image), extent=(1, 14, 1, 14), aspect="auto")
+    diagrams.picture(axes, (1, 1, 13, 13), np.asarray(image))
     diagrams.write(axes, 7.5, 15.5, f"{image.width} x {image.height} pixels")
     for i, (name, colour) in enumerate(COLOURS.items()):
         x = 19.5 + 20.5 * i
         diagrams.arrow(axes, (x - 5, 7.5), (x - 0.5, 7.5))
         diagrams.box(axes, x, 2.5, 15.5, 10, colour, name, " x ".join(map(str, shapes[name])))
-    axes.set(xlim=(0, 100), ylim=(0, 17))
     return canvas.shown(
         figure, "An image goes through the vision tower, the projector, the language model and its head"
     )

@@ -20,8 +20,7 @@ def steps(image: PIL.Image.Image, stations: Sequence[tuple[str, str, Sequence[in
     for i, ((name, code, shape), fill) in enumerate(zip(stations, FILLS, strict=True)):
         left, bottom = 1 + 25 * (i % 4), 19 if i < 4 else 3.5
         if i == 0:
-            inset = axes.inset_axes((left + 7, bottom, 8, 8), transform=axes.transData)
-            canvas.draw(inset, np.asarray(image), aspect="auto")
+            diagrams.picture(axes, (left + 7, bottom, 8, 8), np.asarray(image))
         else:
             diagrams.box(axes, left, bottom, 22, 8, fill, name, code)
             if i % 4:
