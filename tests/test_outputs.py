@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import pytest
@@ -134,37 +134,41 @@ def test_what_was_moved_to_its_place_meanwhile_is_left_alone(tmp_path, monkeypat
     for another in (False, True):
         unfinished.write_text("whole")
 
-        def finish(place, flags, another=another, opened=os.open):
-            if unfinished.exists() and unfinished.read_text():
-                os.replace(unfinished, path)
-                if another:
-                    unfinished.touch()
-            return opened(place, flags)
+        def finish(place, how, another=another, lock=outputs.fcntl.flock):
+            os.replace(unfinished, path)
+            if another:
+                unfinished.touch()
+            lock(place, how)
 
         with monkeypatch.context() as patch:
-            patch.setattr(outputs.os, "open", finish)
+            patch.setattr(outputs.fcntl, "flock", finish)
             with pytest.raises(InputError, match="another process is writing there"), whole_file(path):
                 pass
-        assert path.read_text() == "whole"
+        assert path.read_text() == "whole" and unfinished.exists() == another
     assert not HELD
 
 
-def test_threads_that_write_at_once_leave_one_whole_file(tmp_path):
-    path, errors = tmp_path / "page.html", []
+@pytest.mark.filterwarnings("error")  # as pytest tells of what ends a thread
+def test_threads_that_write_at_once_leave_one_whole_file(tmp_path, capsys):
+    path = tmp_path / "page.html"
 
     def work(text):
-        try:
-            with whole_file(path) as new:
-                new.write_text(text * 100_000)
-        except InputError as error:
-            errors.append(error)
+        with suppress(InputError), whole_file(path) as new:
+            new.write_text(text * 100_000)
 
     with whole_file(path), pytest.raises(InputError, match="another process is writing"), whole_file(path):
         pass
-    threads = [threading.Thread(target=work, args=(letter,)) for letter in "abcdefgh"]
-    [thread.start() for thread in threads], [thread.join() for thread in threads]
-    assert len(set(path.read_text())) == 1 and len(path.read_text()) == 100_000
-    assert os.listdir(tmp_path) == ["page.html"]
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)  # threads take turns so often that they meet in the middle of anything
+    try:
+        for _ in range(100):
+            threads = [threading.Thread(target=work, args=(letter,)) for letter in "abcdefgh"]
+            [thread.start() for thread in threads], [thread.join() for thread in threads]
+            assert len(set(path.read_text())) == 1 and len(path.read_text()) == 100_000
+            assert os.listdir(tmp_path) == ["page.html"]
+    finally:
+        sys.setswitchinterval(usual)
+    assert not capsys.readouterr().err
 
 
 def test_a_failure_leaves_what_was_there(tmp_path):

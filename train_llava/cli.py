@@ -137,10 +137,11 @@ def output_folder(folder: Path, *read: str | Path | None) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
+        place = os.open(folder, os.O_RDONLY)
     except OSError as error:
         remove_empty(made)
         raise InputError(f"{folder}: cannot be written to ({error.strerror}). Give another place.") from error
-    with locked(folder):
+    with locked(folder, place):
         try:
             yield
         finally:
@@ -175,22 +176,21 @@ def remove_empty(folders: list[Path]) -> None:
             path.rmdir()
 
 
-def busy(path: Path) -> InputError:
-    """The error where another process writes."""
-    return InputError(f"{path}: another process is writing there. Wait for it, or give another place.")
+def is_still(place: int, path: Path) -> bool:
+    """Whether what was opened is what the path leads to: it may have been moved or replaced since."""
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(place), os.stat(path))
+    return False
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Holds a file or folder against other processes. A folder that this process holds already may be held again.
+def locked(path: Path, place: int) -> Iterator[None]:
+    """Holds a file or folder, opened as `place`, against other processes, and closes it at the end. A folder that this
+    process holds already may be held again.
 
     Raises:
         InputError: another process holds it, or another thread the file.
     """
-    try:
-        place = os.open(path, os.O_RDONLY)
-    except FileNotFoundError as error:  # the other one has finished meanwhile, and moved it to its place
-        raise busy(path) from error
     inode = (os.fstat(place).st_dev, os.fstat(place).st_ino)
     if inode in HELD and path.is_dir():
         os.close(place)
@@ -198,11 +198,11 @@ def locked(path: Path) -> Iterator[None]:
         return
     try:
         fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if not os.path.exists(path) or not os.path.samestat(os.stat(path), os.fstat(place)):
-            raise BlockingIOError  # the other process has finished meanwhile, and replaced it
+        if not is_still(place, path):
+            raise BlockingIOError  # the other process has finished meanwhile, and moved it to its place
     except BlockingIOError as error:
         os.close(place)
-        raise busy(path) from error
+        raise InputError(f"{path}: another process is writing there. Wait for it, or give another place.") from error
     except OSError:
         print(f"warning: no locks on the disk of {path}; let nothing else write there", file=sys.stderr)
     HELD[inode] = place
@@ -265,18 +265,18 @@ def open_locked(path: Path) -> Iterator[BinaryIO]:
     made = not path.exists()
     if not made and not path.is_file():
         raise InputError(f"{path} is no file. Give another place.")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("ab")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}). Give another place.") from error
-    with file, locked(path):
-        if not os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
-            raise busy(path)  # what was opened has been moved to its place since, and is whole
+    with ExitStack() as stack:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            place = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            stack.enter_context(locked(path, place))
+            file = stack.enter_context(path.open("ab"))
+        except OSError as error:
+            raise InputError(f"{path}: cannot be written ({error.strerror}). Give another place.") from error
         try:
             yield file
         finally:
-            if made and path.exists() and not path.stat().st_size:
+            if made and is_still(place, path) and not path.stat().st_size:
                 path.unlink()
 
 
