@@ -21,6 +21,7 @@ from demo.scenes import (
 from demo.steps import Batch, run_steps
 
 BATCH_SIZE, LEARNING_RATE = 128, 1e-3
+EDITS = 7  # of each scene; a linear probe then misreads 1.3% of validation digits, with 3 it was 1.7, with 1 2.2
 SPREAD = 2.5  # how much wilder the CLIP's images are drawn than the demo's, so that it knows more hands than 1,400
 END = "<|endoftext|>"
 
@@ -48,11 +49,11 @@ def edit(scene: Scene, rng: np.random.Generator) -> Scene:
 
 
 def contrastive_scenes(size: int, rng: np.random.Generator) -> list[Scene]:
-    """`size` scenes with distinct captions (an equal caption would be a wrong negative), half of them edits."""
+    """`size` scenes with distinct captions (an equal caption would be a wrong negative), most of them edits."""
     scenes: dict[str, Scene] = {}
     while len(scenes) < size:
         scene = random_scene(rng, "train")
-        for candidate in (scene, edit(scene, rng)):
+        for candidate in (scene, *(edit(scene, rng) for _ in range(EDITS))):
             scenes.setdefault(caption(candidate), candidate)
     return list(scenes.values())[:size]
 
