@@ -153,14 +153,14 @@ for step, caption in captions.items():
 print("  right:", new[0]["messages"][-1]["content"])
 
 # %% [markdown] lang="en"
-# At step 0 the model says next to nothing. At step 20 it writes in the form of a caption, but guesses. Then what it says begins to be true: first their number, sizes and colours, at last the kinds. The loss shows the same.
+# At step 0 it says next to nothing. At step 20 it writes in the form of a caption, but guesses. Then this begins to be true: first number, sizes and colours, at last the kinds; at step 120 one is still wrong. The loss shows the same.
 #
 # ## The shelf
 #
 # Imagine a model that has perfect grammar and is blind. It knows how captions are made, but must guess how many things there are, where, and of which kind, colour and size. The demo's world is small: 16 kinds, eight colours, two sizes, four places. Of the 128 pairs of a kind and a colour, 12 are in no training image; they are kept for choosing settings and for tests. So we can compute what guessing costs, before any training. If $n$ things are equally likely, the right one has the probability $1/n$, and the loss is $\ln n$. Losses are added up in *nats*, the unit of the natural logarithm.
 
 # %% [markdown] lang="zh"
-# 第 0 步，模型几乎什么也说不出来。第 20 步，格式已经像一句描述，内容却是猜的。后来才慢慢说对：先是个数、大小和颜色，最后才是种类。损失曲线上也看得出来。
+# 第 0 步，模型几乎什么也说不出来。第 20 步，格式已经像一句描述，内容却是猜的。后来才慢慢说对：先是个数、大小和颜色，最后才是种类；到第 120 步，三个种类里还有一个是错的。损失曲线上也看得出来。
 #
 # ## 平台
 #

@@ -246,10 +246,10 @@ for factor in (0, 0.5, 1.5, 2, 1):  # 1 comes last, and stays
     print(f"scaling x {factor}: {bars.percent(caption_rows(model, processor, examples[:78])):.0f}% exactly right")
 
 # %% [markdown] lang="en"
-# 🦁 Here one direction is enough, as the trained projector does most of the work. What the adapter had to add is simple; a harder task may need a larger r.
+# 🦁 Half of them are enough here, and even one brings something, as the trained projector does most of the work. What the adapter had to add is simple; a harder task may need a larger r.
 
 # %% [markdown] lang="zh"
-# 🦁 这里留下一个方向就够了，因为大部分工作是训练过的投影层做的。适配器要补的东西很简单；任务更难，可能需要更大的 r。
+# 🦁 这里留下一半方向就够了，只留一个也有一点用，因为大部分工作是训练过的投影层做的。适配器要补的东西很简单；任务更难，可能需要更大的 r。
 
 # %% tags=["solution"]
 pairs = [(layer.lora_A["default"].weight.data, layer.lora_B["default"].weight.data) for layer in layers]

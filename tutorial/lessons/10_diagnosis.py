@@ -513,10 +513,10 @@ for name, state in {"all restored": remembered, "weights alone": None}.items():
     print(f"{name:<14}", *(f"{loss:.2f}" for loss in losses))
 
 # %% [markdown] lang="en"
-# 🦁 The one with the own image: hardly anything is lost. The tower adds a vector of its place to each patch (lesson 1), the projector passes it on, and the language model reads the place there, not from the order.
+# 🦁 The one with the own image: little is lost. The tower adds a vector of its place to each patch (lesson 1), the projector passes it on, and the language model reads the place there, not from the order.
 
 # %% [markdown] lang="zh"
-# 🦁 更像用自己图片的那个，几乎没有变差。视觉塔给每个图块加过表示位置的向量（第 1 课），投影层把它传了下去；语言模型是从向量里读出位置的，不看向量的排列顺序。
+# 🦁 更像用自己图片的那个，只变差一点。视觉塔给每个图块加过表示位置的向量（第 1 课），投影层把它传了下去；语言模型是从向量里读出位置的，不看向量的排列顺序。
 
 # %% tags=["solution"]
 order = torch.randperm(16)

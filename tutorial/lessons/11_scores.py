@@ -78,10 +78,10 @@ for name, some in {**rows, "trained, in English": english, "in Chinese": chinese
 assert bars.percent(rows["trained"]) > bars.percent(rows["blind"]) > 0
 
 # %% [markdown] lang="en"
-# The other two see nothing of use, and still get something right. Some questions need no image (kind *text*), and others can be guessed: "Do you see a heart?" has two answers. So a score means little without the score of a model that does not look. Exact match also hides a lot. One wrong word of twenty counts as much as nonsense:
+# The other two see nothing of use, and still get something right. Some questions need no image (kind *text*), and others can be guessed: "Do you see a heart?" has two answers. So a score means little without the score of a model that does not look. Exact match also hides a lot. A single wrong word counts as much as nonsense:
 
 # %% [markdown] lang="zh"
-# 另外两个模型从图里看不出东西，照样答对了一些。有的问题根本不用看图（*text* 这一类），有的能猜：“你看到爱心了吗？”只有两种答案。所以报分数时，要同时报一个“不看图”的分数，否则说明不了什么。完全匹配还会掩盖不少东西：二十个词里错一个，和满口胡话同样算错。
+# 另外两个模型从图里看不出东西，照样答对了一些。有的问题根本不用看图（*text* 这一类），有的能猜：“你看到爱心了吗？”只有两种答案。所以报分数时，要同时报一个“不看图”的分数，否则说明不了什么。完全匹配还会掩盖不少东西：一句话只错一个词，和满口胡话同样算错。
 
 # %%
 from difflib import SequenceMatcher

@@ -302,12 +302,12 @@ for name, count in right.items():
 # %% [markdown] lang="en"
 # ## Solutions
 #
-# 🐢 Asked the same in other words it may still answer; a question about another thing breaks the sentence. The remedy is data: several wordings of each question, as the demo's own data has.
+# 🐢 Asked in other words it may answer as the base would, or wrongly: it has learned one wording. The remedy is data: several wordings of each question, as the demo's own data has.
 
 # %% [markdown] lang="zh"
 # ## 答案
 #
-# 🐢 同一件事换个说法也许答得出，换一件事来问，句子就乱了。办法在数据里：每个问题准备几种问法，演示自己的数据就是这样做的。
+# 🐢 换个说法，它可能照基座的老样子回答，也可能答错：它只学过一种问法。办法在数据里：每个问题准备几种问法，演示自己的数据就是这样做的。
 
 # %% tags=["solution"]
 from train_llava.model.generate import ask, generate
