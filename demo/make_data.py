@@ -7,7 +7,8 @@ makes three folders, each with `chat.json` and `images/`:
 - `captions/`: an image and its caption, as in LLaVA-CC3M-Pretrain-595K (with its `metadata.json`), for the first stage;
 - `conversations/`: two to six questions about an image, about several or about none, as in LLaVA-Instruct, for the
   second stage;
-- `held_out/`: one question a record, equally many of each kind, with the kind as its `category`.
+- `held_out/`: one question a record, equally many of each kind, with the kind as its `category`;
+- `validation/`, with `--validation 1400`: the same of a third part, by which settings are chosen.
 
 The same seed gives the same bytes. What held-out images show that no other does is said in `demo/scenes.py`.
 """
@@ -22,16 +23,11 @@ from typing import Any
 import numpy as np
 
 from demo.english import INSTRUCTIONS, caption
-from demo.questions import KINDS_OF_QUESTION, LANGUAGES, ask, pick, pick_language, rounds
-from demo.scenes import Scene, draw, random_scene
+from demo.questions import KINDS_OF_QUESTION, LANGUAGES, pick, question_of, rounds, several_scenes
+from demo.scenes import SPLITS, Scene, draw, random_scene
 
-COUNTS = {"captions": 6000, "conversations": 8000, "held_out": 1300}
+COUNTS = {"captions": 6000, "conversations": 8000, "held_out": 1400, "validation": 0}
 Rng = np.random.Generator
-
-
-def several_scenes(rng: Rng, split: str) -> list[Scene]:
-    """Two or three scenes."""
-    return [random_scene(rng, split) for _ in range(rng.integers(2, 4))]
 
 
 def save_images(scenes: list[Scene], rng: Rng, split: str, folder: Path, identity: str) -> str | list[str] | None:
@@ -80,12 +76,8 @@ def conversation_record(rng: Rng, split: str, folder: Path, identity: str) -> di
 
 def question_record(rng: Rng, split: str, folder: Path, identity: str) -> dict[str, Any]:
     """One question; the kinds come in turn."""
-    kind, pair = KINDS_OF_QUESTION[int(identity.rpartition("_")[2]) % len(KINDS_OF_QUESTION)], None
-    while pair is None:
-        scenes = (
-            [] if kind == "text" else several_scenes(rng, split) if kind == "several" else [random_scene(rng, split)]
-        )
-        pair = ask(kind, scenes, pick_language(rng), rng)
+    kind = KINDS_OF_QUESTION[int(identity.rpartition("_")[2]) % len(KINDS_OF_QUESTION)]
+    scenes, pair = question_of(kind, rng, split)
     return record(identity, save_images(scenes, rng, split, folder, identity), [pair]) | {"category": kind}
 
 
@@ -93,6 +85,7 @@ FORMS: dict[str, Callable[[Rng, str, Path, str], dict[str, Any]]] = {
     "captions": caption_record,
     "conversations": conversation_record,
     "held_out": question_record,
+    "validation": question_record,
 }
 
 
@@ -114,21 +107,15 @@ def main() -> None:
     for form, count in COUNTS.items():
         parser.add_argument(f"--{form}", type=int, default=count, help="how many records")
     args = parser.parse_args()
-    with ProcessPoolExecutor(max_workers=len(FORMS)) as pool:
-        written = {
-            form: pool.submit(
-                write_records,
-                args.output_dir / form,
-                form,
-                "held_out" if form == "held_out" else "train",
-                getattr(args, form),
-                args.seed,
-            )
-            for form in FORMS
-        }
+    counts = {form: getattr(args, form) for form in FORMS if getattr(args, form)}
+    with ProcessPoolExecutor(max_workers=len(counts)) as pool:
+        written = {}
+        for form, count in counts.items():
+            split = form if form in SPLITS else "train"
+            written[form] = pool.submit(write_records, args.output_dir / form, form, split, count, args.seed)
     for form, done in written.items():
         done.result()
-        print(f"{getattr(args, form)} records in {args.output_dir / form}")
+        print(f"{counts[form]} records in {args.output_dir / form}")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import json
 import time
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,7 +26,7 @@ FOLDER = Path(__file__).parent
 VOCAB_ROWS = 896  # like Qwen's, the table has more rows than tokens, so `<image>` finds a free one
 
 
-def figures(model: nn.Module, started: float, half: str, steps: int, measured: dict[str, float]) -> dict:
+def figures(model: nn.Module, started: float, half: str, steps: int, measured: dict[str, Any]) -> dict:
     """What is kept beside the weights of one half."""
     return {
         "command": f"python -m demo.pretrain --only {half}",

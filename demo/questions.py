@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 
 from demo import chinese, english
-from demo.scenes import COLOURS, DIGITS, KINDS, PLACES, SHAPES, Item, Scene, home
+from demo.scenes import COLOURS, DIGITS, KINDS, PLACES, SHAPES, Item, Scene, home, random_scene
 
 LANGUAGES = {"en": english, "zh": chinese}
 QA = tuple[str, str]
@@ -57,8 +57,15 @@ def named(scene: Scene, words: ModuleType, rng: Rng) -> tuple[Item, str] | None:
 def missing(scene: Scene, words: ModuleType, rng: Rng) -> str:
     """The name of what is not there: half of the time a kind that is there, in another colour.
 
-    A pair that is held out is never named so: who hears "there is no green square" each time would learn just that.
+    In training no pair that is held out is named: who hears "there is no green square" each time would learn just that.
+    Where the scene has a new pair, it is another new one three in ten times: to say yes to all of them scores nothing.
     """
+    pairs = {(item.kind, item.colour) for item in scene}
+    homes = {home(*pair) for pair in pairs} - {"train"}
+    new = [(kind, colour) for kind in range(len(KINDS)) for colour in COLOURS if home(kind, colour) in homes]
+    if new and rng.random() < 0.3:
+        kind, colour = pick(rng, [pair for pair in new if pair not in pairs])
+        return words.coloured(colour, kind)
     if rng.random() < 0.5:
         kind = pick(rng, scene).kind
         there = {item.colour for item in scene if item.kind == kind}
@@ -135,17 +142,19 @@ def ask_presence(scene: Scene, words: ModuleType, rng: Rng) -> QA:
 
 
 def ask_size(scene: Scene, words: ModuleType, rng: Rng) -> QA | None:
+    if (found := named(scene, words, rng)) is None:
+        return None
+    return fill(words, rng, "size", x=found[1], size=words.size(found[0]))
+
+
+def ask_larger(scene: Scene, words: ModuleType, rng: Rng) -> QA | None:
     able = [item for item in scene if names(scene, item, words)]
     pairs = [(a, b) for a in able for b in able if a.large != b.large]
-    if pairs and rng.random() < 0.5:
-        a, b = pick(rng, pairs)
-        x, y = (str(name(scene, item, words, rng)) for item in (a, b))
-        larger = x if a.large else y
-        return fill(words, rng, "larger", x=x, y=y, larger=larger, relation=words.relation(a.large))
-    if not able:
+    if not pairs:
         return None
-    item = pick(rng, able)
-    return fill(words, rng, "size", x=str(name(scene, item, words, rng)), size=words.size(item))
+    a, b = pick(rng, pairs)
+    x, y = (str(name(scene, item, words, rng)) for item in (a, b))
+    return fill(words, rng, "larger", x=x, y=y, larger=x if a.large else y, relation=words.relation(a.large))
 
 
 def ask_count(scene: Scene, words: ModuleType, rng: Rng) -> QA:
@@ -223,13 +232,15 @@ ONE_SCENE: dict[str, Callable[[Scene, ModuleType, Rng], QA | None]] = {
     "presence": ask_presence,
     "absent": ask_absent,
     "size": ask_size,
+    "larger": ask_larger,
     "count": ask_count,
     "reading": ask_reading,
 }
-HARDER = ("caption", "side", "side", "absent", "presence", "place", "size")  # asked more often than the others
+# asked more often than the others
+HARDER = ("caption", "side", "side", "side", "absent", "presence", "place", "larger", "larger")
 KINDS_OF_QUESTION = [
     *("caption", "colour", "count", "place", "side", "reading", "absent", "presence"),  # those that a sheet shows
-    *("size", "thing", "detail", "several", "text"),
+    *("size", "larger", "thing", "detail", "several", "text"),
 ]
 
 
@@ -259,6 +270,21 @@ def rounds(scenes: list[Scene], count: int, rng: Rng, mixed: float = 0.0, more: 
         if len(found) == count:
             break
     return list(found.items())
+
+
+def several_scenes(rng: Rng, split: str) -> list[Scene]:
+    """Two or three scenes."""
+    return [random_scene(rng, split) for _ in range(rng.integers(2, 4))]
+
+
+def question_of(kind: str, rng: Rng, split: str) -> tuple[list[Scene], QA]:
+    """A question of this kind with its answer, and the random scenes that it is about."""
+    while True:
+        scenes = (
+            [] if kind == "text" else several_scenes(rng, split) if kind == "several" else [random_scene(rng, split)]
+        )
+        if qa := ask(kind, scenes, pick_language(rng), rng):
+            return scenes, qa
 
 
 def pick_language(rng: Rng) -> str:

@@ -47,7 +47,7 @@ def main() -> None:
 
     model, processor = load(args.model_name_or_path)
     rows = caption_rows(
-        model, processor, LlavaDataset(args.data_path, held_out=True), batch_size=65, max_new_tokens=128
+        model, processor, LlavaDataset(args.data_path, held_out=True), batch_size=70, max_new_tokens=128
     )
     shown = first_of_each_kind(rows, args.language)
     sheet, answers = args.model_name_or_path / "answers.png", args.model_name_or_path / "answers.jsonl"

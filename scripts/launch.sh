@@ -166,7 +166,7 @@ say_how_to_resume() { # say_how_to_resume FLAGS... ; where a whole checkpoint is
 
 say_how_to_ask() {
     local ask=(--interactive)
-    [ "$DEMO" = false ] || ask=(--image "$EXAMPLE_IMAGE" --prompt "What is in this picture?")
+    [ "$DEMO" = false ] || ask=(--image "$EXAMPLE_IMAGE" --prompt "What is in this image?")
     echo
     echo "The trained model is in $OUTPUT_DIR. Ask it something:"
     printf ' %q' env "PYTHONPATH=$HERE" "$PYTHON" -m train_llava.infer \

@@ -179,7 +179,7 @@ def old_pair(request, llava, tmp_path):
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory):
-    """64 records of the demo; captions of one and two digits, so batches have uneven numbers of labels."""
+    """64 small images of the demo's world, captions of one or two things; so batches have uneven numbers of labels."""
     folder = tmp_path_factory.mktemp("data")
     write_split(folder, "train", 64, seed=7)
     return folder

@@ -12,7 +12,7 @@ from train_llava.cli import InputError
 from train_llava.data import LlavaDataset
 from train_llava.ingest.formats import FORMATS
 from train_llava.ingest.readers import records_in
-from train_llava.pages.scores.scoring import NAMES
+from train_llava.pages.scores.scoring import NAMES, score
 
 METRICS = {"vqav2": "vqa", "textvqa": "vqa", "gqa": "exact", "docvqa": "anls", "chartqa": "relaxed", "pope": "yes_no"}
 SHORT = "\nAnswer the question using a single word or phrase."
@@ -95,6 +95,29 @@ def test_evaluate_scores_each_kind(llava, tmp_path):
     assert {"yes_no_accuracy", "yes_share"} <= kinds["random"].keys() and "vqa_accuracy" not in kinds["random"]
     assert "vqa_accuracy" in metrics and "cider" not in metrics and "adversarial" in done.stdout
     assert "<td>adversarial</td>" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_science_qa_as_llava_writes_it(llava, tmp_path):
+    """llava_test_CQM-A.json of its scripts/convert_sqa_to_llava.py: an image behind the question, in a folder of the
+    problem's number, or none; the answer in a sentence, of which the letter counts.
+    """
+    options = "Options: (A) Texas (B) Utah"
+    asked = [f"Context: {context}\nQuestion: Which is farther east?\n{options}" for context in ("N/A", "See the map.")]
+    records = [{"id": "7", "image": "7/image.png"}, {"id": "21"}]
+    for record, question, letter in zip(records, asked, "AB", strict=True):
+        image = "\n<image>" if "image" in record else ""
+        turns = layouts.chat(question + image, f"The answer is {letter}.")
+        record["conversations"] = layouts.llava_turns(turns)
+    layouts.write(tmp_path / "llava_test_CQM-A.json", records)
+    layouts.write(tmp_path / "images" / "test" / "7" / "image.png", layouts.image(7))
+    rows = [{"caption": said, "reference": e["messages"][1]["content"]} for e, said in
+            zip(LlavaDataset(tmp_path, held_out=True), ("A", "(A) Texas"), strict=True)]  # fmt: skip
+    assert score(rows, "choice")["choice_accuracy"] == 0.5
+    flags = ("--model_name_or_path", llava, "--max_new_tokens", 2, "--output_dir", tmp_path / "out")
+    done = call(evaluate.main, *flags, "--data_path", tmp_path, "--metric", "choice")
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["records"] == 2 and 0 <= metrics["choice_accuracy"] <= 1
 
 
 def test_infer_asks_a_benchmark(llava, tmp_path):

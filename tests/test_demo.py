@@ -3,14 +3,16 @@
 import json
 import re
 from collections import Counter
+from statistics import mean
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT, run_module
-from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
+from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel, Qwen2ForCausalLM
 
 from demo import chinese, english
-from demo.language_half import random_chat, random_facts
+from demo.language_half import random_chat, random_facts, told_exact
 from demo.make_data import FORMS, write_records
 from demo.questions import KINDS_OF_QUESTION, LANGUAGES, ask, neighbour, rounds
 from demo.scenes import CELL, COLOURS, KINDS, SHAPES, SPLITS, Item, draw, home, load_scans, random_scene
@@ -74,6 +76,17 @@ def test_pretraining_sees_no_held_out_pair():
         assert len(set(told_in(texts))) == 116  # all others are there, so the patterns find them
 
 
+def test_a_new_pair_is_there_or_not():
+    """Who says yes to every pair that is new is wrong at times."""
+    rng, said = np.random.default_rng(0), Counter()
+    for _ in range(2000):
+        scene = random_scene(rng, "held_out")
+        question, answer = ask("presence", [scene], "en", rng)
+        if any(home(*pair) == "held_out" for pair in told_in([question])):
+            said[answer.split()[0].strip(".,")] += 1
+    assert min(said["Yes"], said["No"]) > 30, said
+
+
 def test_training_data_has_no_held_out_pair(tmp_path):
     for form, split in (("captions", "train"), ("conversations", "train"), ("held_out", "held_out")):
         write_records(tmp_path / form, form, split, 400, 0)
@@ -92,14 +105,15 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path, form):
 
 
 def test_the_layouts_are_those_of_llava(tmp_path):
-    done = run_module(
-        "demo.make_data", "--output_dir", tmp_path, "--captions", 40, "--conversations", 60, "--held_out", 26
-    )
+    counts = {"captions": 40, "conversations": 60, "held_out": 28, "validation": 28}
+    flags = [word for form, count in counts.items() for word in (f"--{form}", count)]
+    done = run_module("demo.make_data", "--output_dir", tmp_path, *flags)
     assert done.returncode == 0, done.stderr
     records = {form: json.loads((tmp_path / form / "chat.json").read_text()) for form in FORMS}
-    assert {form: len(some) for form, some in records.items()} == {"captions": 40, "conversations": 60, "held_out": 26}
+    assert {form: len(some) for form, some in records.items()} == counts
     assert len(json.loads((tmp_path / "captions" / "metadata.json").read_text())) == 40
-    assert Counter(r["category"] for r in records["held_out"]) == dict.fromkeys(KINDS_OF_QUESTION, 2)
+    for form in ("held_out", "validation"):
+        assert Counter(r["category"] for r in records[form]) == dict.fromkeys(KINDS_OF_QUESTION, 2)
     assert {r["image"][-3:] for r in records["captions"]} == {"jpg", "png"}
     for form, some in records.items():
         for record in some:
@@ -111,10 +125,10 @@ def test_the_layouts_are_those_of_llava(tmp_path):
             assert first.startswith("<image>\n") or not images or (form == "captions" and first.endswith("\n<image>"))
             asked = turns[turns[0]["from"] == "system" :]
             assert [turn["from"] for turn in asked] == ["human", "gpt"] * (len(asked) // 2)
-            assert len(asked) in {"captions": [2], "conversations": [4, 6, 8, 10, 12], "held_out": [2]}[form]
+            assert len(asked) in ([4, 6, 8, 10, 12] if form == "conversations" else [2])
             assert all((tmp_path / form / "images" / image).is_file() for image in images)
-    counts = {1 if isinstance(r.get("image", []), str) else len(r.get("image", [])) for r in records["conversations"]}
-    assert counts == {0, 1, 2, 3}
+    seen = {1 if isinstance(r.get("image", []), str) else len(r.get("image", [])) for r in records["conversations"]}
+    assert seen == {0, 1, 2, 3}
     assert {r["conversations"][0]["from"] for r in records["conversations"]} == {"system", "human"}
 
 
@@ -200,7 +214,9 @@ def test_every_word_is_one_token():
 
 
 def test_the_committed_halves_are_as_written():
-    """The CLIP finds held-out images' captions as often as pretrain.json says; both have the tokenizer's vocabulary."""
+    """What pretrain.json says of held-out scenes: how many images' captions the CLIP finds, and how many answers the
+    Qwen has right when it is told in words. Both have the tokenizer's vocabulary.
+    """
     written = json.loads((ROOT / "demo" / "pretrain.json").read_text())
     model = CLIPModel.from_pretrained(ROOT / "demo" / "clip").eval()
     processor = CLIPImageProcessorPil.from_pretrained(ROOT / "demo" / "clip")
@@ -209,6 +225,9 @@ def test_the_committed_halves_are_as_written():
     found = retrieval(model, processor, tokenizer)
     assert abs(found - written["clip"]["held_out_retrieval_at_1_of_256"]) < 0.02
     assert sum(p.numel() for p in model.parameters()) == written["clip"]["parameters"]
+    language_model = Qwen2ForCausalLM.from_pretrained(ROOT / "demo" / "qwen", dtype=torch.float32).eval()
+    kept, told = written["qwen"]["held_out_exact_percent"], told_exact(language_model, tokenizer, count=20)
+    assert list(kept) == list(told) and abs(mean(kept.values()) - mean(told.values())) < 4
 
 
 def test_weights_are_small():

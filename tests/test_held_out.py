@@ -27,7 +27,7 @@ def held_out(data, tmp_path_factory):
     (folder / "images").symlink_to(data / "images")
     records = json.loads((data / "chat.json").read_text())[:9]
     for i, record in enumerate(records):
-        record["id"] = f"held_out_{i}"
+        record |= {"id": f"held_out_{i}", "category": ("odd", "even")[i % 2]}
     records[2]["conversations"][1]["value"] = "a red seven and a blue one, " * 6
     records[4]["conversations"] += [{"from": "human", "value": "Sure?"}, {"from": "gpt", "value": "Yes."}] * 2
     del records[8]["image"]
@@ -75,6 +75,9 @@ def assert_same(log, expected):
     """What a training has logged of an evaluation, and what evaluate says."""
     for name in (*FIGURES, *IMAGES):
         assert log[f"eval_{name}"] == pytest.approx(expected[name], rel=1e-5, abs=1e-6), name
+    assert expected["categories"].keys() == {"odd", "even"}
+    for name, figures in expected["categories"].items():
+        assert log[f"eval_exact_match/{name}"] == pytest.approx(figures["exact_match"], abs=1e-6), name
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ images) into --output_dir. docs/evaluation.md says by which metric a record is s
 import argparse
 import json
 import math
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from functools import partial
@@ -39,14 +38,12 @@ from train_llava.model.image_use import image_use, verdict
 from train_llava.model.load import Model, accelerator, load
 from train_llava.model.ranks import gather
 from train_llava.pages.scores.scorable import check_metrics
-from train_llava.pages.scores.scoring import CAPTION, NAMES, score_each
+from train_llava.pages.scores.scoring import CAPTION, NAMES, by_category, score_each
 from train_llava.pages.thumbnails import thumbnail
 
 TEMPLATE = Path(__file__).parent / "pages" / "evaluate.html.jinja"
 WRITTEN = ("metrics.json", "samples.jsonl", "report.html")
 SHOWN = 12  # answers of either kind in the report
-MOST_CATEGORIES = 50  # with more, the field names records and not kinds of them
-NO_CATEGORY = "(none)"
 
 
 def answer_rows(
@@ -76,14 +73,8 @@ def metrics_of(rows: list[dict[str, Any]], metric: str = CAPTION) -> tuple[dict[
 
 
 def categories_of(rows: list[dict[str, Any]], metric: str = CAPTION) -> dict[str, dict[str, float]]:
-    """The metrics of each category, the largest first; none if no record has one, or there are too many."""
-    parts = defaultdict(list)
-    for row in rows:
-        parts[row.get("category", NO_CATEGORY)].append(row)
-    if parts.keys() <= {NO_CATEGORY} or len(parts) > MOST_CATEGORIES:
-        return {}
-    ranked = sorted(parts, key=lambda name: (-len(parts[name]), name))
-    return {name: metrics_of(parts[name], metric)[0] for name in ranked}
+    """The metrics of each category, as `by_category`."""
+    return {name: metrics_of(part, metric)[0] for name, part in by_category(rows).items()}
 
 
 def report_page(

@@ -1,10 +1,10 @@
-"""A whole LLaVA -> the files that another program serves it from: llama.cpp, Ollama, vLLM or SGLang.
+"""A whole LLaVA -> the files that another program serves it from: llama.cpp, Ollama or vLLM.
 
     python -m train_llava.export --model_name_or_path models/mine --format gguf --output_dir models/mine-gguf
 
 gguf    model.gguf (language model, tokenizer, chat template) and mmproj.gguf (tower and projector), for llama.cpp
 ollama  the same two and a Modelfile, for `ollama create NAME -f Modelfile`
-vllm    the folder again, with the names of weights that vLLM and SGLang read
+vllm    the folder again, with the names of weights that vLLM reads
 
 Weights keep the values they are stored with. What differs there from here, such as what becomes of an image that is not
 square: docs/serving.md.

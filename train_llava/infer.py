@@ -119,7 +119,7 @@ def main() -> None:
     parser.add_argument("--output_file", type=Path, help="where the answers about --images go, as JSON lines")
     parser.add_argument("--batch_size", type=positive, default=16, help="how many of --images are asked about together")
     parser.add_argument("--interactive", action="store_true", help="chat; " + CHAT_HELP)
-    parser.add_argument("--prompt", default="Describe this picture in one sentence.")
+    parser.add_argument("--prompt", default="Describe this image in one sentence.")
     parser.add_argument("--max_new_tokens", type=positive, default=256)
     parser.add_argument("--temperature", type=temperature, default=0.0, help="above 0: sample; 0: the likeliest word")
     parser.add_argument("--top_p", type=share, default=1.0, help="sample from the likeliest words of this total")

@@ -21,7 +21,7 @@ from PIL import Image
 from benchmarks.result import RESULTS, ROOT, head, parser, table, write
 from benchmarks.script import environment, read_log
 from demo.english import caption
-from demo.scenes import draw, random_scene
+from demo.scenes import Scene, draw, random_scene
 from train_llava.build_model import build_llava
 from train_llava.model.folder import save_llava
 
@@ -32,9 +32,16 @@ GREY = (25, 25, 25)  # between the scenes, about as dark as they are
 QUESTION = "<image>\nWhat is at the two ends of this image?"
 
 
+def few_things(rng: np.random.Generator, split: str) -> Scene:
+    """A scene of one thing or two."""
+    while len(scene := random_scene(rng, split)) > 2:
+        pass
+    return scene
+
+
 def draw_wide(rng: np.random.Generator, split: str) -> tuple[Image.Image, str]:
     """An image with a scene of the demo at each end and nothing between them, and its caption."""
-    scenes = [random_scene(rng, split)[:2] for _ in range(2)]
+    scenes = [few_things(rng, split) for _ in range(2)]
     left, right = (draw(scene, rng, split) for scene in scenes)
     canvas = Image.new("RGB", (int(WIDE * left.height), left.height), GREY)
     canvas.paste(left, (0, 0))

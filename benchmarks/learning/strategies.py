@@ -30,6 +30,7 @@ from train_llava.model.folder import save_llava
 from train_llava.pages.charts import COLOUR, chart
 
 WORK = ROOT / "output" / "strategies"
+HELD_OUT = WORK / "data" / "held_out"
 SEEDS = (1, 2, 3)
 CAPTIONS, CAPTION_RATE = 400, 2e-3  # steps of 16 samples, and the rate: those of demo/prepare.sh, as the next two
 CONVERSATIONS = 600
@@ -62,10 +63,10 @@ STRATEGIES = [
 
 
 def train(
-    model: Path, data: str, train_type: str, rate: float, steps: int, seed: int, output: Path, *flags: str
+    model: Path, data: str, train_type: str, rate: float, steps: int, seed: int, output: Path, *flags: str, **words: Any
 ) -> dict[str, Any]:
     """One training of a row on a folder of the demo's data; what it took."""
-    words = {"max_steps": steps, "learning_rate": rate, "adam_beta2": 0.95, "eval_steps": steps}
+    words |= {"max_steps": steps, "learning_rate": rate, "adam_beta2": 0.95, "eval_steps": steps}
     words |= {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "logging_steps": 30}
     words |= {"save_strategy": "steps", "save_steps": steps, "eval_strategy": "steps"}
     return run_script("run_zero2.sh", model, data, train_type, seed, output, *flags, **words)
@@ -76,7 +77,7 @@ def run_script(
 ) -> dict[str, Any]:
     """One training by a script of the repository, as a user types it; what it took."""
     shutil.rmtree(output, ignore_errors=True)
-    words |= {"seed": seed, "report_to": "none", "eval_data_path": WORK / "data" / "held_out"}
+    words = {"seed": seed, "report_to": "none", "eval_data_path": HELD_OUT} | words
     command = ["bash", ROOT / script, *flags]
     command += [text for name, value in words.items() for text in (f"--{name}", value)]
     names = {"MODEL": model, "DATA": WORK / "data" / data, "TRAIN_TYPE": train_type, "OUTPUT_DIR": output}
@@ -100,9 +101,9 @@ def run_script(
     }
 
 
-def exact_percent(folder: Path) -> dict[str, float]:
+def exact_percent(folder: Path, data: Path = HELD_OUT) -> dict[str, float]:
     """How many held-out answers of a trained model are exactly right, in percent: of each kind and of all."""
-    shown = ["demo.show", "--model_name_or_path", folder, "--data_path", WORK / "data" / "held_out"]
+    shown = ["demo.show", "--model_name_or_path", folder, "--data_path", data]
     subprocess.run([sys.executable, "-m", *map(str, shown)], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
     lines = (folder / "answers.jsonl").read_text(encoding="utf-8").splitlines()
     return show.exact_percent([json.loads(line) for line in lines])

@@ -1,7 +1,7 @@
-"""A model's folder with the names of weights that transformers 4 wrote, which vLLM and SGLang read.
+"""A model's folder with the names of weights that transformers 4 wrote, which vLLM reads.
 
-Both have the tower as `vision_tower.vision_model`, as transformers 4 had; transformers 5 saves `vision_tower` alone,
-and reads both forms.
+It has the tower as `vision_tower.vision_model`, as transformers 4 had; transformers 5 saves `vision_tower` alone, and
+reads both forms.
 """
 
 import json

@@ -12,7 +12,7 @@ from train_llava.model.image_use import image_use
 from train_llava.model.load import Model
 from train_llava.model.ranks import gather
 from train_llava.pages.scores.scorable import check_metrics, score_names
-from train_llava.pages.scores.scoring import CAPTION, score
+from train_llava.pages.scores.scoring import CAPTION, score, score_of_categories
 from train_llava.planning.arguments import LlavaTrainingArguments
 
 
@@ -55,7 +55,8 @@ def held_out_score(
                 yield {"index": index, **row, "image": None}
             alive()
 
-    figures = score(sorted(gather(rows()), key=lambda row: row["index"]))
+    answered = sorted(gather(rows()), key=lambda row: row["index"])
+    figures = score(answered) | score_of_categories(answered)
     return figures | image_use(model, processor, dataset, args.eval_batch_size, share)
 
 

@@ -33,14 +33,14 @@ def circle() -> Image:
     return canvas.shown(figure, "The five parts of a training step in a circle: batch, forward, backward, step, clear")
 
 
-def shelf(losses: Sequence[float], blind: float, rates: Sequence[float]) -> Image:
-    """The loss beside what a blind model would pay, and the rate of each step."""
+def shelf(losses: Sequence[float], steps: range, blind: float, rates: Sequence[float]) -> Image:
+    """The loss, its slow steps shaded, beside what a blind model would pay, and the rate of each step."""
     figure, axes = canvas.panels(2, 3.2, width_ratios=[3, 1])
     axes[0].plot(losses, color=canvas.BLUE)
     axes[0].axhline(blind, color=canvas.ORANGE, linestyle="--")
     axes[0].text(len(losses) - 1, blind + 0.06, "perfect grammar, blind", color=canvas.ORANGE, ha="right")
-    axes[0].axvspan(18, 29, color=canvas.INK, alpha=0.08, linewidth=0)
-    axes[0].text(23.5, 2.4, "the shelf", ha="center")
+    axes[0].axvspan(steps[0], steps[-1], color=canvas.INK, alpha=0.08, linewidth=0)
+    axes[0].text((steps[0] + steps[-1]) / 2, 2.4, "the shelf", ha="center")
     axes[0].set(xlabel="step", ylabel="loss", ylim=(0, None))
     axes[1].plot(rates, color=canvas.INK)
     axes[1].set(xlabel="step", title="learning rate")

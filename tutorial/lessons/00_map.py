@@ -179,7 +179,7 @@ overview.conversation(image, pairs[:5], answers[:5])
 # | projector | 投影层 | translates these vectors for the language model |
 # | language model | 语言模型 | gives the next token's probabilities |
 # | adapter, LoRA | 适配器 | small trained matrices beside frozen ones |
-# | label | 标签 | the token that a position should have predicted |
+# | label | 标签 | the token to be learned at a place; -100: none |
 # | batch | 批次 | records that go through the model together |
 # | checkpoint | 检查点 | the state of a training, saved so that it can resume (续训) |
 # | held-out data | 测试集 | data that no training has seen |
@@ -197,7 +197,7 @@ overview.conversation(image, pairs[:5], answers[:5])
 # | 投影层 | projector | 把这些向量翻译给语言模型 |
 # | 语言模型 | language model | 给出下一个词元的概率 |
 # | 适配器 | adapter, LoRA | 冻结的大矩阵旁可训练的小矩阵 |
-# | 标签 | label | 某个位置应该预测出的词元 |
+# | 标签 | label | 这个位置要学的词元；-100 表示不学 |
 # | 批次 | batch | 一起送进模型的若干条数据 |
 # | 检查点 | checkpoint | 保存下来、可以续训（resume）的训练状态 |
 # | 测试集 | held-out data | 训练中从没见过的数据 |
@@ -225,7 +225,7 @@ overview.conversation(image, pairs[:5], answers[:5])
 #
 # ## Where it comes from
 #
-# These lessons rebuild [train_llava](https://github.com/yuanzhoulvpi2017/zero_nlp/tree/main/train_llava) by yuanzhoulvpi2017. His videos, in Chinese, go with lessons 3 and 4 ([the source](https://www.bilibili.com/video/BV1nw4m1S7nZ/), [build one](https://www.bilibili.com/video/BV1GS411P74b/)) and with lessons 5 and 6 ([data and Trainer](https://www.bilibili.com/video/BV1Si421v7j1/)). LLaVA itself is by [Liu et al.](https://arxiv.org/abs/2304.08485)
+# These lessons rebuild [train_llava](https://github.com/yuanzhoulvpi2017/zero_nlp/tree/main/train_llava) by yuanzhoulvpi2017. His videos, in Chinese, go with lessons 3 and 4 ([the source](https://www.bilibili.com/video/BV1nw4m1S7nZ/), [build one](https://www.bilibili.com/video/BV1GS411P74b/)) and with lessons 5 to 8 ([data and Trainer](https://www.bilibili.com/video/BV1Si421v7j1/)). LLaVA itself is by [Liu et al.](https://arxiv.org/abs/2304.08485)
 #
 # ## Common questions
 #
@@ -254,11 +254,11 @@ overview.conversation(image, pairs[:5], answers[:5])
 # | 10 | [诊断](10_diagnosis.ipynb) | 不对劲，问题出在哪里？ |
 # | 11 | [评估](11_scores.ipynb) | 模型有多好？ |
 # | 12 | [真实规模](12_real_size.ipynb) | 真正的训练需要什么？ |
-# | 13 | [结业项目](13_project.ipynb) | 你想教它什么？ |
+# | 13 | [自己的项目](13_project.ipynb) | 你想教它什么？ |
 #
 # ## 来历
 #
-# 这套课程重写了 yuanzhoulvpi2017 的教程 [train_llava](https://github.com/yuanzhoulvpi2017/zero_nlp/tree/main/train_llava)。他在 B 站的视频值得对照着看：第 3、4 课对应[源码解读](https://www.bilibili.com/video/BV1nw4m1S7nZ/)和[自己搭一个](https://www.bilibili.com/video/BV1GS411P74b/)，第 5、6 课对应[数据与 Trainer](https://www.bilibili.com/video/BV1Si421v7j1/)。LLaVA 本身出自 [Liu 等人的论文](https://arxiv.org/abs/2304.08485)。
+# 这套课程重写了 yuanzhoulvpi2017 的教程 [train_llava](https://github.com/yuanzhoulvpi2017/zero_nlp/tree/main/train_llava)。他在 B 站的视频值得对照着看：第 3、4 课对应[源码解读](https://www.bilibili.com/video/BV1nw4m1S7nZ/)和[自己搭一个](https://www.bilibili.com/video/BV1GS411P74b/)，第 5 到 8 课对应[数据与 Trainer](https://www.bilibili.com/video/BV1Si421v7j1/)。LLaVA 本身出自 [Liu 等人的论文](https://arxiv.org/abs/2304.08485)。
 #
 # ## 常见问题
 #

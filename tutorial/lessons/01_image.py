@@ -149,7 +149,7 @@ print(f"weights of the positions:       {positions.numel():,}")
 #
 # Each later layer takes the 577 vectors and gives 577 new ones. Layer −1 is the last, layer −2 the one before it. The vectors of which layer should the language model get? Only a trained tower can tell. So we take the demo's: 4 layers, 16 patches of 28 × 28 pixels, trained as every CLIP is: to find the caption of an image among the captions of many.
 #
-# For that, CLIP compares one vector of the image with one of the caption. The image's is CLS of the last layer: CLS is there to sum up the whole image. Nothing in CLIP reads the patches of the last layer, so no training has ever asked what is in them. The patches of layer −2 are read: the last layer fills CLS from them. For this reason LLaVA takes the patches of layer −2.
+# For that, CLIP compares one vector of the image with one of the caption. The image's is CLS of the last layer: CLS is there to sum up the whole image. Nothing in CLIP reads the patches of the last layer, so no training has ever asked what is in them. The patches of layer −2 are read: the last layer fills CLS from them. That speaks for layer −2. LLaVA takes it, as its authors suppose that it keeps more local detail.
 #
 # How much does the choice matter? We measure it with a **linear probe**: one matrix that reads from a vector which thing is at the top left of the image. One probe reads the kind (one of 16), another the colour (one of 8). Both are fitted to training images, and then asked about held-out ones: handwriting, and pairs of shape and colour, that neither the probes nor the tower have seen. What one matrix can read, the projector can read, too. First we collect the vectors:
 
@@ -158,7 +158,7 @@ print(f"weights of the positions:       {positions.numel():,}")
 #
 # 后面的每一层都读入 577 个向量，输出 577 个新的向量。第 −1 层是最后一层，第 −2 层是倒数第二层。该把哪一层交给语言模型？这要看训练好的视觉塔才知道。我们用演示模型的视觉塔：4 层，16 个 28 × 28 像素的图块。它和所有 CLIP 一样，学的是从许多句描述里找出配这张图片的那一句。
 #
-# 为此，CLIP 拿图片的一个向量和描述的一个向量作比较。图片的这个向量，就是最后一层的 CLS：CLS 的用处是概括整张图片。最后一层的图块向量，CLIP 里没有任何部分会读，所以训练从来没有要求过它们记录什么。第 −2 层的图块向量则有人读：最后一层要从中汇总出 CLS。所以 LLaVA 取第 −2 层的图块。
+# 为此，CLIP 拿图片的一个向量和描述的一个向量作比较。图片的这个向量，就是最后一层的 CLS：CLS 的用处是概括整张图片。最后一层的图块向量，CLIP 里没有任何部分会读，所以训练从来没有要求过它们记录什么。第 −2 层的图块向量则有人读：最后一层要从中汇总出 CLS。这是取第 −2 层的一个理由。LLaVA 取的正是它，作者给的理由不同：他们推测这一层保留了更多局部细节。
 #
 # 选哪一层，差别有多大？我们用**线性探针**（linear probe）来量：只用一个矩阵，从一个向量里读出图片左上角是什么东西。一个探针读种类（16 选 1），另一个读颜色（8 选 1）。它们在训练图片上拟合，再用测试集的图片来考：那里的手写样本，以及形状和颜色的搭配，探针和视觉塔都没见过。一个矩阵读得出来的，投影层也读得出来。先收集向量：
 

@@ -184,10 +184,10 @@ table[image_id] = kept
 print("the same logits, bit for bit")
 
 # %% [markdown] lang="en"
-# And what do the image vectors say? For each of the 16 we look for the English words and pieces of words whose vectors point most nearly in its direction. The boxes show how long the vectors are: the two patches with a thing have by far the longest (circles), and say most. Pale words belong to short vectors.
+# And what do the image vectors say? For each of the 16 we look for the English words and pieces of words whose vectors point most nearly in its direction. The boxes show how long the vectors are: the two patches with a thing have the longest, and say most. Pale words belong to short vectors.
 
 # %% [markdown] lang="zh"
-# 那么图像向量说了些什么？为这 16 个向量逐个找出方向最接近的英文词和词的片段。箱线图画的是向量的长度：有东西的两个图块，向量远比别的长（圆圈），说明的东西也最多。字淡的，向量短。
+# 那么图像向量说了些什么？为这 16 个向量逐个找出方向最接近的英文词和词的片段。箱线图画的是向量的长度：有东西的两个图块，向量最长，说明的东西也最多。字淡的，向量短。
 
 # %%
 known = table[: plain.vocab_size]
@@ -196,11 +196,13 @@ nearest = (directions[0] @ directions[1].T).topk(40)
 
 words = [[tokenizer.decode([each]).strip() for each in row] for row in nearest.indices.tolist()]
 words = [[word for word in row if word.isascii() and word.isalpha()][:5] for row in words]
+things = sorted(item.patch for item in scene)
+assert sorted(vectors.norm(dim=-1).topk(len(things)).indices.tolist()) == things
 lengths = {"words": known.norm(dim=-1), "image vectors": vectors.norm(dim=-1)}
 tokens.nearest_words(image, words, lengths, patch=28)
 
 # %% [markdown] lang="en"
-# A patch with a thing in it names its colour, its kind and its place, all at once. No word does that: an image vector is no word, it is near to several. Our small language model has practised reading sums of several words (`demo/language_half.py`). A large one manages without: in stage 1 of LLaVA it learns nothing, only the projector does.
+# A patch with a thing in it names its colour, its kind and, roughly, its place, all at once. No word does that: an image vector is no word, it is near to several. Our small language model has practised reading sums of several words (`demo/language_half.py`). A large one manages without: in stage 1 of LLaVA it learns nothing, only the projector does.
 #
 # ## A wrong processor
 #

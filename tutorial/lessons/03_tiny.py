@@ -297,10 +297,10 @@ assert change.pop("right") <= 1e-5 < min(change.values()) and len(set(said)) > 1
 tiny_llava.mistakes({"right": 0, **change}, said)
 
 # %% [markdown] lang="en"
-# The bars show how far each mistake moves the logits; beside them stands the answer. Some mistakes leave the answer as it is, others change it, and none raises an error. Look at the reverse order. If the answer survives it, each vector says by itself where its patch was, since the tower has added a position to it. So an answer that looks right proves little: compare numbers with a model that you trust. `build_model` of this repository does so: before it saves, it compares the logits of two texts with those of the chat model.
+# The bars show how far each mistake moves the logits; beside them stands the answer. Some mistakes leave the answer as it is, others change it, and none raises an error. So an answer that looks right proves little: compare numbers with a model that you trust. `build_model` of this repository does so: before it saves, it compares the logits of two texts with those of the chat model.
 
 # %% [markdown] lang="zh"
-# 条形表示每个错让 logits 变了多少，旁边是它的回答。有的错不影响回答，有的会改变它，但没有一个会报错。看看图块倒序（patches in reverse order）那一行：如果回答没变，说明每个向量自己就带着位置，因为视觉塔给它加过位置向量。所以回答看上去对，说明不了什么，一定要拿数字和可信的模型对一对。本仓库的 `build_model` 就是这样做的：保存之前，先用两段文字把 logits 和原来的对话模型对一遍。
+# 条形表示每个错让 logits 变了多少，旁边是它的回答。有的错不影响回答，有的会改变它，但没有一个会报错。所以回答看上去对，说明不了什么，一定要拿数字和可信的模型对一对。本仓库的 `build_model` 就是这样做的：保存之前，先用两段文字把 logits 和原来的对话模型对一遍。
 
 # %% [markdown] lang="en"
 # ## Common questions

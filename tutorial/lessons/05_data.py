@@ -209,7 +209,7 @@ refused = [json.loads(line)["id"] for line in (FOLDER / "report" / "refused.json
 assert refused == ["mine_2", "mine_4", "mine_5", "mine_6", "mine_7"]
 
 # %% [markdown] lang="en"
-# All five are found, each with its reason: an image that is not there, one `<image>` too many, an unknown role, a file that was cut off, an answer without words. Then look with your own eyes, too: `python -m train_llava.show_batch` makes a page with the tokens and labels of your own data, as in the first figure.
+# All five are found, each with its reason (the last line counts records without usable text; images are counted above it): an image that is not there, one `<image>` too many, an unknown role, a file that was cut off, an answer without words. Then look with your own eyes, too: `python -m train_llava.show_batch` makes a page with the tokens and labels of your own data, as in the first figure.
 #
 # ## Common questions
 #
@@ -224,7 +224,7 @@ assert refused == ["mine_2", "mine_4", "mine_5", "mine_6", "mine_7"]
 # **What if a conversation is too long?** `--model_max_length` cuts it behind an answer, never inside one:
 
 # %% [markdown] lang="zh"
-# 五处错误全部找到，每处都说明了原因：图片不存在、`<image>` 多了一个、角色名不认识、文件被截断、回答是空的。然后还要亲眼看一看：`python -m train_llava.show_batch` 会生成一个页面，像第一张图那样画出你自己数据的词元和标签。
+# 五处错误全部找到，每处都说明了原因（最后一行只数文本有问题的数据，图片在上面另算）：图片不存在、`<image>` 多了一个、角色名不认识、文件被截断、回答是空的。然后还要亲眼看一看：`python -m train_llava.show_batch` 会生成一个页面，像第一张图那样画出你自己数据的词元和标签。
 #
 # ## 常见问题
 #

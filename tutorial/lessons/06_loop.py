@@ -1,7 +1,7 @@
 # %% [markdown] lang="en"
 # # 6. The training loop
 #
-# A model is built (lesson 4), and data comes in batches (lesson 5). What remains is the loop that learns. In this lesson you write it yourself, in plain PyTorch, and train the demo's projector with it. You will watch the model write good captions first, and look at the image only afterwards. Then the package's own trainer does the same on the same batches, and the two loss curves lie on each other.
+# A model is built (lesson 4), and data comes in batches (lesson 5). What remains is the loop that learns. You write it yourself, in plain PyTorch, and train the demo's projector with it. The model will write well-formed captions first, and look at the image only afterwards. Then the package's own trainer does the same on the same batches, and the loss curves lie on each other.
 #
 # ## What you will know
 #
@@ -186,17 +186,22 @@ blind = nats / tokens
 print(f"guessing costs {nats:.1f} nats for a caption of {tokens:.1f} tokens: {blind:.2f} per token")
 
 # %%
-assert blind < np.mean(losses[18:30]) < 1.6 * blind  # the shelf
+smooth = np.convolve(losses, np.ones(8) / 8, "valid")  # means of eight steps
+below = int(np.argmax(smooth < blind))
+shelf = range(below - 16, below)
+assert smooth[below - 16] - smooth[below] < min(
+    smooth[below - 32] - smooth[below - 16], 0.3 * blind
+)  # it is slow there
 assert np.mean(losses[-8:]) < blind / 2
-curves.shelf(losses, blind, [RATE * share(step) for step in range(STEPS)])
+curves.shelf(losses, shelf, blind, [RATE * share(step) for step in range(STEPS)])
 
 # %% [markdown] lang="en"
-# The loss falls steeply, then slowly for a while, above the dashed line, and then goes below it. The slow stretch (shaded) is the *shelf*. Up to it the projector only learns not to disturb the language model. Below the line the loss is lower than that of any blind model. **There it must be looking at the image**: it cannot know captions by heart, as each image comes only once.
+# The loss falls steeply, then slowly for a while, close above the dashed line, and then goes below it. The slow stretch (shaded) is the *shelf*. Up to it the projector only learns not to disturb the language model. Below the line the loss is lower than that of any blind model. **There it must be looking at the image**: it cannot know captions by heart, as each image comes only once.
 #
 # Token by token this is even clearer. The darker, the more the token surprises the model:
 
 # %% [markdown] lang="zh"
-# 损失先陡降，在虚线上方降得很慢，然后降到虚线以下。降得慢的这一段（阴影）就是平台。到平台为止，投影层只是学会了不干扰语言模型。降到虚线以下，损失就比任何看不见图的模型都低了：**这时它一定在看图**。每张图只出现一次，所以不可能是靠背答案。
+# 损失先陡降，快到虚线时降得很慢，然后降到虚线以下。降得慢的这一段（阴影）就是平台。到平台为止，投影层只是学会了不干扰语言模型。降到虚线以下，损失就比任何看不见图的模型都低了：**这时它一定在看图**。每张图只出现一次，所以不可能是靠背答案。
 #
 # 逐个词元看更清楚。颜色越深，表示模型越意外：
 
@@ -209,26 +214,24 @@ curves.surprises(np.asarray(new[0]["images"][0]), words, surprise)
 #
 # ## The same by the package
 #
-# Now the real trainer, on one CPU process, with the same model, data, seed and rate. The losses of its 120 steps are read from the file in which it keeps them.
+# Now the real trainer, as you start it: `run_zero2.sh`, two processes under ZeRO-2 (lesson 8), each with half of every batch. All else is the same. It keeps its losses in a file.
 
 # %% [markdown] lang="zh"
 # 第一行里，连句子怎么往下接都让模型意外。到了第二行，凡是由语法决定的地方都变白了，大小、颜色、种类和位置还在靠猜。它们要过了平台才变浅，种类最慢：要分清 4 和 9，得看得很仔细。
 #
 # ## 换成本仓库的训练程序
 #
-# 现在用真正的训练程序，单个 CPU 进程，模型、数据、随机种子和学习率都相同。它把 120 步的损失存在一个文件里，我们从那里读出来。
+# 现在用真正的训练程序，启动方式和你平时一样：`run_zero2.sh`，两个进程，用 ZeRO-2（第 8 课），每个批次各算一半。模型、数据、随机种子和学习率都相同。它把损失存在一个文件里，我们从那里读出来。
 
 # %%
 import json
 
-from tutorial.tools.commands import run
+from tutorial.tools.commands import run_zero2
 
-run(
-    f"train_llava.train --model_name_or_path {FOLDER}/model --data_path {FOLDER}/data --train_type projector"
-    f" --output_dir {FOLDER}/run --max_steps {STEPS} --per_device_train_batch_size {SIZE} --learning_rate {RATE}"
-    f" --lr_scheduler_type cosine --warmup_steps {WARM_UP} --adam_beta2 0.95 --seed 0"
-    " --logging_steps 1 --save_strategy no --report_to none --use_cpu true",
-    show=False,  # a line for each step
+run_zero2(
+    f"MODEL={FOLDER}/model DATA={FOLDER}/data TRAIN_TYPE=projector OUTPUT_DIR={FOLDER}/run GLOBAL_BATCH={SIZE}",
+    f"--max_steps {STEPS} --learning_rate {RATE} --warmup_steps {WARM_UP} --adam_beta2 0.95 --seed 0"
+    " --logging_steps 1 --save_strategy no --report_to none",
 )
 log_history = json.loads((FOLDER / "run" / "trainer_state.json").read_text())["log_history"]
 theirs = [entry["loss"] for entry in log_history if "loss" in entry]
@@ -240,7 +243,7 @@ curves.both(losses, theirs)
 # %% [markdown] lang="en"
 # ## What we see
 #
-# One curve hides the other. The differences are those of rounding: the trainer adds the same numbers in another order. So a trainer learns exactly as our loop does. What it adds is what a training of days on many GPUs needs:
+# One curve hides the other. The differences are those of rounding: two processes add the same numbers in another order. So a trainer learns exactly as our loop does. What it adds is what a training of days on many GPUs needs:
 #
 # | the loop above | the package | why |
 # |---|---|---|
@@ -254,7 +257,7 @@ curves.both(losses, theirs)
 # %% [markdown] lang="zh"
 # ## 我们看到
 #
-# 一条曲线盖住了另一条。差别只是舍入误差：训练程序把同样的数按另一种顺序相加。可见 Trainer 的学习方法和我们的循环完全一样，它多做的，是在许多 GPU 上连续训练几天所需要的事：
+# 一条曲线盖住了另一条。差别只是舍入误差：两个进程把同样的数按另一种顺序相加。可见 Trainer 的学习方法和我们的循环完全一样，它多做的，是在许多 GPU 上连续训练几天所需要的事：
 #
 # | 上面的循环 | 本仓库 | 为什么 |
 # |---|---|---|
@@ -322,7 +325,7 @@ _ = language.requires_grad_(False)
 # %% [markdown] lang="en"
 # ## Exercises
 #
-# 🐢 **Easy.** Take the mean loss of the last eight steps. Which probability of the right token does it stand for? (The loss is the mean of $-\ln p$, so this is the geometric mean of the p.) What is it on the shelf, steps 18 to 29?
+# 🐢 **Easy.** Take the mean loss of the last eight steps. Which probability of the right token does it stand for? (The loss is the mean of $-\ln p$, so this is the geometric mean of the p.) What is it on the shelf (`shelf` holds its steps)?
 #
 # 🐕 **Middle.** Train the projector from its start, 24 steps each, with a tenth of the rate and with a hundred times the rate. Guess first: which loss ends highest?
 #
@@ -331,7 +334,7 @@ _ = language.requires_grad_(False)
 # %% [markdown] lang="zh"
 # ## 练习
 #
-# 🐢 **简单。** 取最后八步损失的平均值。它相当于多大的正确词元概率？（损失是 $-\ln p$ 的平均值，所以算出来的是 p 的几何平均。）平台上（第 18 到 29 步）又是多少？
+# 🐢 **简单。** 取最后八步损失的平均值。它相当于多大的正确词元概率？（损失是 $-\ln p$ 的平均值，所以算出来的是 p 的几何平均。）平台上（`shelf` 是平台的那些步）又是多少？
 #
 # 🐕 **中等。** 让投影层回到起点，学习率分别取十分之一和一百倍，各训练 24 步。先猜一猜：哪个损失最后最高？
 #
@@ -340,7 +343,7 @@ _ = language.requires_grad_(False)
 # %% [markdown] lang="en"
 # ## Solutions
 #
-# 🐢 From $\text{loss} = -\ln p$ follows $p = e^{-\text{loss}}$. The shelf lies above `blind`: at this loss the model is still worse than one that guesses well.
+# 🐢 From $\text{loss} = -\ln p$ follows $p = e^{-\text{loss}}$. The shelf lies above `blind`: there the model is still worse than one that guesses well.
 
 # %% [markdown] lang="zh"
 # ## 答案
@@ -349,16 +352,14 @@ _ = language.requires_grad_(False)
 
 # %% tags=["solution"]
 last = float(np.mean(losses[-8:]))
-shelf = float(np.mean(losses[18:30]))
-print(
-    f"loss {last:.2f}: p = {np.exp(-last):.2f}; on the shelf {shelf:.2f}: p = {np.exp(-shelf):.2f}; blind {blind:.2f}"
-)
+slow = float(np.mean([losses[step] for step in shelf]))
+print(f"loss {last:.2f}: p = {np.exp(-last):.2f}; on the shelf {slow:.2f}: p = {np.exp(-slow):.2f}; blind {blind:.2f}")
 
 # %% [markdown] lang="en"
-# 🐕 Too small a rate is slow: the loss falls, but has come less far. Too large a rate makes each step overshoot: it gets down, but stays above the right one.
+# 🐕 The small rate ends highest: the loss falls, but has come less far. Too large a rate makes each step overshoot: it gets down, but stays above the right one.
 
 # %% [markdown] lang="zh"
-# 🐕 学习率太小就慢：损失在降，只是还没降多少。太大，每一步都迈过了头：损失也在降，却一直比合适的学习率高。
+# 🐕 最后最高的是小学习率：损失在降，只是还没降多少。太大，每一步都迈过了头：损失也在降，却一直比合适的学习率高。
 
 # %% tags=["solution"]
 tries = {RATE: losses[:24]}
@@ -370,10 +371,10 @@ for rate in sorted(tries):
     print(f"rate {rate:.0e}: loss {np.mean(tries[rate][-4:]):.2f}")
 
 # %% [markdown] lang="en"
-# 🦁 It comes down to the shelf and stays, above the line. The captions are the same, so grammar can be learned. But an image now says nothing about its caption. If your own training does this, look for what takes the image away ([lesson 10](10_diagnosis.ipynb)).
+# 🦁 It falls, too, but stays above the line, which the right images have nearly reached. The captions are the same, so grammar can be learned. But an image now says nothing about its caption. If your own training does this, look for what takes the image away ([lesson 10](10_diagnosis.ipynb)).
 
 # %% [markdown] lang="zh"
-# 🦁 损失降到平台就停住，一直在虚线上方。描述没变，所以语法学得会；图片和描述对不上，所以内容学不到。如果你自己的训练也这样，就去查是哪里让图片失效了（[第 10 课](10_diagnosis.ipynb)）。
+# 🦁 损失起初也在降，却一直停在虚线上方；图片配对的那次，这时已接近虚线。描述没变，所以语法学得会；图片和描述对不上，所以内容学不到。如果你自己的训练也这样，就去查是哪里让图片失效了（[第 10 课](10_diagnosis.ipynb)）。
 
 # %% tags=["solution"]
 projector.load_state_dict(start)

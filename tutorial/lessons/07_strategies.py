@@ -291,10 +291,10 @@ shown |= by_stages("use_lora") | by_stages("freeze_vision")
 strategies.stages(shown)
 
 # %% [markdown] lang="en"
-# How much of the work does the projector do? We take the trained model apart: nothing of it ("built"), its projector alone, then both.
+# How much of the work does the projector do? We take the trained model apart: nothing of it ("built"), its projector alone, then both. (Even with a random projector some answers are right: they need no image, or are guessed.)
 
 # %% [markdown] lang="zh"
-# 投影层到底干了多少活？把训练好的模型拆开看：先是刚搭好的（built），再换上训练过的投影层，最后加上 LoRA。
+# 投影层到底干了多少活？把训练好的模型拆开看：先是刚搭好的（built），再换上训练过的投影层，最后加上 LoRA。投影层随机时也有一部分全对：有的问题不用看图，有的能猜中（第 11 课）。
 
 # %%
 from train_llava.model.generate import caption_rows
@@ -321,7 +321,7 @@ for name, model in {"built": base, "with the projector": half, "and with LoRA": 
 # %% [markdown] lang="zh"
 # ## 我们看到
 #
-# 在这个演示里，很多工作是投影层完成的。它的语言模型虽然只学过文本，但其中一部分文本里，场景的图块已经换成了向量，即描述这个图块的各个词向量之和（`demo/language_half.py`）。所以它缺的几乎只是一个好翻译。真实的对话模型从没见过图片向量，你的数据又往往要求别的回答形式，第二阶段要做的事就多得多。道理是一样的：**投影层只能送来语言模型本来就用得上的东西，其余的要靠语言模型自己的权重去学。**
+# 在这个演示里，很多工作是投影层完成的。它的语言模型虽然只学过文本，但其中一部分文本里，场景的图块已经换成了向量，即描述这个图块的各个词向量之和（`demo/language_half.py`）。所以它缺的几乎只是一个好翻译。真实的对话模型从没见过图片向量，你的数据又往往要求别的回答形式，第二阶段要做的事更多。道理是一样的：**投影层只能送来语言模型本来就用得上的东西，其余的要靠语言模型自己的权重去学。**
 
 # %% [markdown] lang="en"
 # ## Common questions
@@ -332,7 +332,7 @@ for name, model in {"built": base, "with the projector": half, "and with LoRA": 
 #
 # **Does `none` train everything?** Nearly: some weights of the tower get no gradient (second exercise).
 #
-# **Is the projector alone enough?** See above: as far as the language model can read already.
+# **Is the projector alone enough?** As far as the language model can read already.
 #
 # **Which strategy shall I take?** Begin with `use_lora`: few trained weights, little memory, a small file. Then try `freeze_vision`, and compare both on the same held-out data.
 #
@@ -404,10 +404,10 @@ print(sorted({".".join(name.split(".")[2:5]) for name in silent}))
 assert all("layers.3" in name or "post_layernorm" in name for name in silent)
 
 # %% [markdown] lang="en"
-# 🦁 A few directions are enough: rank 32 is far more than this training needed. Even k = 0, no LoRA at all, costs little here: the projector does most.
+# 🦁 A few directions are enough: rank 32 is far more than this training needed. Even with k = 0, no LoRA at all, most answers stay right: the projector does most.
 
 # %% [markdown] lang="zh"
-# 🦁 少数几个方向就够了：秩 32 远超这次训练的需要。甚至 k = 0，也就是完全不要 LoRA，损失也涨得不多：这里的工作主要由投影层完成。
+# 🦁 少数几个方向就够了：秩 32 远超这次训练的需要。即使 k = 0，也就是完全不要 LoRA，大多数回答仍然正确：这里的工作主要由投影层完成。
 
 # %% tags=["solution"]
 for k in (32, 16, 8, 4, 2, 1, 0):

@@ -193,8 +193,8 @@ generation.attention_on_things(asker, QUESTION)
 # ## What we see
 #
 # - **An answer is a loop.** Read, take the most probable token, put it behind, repeat. The cache only makes it faster.
-# - **The model looks at the image again for every word.** The image's vectors stay in the row, and different words take from different patches.
-# - **The layers share the work.** The first spreads its attention over many patches; in the last, the demo's model nearly always looks at the thing that it names. Still, attention says where a model looks, and not what it takes from there. Lesson 10 has a stronger test.
+# - **The model looks at the image again and again while it writes.** The image's vectors stay in the row, and different words take from different patches.
+# - **The layers share the work.** Layer 0 spreads its attention over many patches; in the last, the demo's model nearly always looks at the thing that it names. Still, attention says where a model looks, and not what it takes from there. Lesson 10 has a stronger test.
 #
 # ## Common questions
 #
@@ -207,7 +207,7 @@ generation.attention_on_things(asker, QUESTION)
 # ## 我们看到
 #
 # - **回答就是一个循环。** 读一遍，取概率最大的词元，接到后面，再来。缓存只是让它更快。
-# - **每写一个词都会重新看图。** 图片的向量一直留在序列里，不同的词从不同的图块取信息。
+# - **它边写边看图。** 图片的向量一直留在序列里，不同的词从不同的图块取信息。
 # - **各层有分工。** 第 0 层的注意力摊得很开；到最后一层，演示模型几乎总是盯着它正在说的东西。不过注意力只说明模型在看哪里，不说明它从那里取了什么。更有力的检验在第 10 课。
 #
 # ## 常见问题
@@ -266,10 +266,10 @@ for question in ("Who painted this?", "How old is the red thing?"):
     print(question, "->", generate(model, processor, [ask(question, images[:1])])[0])
 
 # %% [markdown] lang="en"
-# 🐕 A low temperature makes the most probable token even more probable, a high one makes the probabilities more equal. At 2 most answers differ from each other.
+# 🐕 A low temperature makes the most probable token even more probable, a high one makes the probabilities more equal. At 2 nearly all answers differ from each other.
 
 # %% [markdown] lang="zh"
-# 🐕 温度低，概率最大的词元概率更大；温度高，各词元的概率更接近。温度为 2 时，大多数回答各不相同。
+# 🐕 温度低，概率最大的词元概率更大；温度高，各词元的概率更接近。温度为 2 时，几乎每个回答都不相同。
 
 # %% tags=["solution"]
 torch.manual_seed(0)

@@ -51,7 +51,7 @@ from train_llava.model.generate import caption_rows, collator_of
 from train_llava.model.load import load
 
 model, processor = load(ADAPTER, dtype=torch.float32)  # finds its base by itself
-examples = list(islice(LlavaDataset(DATA, held_out=True), 130))
+examples = list(islice(LlavaDataset(DATA, held_out=True), 140))
 adapted = caption_rows(model, processor, examples)
 with model.disable_adapter():
     base = caption_rows(model, processor, examples)
@@ -205,7 +205,7 @@ print(f"merged in bf16, {lost:.1%} of this change is rounded away: {most.split('
 #
 # 🐢 **Easy.** How large is the adapter, projector included, beside the merged model?
 #
-# 🐕 **Middle.** Make the adapter stronger and weaker: load it once more, and multiply the `scaling` of every adapted layer by 0, 0.5, 1, 1.5 and 2. How many of the first 78 answers are exactly right? (`bars.percent` counts the rows of `caption_rows`.)
+# 🐕 **Middle.** Make the adapter stronger and weaker: load it once more, and multiply the `scaling` of every adapted layer by 0, 0.5, 1, 1.5 and 2. How many of the first 84 answers are exactly right? (`bars.percent` counts the rows of `caption_rows`.)
 #
 # 🦁 **Hard.** Does the adapter need all its r directions? Keep only the k largest singular values of each B A, for some k, and count right answers. (`torch.linalg.svd` takes a matrix apart.)
 #
@@ -218,7 +218,7 @@ print(f"merged in bf16, {lost:.1%} of this change is rounded away: {most.split('
 #
 # 🐢 **简单。** 算上投影层，适配器的权重相当于合并后模型的多少？
 #
-# 🐕 **中等。** 把适配器调强调弱：重新加载它，给每个适配层的 `scaling` 乘上 0、0.5、1、1.5、2，前 78 条里各有多少回答一字不差？（`bars.percent` 可以统计 `caption_rows` 的结果。）
+# 🐕 **中等。** 把适配器调强调弱：重新加载它，给每个适配层的 `scaling` 乘上 0、0.5、1、1.5、2，前 84 条里各有多少回答一字不差？（`bars.percent` 可以统计 `caption_rows` 的结果。）
 #
 # 🦁 **困难。** 适配器的 r 个方向都用得上吗？每个 B A 只保留最大的 k 个奇异值，换几个 k，数一数答对多少。（`torch.linalg.svd` 可以分解矩阵。）
 #
@@ -243,7 +243,7 @@ scalings = [layer.scaling["default"] for layer in layers]
 for factor in (0, 0.5, 1.5, 2, 1):  # 1 comes last, and stays
     for layer, scaling in zip(layers, scalings, strict=True):
         layer.scaling["default"] = factor * scaling
-    print(f"scaling x {factor}: {bars.percent(caption_rows(model, processor, examples[:78])):.0f}% exactly right")
+    print(f"scaling x {factor}: {bars.percent(caption_rows(model, processor, examples[:84])):.0f}% exactly right")
 
 # %% [markdown] lang="en"
 # 🦁 Half of them are enough here, and even one brings something, as the trained projector does most of the work. What the adapter had to add is simple; a harder task may need a larger r.
@@ -258,7 +258,7 @@ for k in (1, 2, 4, 8, 16, rank):
     for (a, b), (u, s, v) in zip(pairs, parts, strict=True):
         a.copy_(v[: len(a)])
         b.copy_(u[:, : len(a)] * s[: len(a)] * (torch.arange(len(a), device=s.device) < k))
-    print(f"{k:2} directions: {bars.percent(caption_rows(model, processor, examples[:78])):.0f}% exactly right")
+    print(f"{k:2} directions: {bars.percent(caption_rows(model, processor, examples[:84])):.0f}% exactly right")
 
 # %% [markdown] lang="en"
 # Next lesson: [it does not work, why?](tutorial/en/10_diagnosis.ipynb)

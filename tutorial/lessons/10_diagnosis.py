@@ -43,7 +43,7 @@ torch.manual_seed(0)
 from peft import PeftModel
 
 FOLDER = Path("output/tutorial/10_diagnosis")
-write_records(FOLDER / "held_out", "held_out", "held_out", 65, seed=0)
+write_records(FOLDER / "held_out", "held_out", "held_out", 70, seed=0)
 held_out = LlavaDataset(FOLDER / "held_out")
 with_image = image_use.sample(held_out)  # which records have an image
 built, processor = build_llava("demo/clip", "demo/qwen", dtype=torch.float32)
@@ -100,7 +100,7 @@ assert "looks" in image_use.verdict(looks["trained"])
 #
 # ## What is learned: look at the labels
 #
-# Labels say which tokens count in the loss; -100 means: skip this one. The figure shows one record's labels in three versions. Each box is a token; green is learned:
+# Labels say which tokens count in the loss; -100 means: skip this one. The figure shows one record's labels in three versions. Each box is a token; green is learned; the number counts these:
 
 # %% [markdown] lang="zh"
 # **怎么修：** 确认投影层训练过、也加载了；换用不看图就答不出来的数据。`train_llava.evaluate` 对任何模型都会打印这句结论，训练时加 `--eval_generate true`，每次评估都会记录。
@@ -426,7 +426,7 @@ symptoms.memory_over_batch(sizes, needed, room)
 # | loss 0 or NaN from the first step | all labels -100 | `train_llava.show_batch` |
 # | NaN later | fp16, rate | `--bf16 true`, `--learning_rate` |
 # | loss does not fall | frozen, low rate, shelf | the table of trained parts |
-# | does not stop | no end in the labels, another awaited | labels, `generation_config.json` |
+# | does not stop, repeats itself | no end in the labels, another awaited | labels, `generation_config.json` |
 # | garbled words, blanks | wrong tokenizer or template | processor, the prompt as text |
 # | features do not match | patch size, CLS, a cut image | `train_llava.model.load`, `--model_max_length` |
 # | hangs | one GPU's batch has no image | `train_llava.check_data` counts these |
@@ -513,10 +513,10 @@ for name, state in {"all restored": remembered, "weights alone": None}.items():
     print(f"{name:<14}", *(f"{loss:.2f}" for loss in losses))
 
 # %% [markdown] lang="en"
-# 🦁 The one with the own image: little is lost. The tower adds a vector of its place to each patch (lesson 1), the projector passes it on, and the language model reads the place there, not from the order.
+# 🦁 The one with the own image, nearly. The tower adds its place to each patch (lesson 1), and the projector passes it on. The order helps, too.
 
 # %% [markdown] lang="zh"
-# 🦁 更像用自己图片的那个，只变差一点。视觉塔给每个图块加过表示位置的向量（第 1 课），投影层把它传了下去；语言模型是从向量里读出位置的，不看向量的排列顺序。
+# 🦁 更像用自己图片的那个，但差了一点。位置主要记在每个向量里：视觉塔给每个图块加过位置向量（第 1 课），投影层把它传了下去。排列顺序也有用。
 
 # %% tags=["solution"]
 order = torch.randperm(16)

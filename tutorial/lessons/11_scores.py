@@ -43,7 +43,7 @@ from train_llava.model.generate import caption_rows, generate
 from tutorial.tools.trained import trained_llava
 
 FOLDER = Path("output/tutorial/11_scores")
-write_records(FOLDER, "held_out", "held_out", 130, seed=0)  # ten questions of each kind
+write_records(FOLDER, "held_out", "held_out", 140, seed=0)  # ten questions of each kind
 dataset = LlavaDataset(FOLDER, held_out=True)
 torch.manual_seed(0)  # of the projector that is untrained
 trained, processor = trained_llava()  # what bash run_zero2.sh makes
@@ -59,12 +59,12 @@ sheets.sheet(first[:8], "Eight held-out images with a question each, and the tra
 # %% [markdown] lang="en"
 # ## Exactly right
 #
-# Each record of the held-out data asks one question, of one of 13 kinds. Each of its images has at least one pair of a shape and a colour that no training has shown, such as a green square, and its digits are scans that no training has seen. The right answer in the data is called the **reference**. The strictest rule is **exact match**: the answer equals the reference, letter by letter. We ask three models. *Trained* has the demo's adapter. *Untrained* has a new, random projector. *Blind* is the trained one with a projector that gives the same vector whatever the image shows. The figure has a group of bars for each kind of question.
+# Each record of the held-out data asks one question, of one of 14 kinds. Each of its images has at least one pair of a shape and a colour that no training has shown, such as a green square, and its digits are scans that no training has seen. The right answer in the data is called the **reference**. The strictest rule is **exact match**: the answer equals the reference, letter by letter. We ask three models. *Trained* has the demo's adapter. *Untrained* has a new, random projector. *Blind* is the trained one with a projector that gives the same vector whatever the image shows. The figure has a group of bars for each kind of question.
 
 # %% [markdown] lang="zh"
 # ## 一字不差
 #
-# 测试集里每条数据问一个问题，共 13 类。每张图至少有一个训练中从没出现过的组合（形状加颜色，例如绿色的方形），手写数字也来自没参加过训练的样本。数据里写好的正确回答叫**参考答案（reference）**。最严的规则是**完全匹配**：回答和参考答案一字不差。我们问三个模型：*trained* 装着演示用的适配器；*untrained* 的投影层是全新的、随机的；*blind* 是把训练好的模型弄瞎：不管图上是什么，投影层都输出同一个向量。图中每一组是一类问题。
+# 测试集里每条数据问一个问题，共 14 类。每张图至少有一个训练中从没出现过的组合（形状加颜色，例如绿色的方形），手写数字也来自没参加过训练的样本。数据里写好的正确回答叫**参考答案（reference）**。最严的规则是**完全匹配**：回答和参考答案一字不差。我们问三个模型：*trained* 装着演示用的适配器；*untrained* 的投影层是全新的、随机的；*blind* 是把训练好的模型弄瞎：不管图上是什么，投影层都输出同一个向量。图中每一组是一类问题。
 
 # %% tags=["figure"]
 bars.exactly_right(rows)
@@ -245,7 +245,7 @@ with served(App(trained, processor, "demo", [], auth=None)) as address:
 
 # %%
 p = bars.percent(rows["trained"]) / 100
-for n in (130, 1300, 13000):
+for n in (140, 1400, 14000):
     print(f"{n:5} questions: {p:.0%} plus or minus {2 * (p * (1 - p) / n) ** 0.5:.1%}")
 
 # %% [markdown] lang="en"
@@ -255,7 +255,7 @@ for n in (130, 1300, 13000):
 #
 # 🐕 **Middle.** What does a program get that never looks, but knows the data? For each kind of question it gives the answer that is most frequent among the held-out references. How many are exactly right?
 #
-# 🦁 **Hard.** Is the trained model better than the blind one by luck? Draw 130 of the 130 questions with replacement, a thousand times, and work out the difference of the two scores each time. How often is it positive? Between which values lie the middle 95%?
+# 🦁 **Hard.** Is the trained model better than the blind one by luck? Draw 140 of the 140 questions with replacement, a thousand times, and work out the difference of the two scores each time. How often is it positive? Between which values lie the middle 95%?
 #
 # ## Solutions
 #
@@ -268,7 +268,7 @@ for n in (130, 1300, 13000):
 #
 # 🐕 **中等。** 一个从不看图、却了解数据的程序能得多少分？每类问题都用测试集参考答案里最常见的那句来答，有多少一字不差？
 #
-# 🦁 **困难。** 训练好的模型比弄瞎的好，会不会只是运气？从这 130 题里有放回地抽 130 题，重复一千次，每次算两个分数之差。多少次为正？中间 95% 的差在什么区间？
+# 🦁 **困难。** 训练好的模型比弄瞎的好，会不会只是运气？从这 140 题里有放回地抽 140 题，重复一千次，每次算两个分数之差。多少次为正？中间 95% 的差在什么区间？
 #
 # ## 答案
 #

@@ -98,7 +98,7 @@ run(
 # %%
 import json
 from pathlib import Path
-from statistics import mean
+from statistics import median
 
 from train_llava.estimate import used_on_device
 from train_llava.planning.roofline import GPUS
@@ -114,7 +114,7 @@ def hours(samples_per_second: float) -> float:
 
 
 h100 = read("gpu_h100.json")
-measured = mean(h100["use_lora"]["samples_per_second_last_30_steps"])
+measured = median(h100["use_lora"]["samples_per_second_last_30_steps"])
 speed = {gpus: Speed.of(config, "use_lora", work.typical, gpus) for gpus in (1, 2, 8)}
 expected = speed[1].samples_per_second("h100-80g")
 gib = {

@@ -109,10 +109,10 @@ chat.write_text(json.dumps(faulty))
 run(f"train_llava.check_data --data_path {FOLDER}/train --output_dir {FOLDER}/report --workers 0")
 
 # %% [markdown] lang="en"
-# `check_data` reads everything and names both mistakes. We correct them, and look at what the model will get. `show_batch` makes a web page of that; here are four samples as a figure. The question is above, and what is learned stands below in green.
+# `check_data` reads everything and names both mistakes; its last line counts the records without usable text. We correct them, and look at what the model will get. `show_batch` makes a web page of that; here are four samples as a figure. The question is above, and what is learned stands below in green.
 
 # %% [markdown] lang="zh"
-# `check_data` 把数据从头读到尾，两个错都指了出来。改好之后，再看看模型实际拿到的是什么。`show_batch` 会生成一个网页，这里画出其中四条：上面是问题，下面绿色的是要学的部分。
+# `check_data` 把数据从头读到尾，两个错都指了出来；最后一行只数文本有问题的数据。改好之后，再看看模型实际拿到的是什么。`show_batch` 会生成一个网页，这里画出其中四条：上面是问题，下面绿色的是要学的部分。
 
 # %%
 from train_llava.data import LlavaDataset
@@ -317,10 +317,10 @@ for question in (QUESTION, "What does the image show?", "Which colour does the d
     print(f"{question:<34}{generate(*trained, [ask(question, test_set[0]['images'])])[0]}")
 
 # %% [markdown] lang="en"
-# 🐕 The steps are the same, so what differs is how many drawings there are:
+# 🐕 The steps are the same, so what differs is how many drawings there are. *Held out* falls more: with few drawings it is easier to learn pairs by heart.
 
 # %% [markdown] lang="zh"
-# 🐕 步数相同，差别只在图片少了：
+# 🐕 步数相同，差别只在图片少了。掉得多的是 held out：图少了，更容易死记组合。
 
 # %% tags=["solution"]
 write_data("few", KNOWN, 2)

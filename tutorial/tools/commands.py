@@ -1,7 +1,9 @@
-"""Runs a command of the package inside a notebook, which has imported everything: no second start to wait for."""
+"""Runs commands of the package as a terminal does, from a notebook."""
 
 import io
+import os
 import shlex
+import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from importlib import import_module
@@ -10,7 +12,8 @@ from unittest.mock import patch
 
 
 def run(line: str, show: bool = True) -> None:
-    """Does what `python -m <line>` does in a terminal, and shows what it says there, refusals included.
+    """Does what `python -m <line>` does in a terminal, and shows what it says there, refusals included. It runs inside
+    the notebook, which has imported everything: no second start to wait for.
 
     Paths are shown as seen from this folder, so that a lesson says the same on every machine.
     """
@@ -25,3 +28,15 @@ def run(line: str, show: bool = True) -> None:
         import_module(module).main()
     if show:
         print(said.getvalue().replace(f"{Path.cwd()}/", ""), end="")
+
+
+def run_zero2(variables: str, flags: str) -> None:
+    """Does what `<variables> bash run_zero2.sh <flags>` does in a terminal: two processes on the CPU, with this Python.
+
+    Raises:
+        CalledProcessError: the training failed.
+    """
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    settings = dict(word.split("=", 1) for word in shlex.split(f"{variables} CUDA_VISIBLE_DEVICES= NUM_PROCESSES=2"))
+    command = ["bash", "run_zero2.sh", *shlex.split(flags)]
+    subprocess.run(command, env=os.environ | {"PATH": path} | settings, check=True, capture_output=True)

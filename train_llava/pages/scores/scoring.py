@@ -24,6 +24,8 @@ METRICS: dict[str, tuple[str, Callable[[str, Sequence[str]], float]]] = {  # eac
     "choice": ("choice_accuracy", choice_accuracy),
 }
 NAMES = (CAPTION, *METRICS)
+MOST_CATEGORIES = 50  # with more, the field names records and not kinds of them
+NO_CATEGORY = "(none)"
 
 
 def score(rows: Sequence[Row], metric: str = CAPTION) -> dict[str, float]:
@@ -65,6 +67,23 @@ def figures_by(metric: str, rows: Sequence[Row]) -> tuple[dict[str, float], list
     scores = [function(answer, right) for answer, right in zip(answers, references, strict=True)]
     more = yes_no_figures(answers, [right[0] for right in references]) if metric == "yes_no" else {}
     return {name: sum(scores) / len(scores), **more}, [{"score": value} for value in scores]
+
+
+def by_category(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """The rows of each category, the largest first; none if no record has one, or there are too many."""
+    parts = defaultdict(list)
+    for row in rows:
+        parts[row.get("category", NO_CATEGORY)].append(row)
+    if parts.keys() <= {NO_CATEGORY} or len(parts) > MOST_CATEGORIES:
+        return {}
+    return {name: parts[name] for name in sorted(parts, key=lambda name: (-len(parts[name]), name))}
+
+
+def score_of_categories(rows: Sequence[Row]) -> dict[str, float]:
+    """The share of exact answers of each category, as `exact_match/<category>`, and the means of METRICS likewise."""
+    means = {"exact_match", *(name for name, _ in METRICS.values())}
+    parts = {category: score(part) for category, part in by_category(rows).items()}
+    return {f"{name}/{each}": part[name] for each, part in parts.items() for name in part if name in means}
 
 
 def references_of(row: Row) -> Sequence[str]:
