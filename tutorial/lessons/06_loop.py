@@ -51,7 +51,7 @@ from train_llava.training.sampler import LlavaSampler
 from tutorial.tools.quiet import quiet
 
 quiet()
-FOLDER, STEPS, SIZE = Path("output/lesson_06"), 120, 16
+FOLDER, STEPS, SIZE = Path("output/lesson_06"), 90, 16
 shutil.rmtree(FOLDER, ignore_errors=True)
 write_records(FOLDER / "data", "captions", "train", STEPS * SIZE, seed=0)
 write_records(FOLDER / "new", "captions", "train", 1, seed=1)  # an image that the loop does not read
@@ -153,14 +153,14 @@ for step, caption in captions.items():
 print("  right:", new[0]["messages"][-1]["content"])
 
 # %% [markdown] lang="en"
-# At step 0 it says next to nothing. At step 20 it writes in the form of a caption, but guesses. Then this begins to be true: first number, sizes and colours, at last the kinds; at step 120 one is still wrong. The loss shows the same.
+# At step 0 it says next to nothing. At step 20 it writes in the form of a caption, but guesses. At step 50 most of it is true, and at step 90 nearly everything. The loss shows the same.
 #
 # ## The shelf
 #
 # Imagine a model that has perfect grammar and is blind. It knows how captions are made, but must guess how many things there are, where, and of which kind, colour and size. The demo's world is small: 16 kinds, eight colours, two sizes, four places. Of the 128 pairs of a kind and a colour, 12 are in no training image; they are kept for choosing settings and for tests. So we can compute what guessing costs, before any training. If $n$ things are equally likely, the right one has the probability $1/n$, and the loss is $\ln n$. Losses are added up in *nats*, the unit of the natural logarithm.
 
 # %% [markdown] lang="zh"
-# 第 0 步，模型几乎什么也说不出来。第 20 步，格式已经像一句描述，内容却是猜的。后来才慢慢说对：先是个数、大小和颜色，最后才是种类；到第 120 步，三个种类里还有一个是错的。损失曲线上也看得出来。
+# 第 0 步，模型几乎什么也说不出来。第 20 步，格式已经像一句描述，内容却是猜的。第 50 步大半说对了，第 90 步几乎全对。损失曲线上也看得出来。
 #
 # ## 平台
 #
@@ -189,19 +189,17 @@ print(f"guessing costs {nats:.1f} nats for a caption of {tokens:.1f} tokens: {bl
 smooth = np.convolve(losses, np.ones(8) / 8, "valid")  # means of eight steps
 below = int(np.argmax(smooth < blind))
 shelf = range(below - 16, below)
-assert smooth[below - 16] - smooth[below] < min(
-    smooth[below - 32] - smooth[below - 16], 0.3 * blind
-)  # it is slow there
+assert losses[0] - smooth[below - 16] > 2 * (smooth[below - 16] - smooth[below])  # it is slower there
 assert np.mean(losses[-8:]) < blind / 2
 curves.shelf(losses, shelf, blind, [RATE * share(step) for step in range(STEPS)])
 
 # %% [markdown] lang="en"
-# The loss falls steeply, then slowly for a while, close above the dashed line, and then goes below it. The slow stretch (shaded) is the *shelf*. Up to it the projector only learns not to disturb the language model. Below the line the loss is lower than that of any blind model. **There it must be looking at the image**: it cannot know captions by heart, as each image comes only once.
+# The loss falls steeply, then more slowly, and then goes below the dashed line. The slower stretch above the line (shaded) is the *shelf*; in a harder task it may be long and flat. Up to it the projector only learns not to disturb the language model. Below the line the loss is lower than that of any blind model. **There it must be looking at the image**: it cannot know captions by heart, as each image comes only once.
 #
 # Token by token this is even clearer. The darker, the more the token surprises the model:
 
 # %% [markdown] lang="zh"
-# 损失先陡降，快到虚线时降得很慢，然后降到虚线以下。降得慢的这一段（阴影）就是平台。到平台为止，投影层只是学会了不干扰语言模型。降到虚线以下，损失就比任何看不见图的模型都低了：**这时它一定在看图**。每张图只出现一次，所以不可能是靠背答案。
+# 损失先陡降，然后慢下来，最后降到虚线以下。虚线上方较慢的这一段（阴影）就是平台；任务更难时，它可能又长又平。到平台为止，投影层只是学会了不干扰语言模型。降到虚线以下，损失就比任何看不见图的模型都低了：**这时它一定在看图**。每张图只出现一次，所以不可能是靠背答案。
 #
 # 逐个词元看更清楚。颜色越深，表示模型越意外：
 
@@ -210,14 +208,14 @@ words = [processor.tokenizer.decode(token).strip() for token in target[target >=
 curves.surprises(np.asarray(new[0]["images"][0]), words, surprise)
 
 # %% [markdown] lang="en"
-# In the first row even the form of the sentence surprises the model. The second is white wherever grammar decides; size, colour, kind and place are still guesses. These get lighter only after the shelf, and the kinds last: to tell a four from a nine one must look closely.
+# In the first row even the form of the sentence surprises the model. The second is white wherever grammar decides; size, colour, kind and place are still guesses. These get lighter only after the shelf.
 #
 # ## The same by the package
 #
 # Now the real trainer, as you start it: `run_zero2.sh`, two processes under ZeRO-2 (lesson 8), each with half of every batch. All else is the same. It keeps its losses in a file.
 
 # %% [markdown] lang="zh"
-# 第一行里，连句子怎么往下接都让模型意外。到了第二行，凡是由语法决定的地方都变白了，大小、颜色、种类和位置还在靠猜。它们要过了平台才变浅，种类最慢：要分清 4 和 9，得看得很仔细。
+# 第一行里，连句子怎么往下接都让模型意外。到了第二行，凡是由语法决定的地方都变白了，大小、颜色、种类和位置还在靠猜。它们要过了平台才变浅。
 #
 # ## 换成本仓库的训练程序
 #
@@ -277,7 +275,7 @@ curves.both(losses, theirs)
 #
 # **Why is the language model frozen at first?** The projector is random, so its vectors are noise, and the model would change good weights to fit them. The second cell below compares the gradients that it would get before and after the projector is trained.
 #
-# **What are a step and an epoch?** A step is once around the circle in the first figure. An epoch is as many steps as it takes to see each record once: here all 120.
+# **What are a step and an epoch?** A step is once around the circle in the first figure. An epoch is as many steps as it takes to see each record once: here all 90.
 
 # %% [markdown] lang="zh"
 # ## 常见问题
@@ -288,7 +286,7 @@ curves.both(losses, theirs)
 #
 # **为什么一开始要冻结语言模型？** 投影层是随机的，给出的向量是噪声；不冻结的话，语言模型会为了迁就噪声而改坏自己的权重。下面第二段代码比较了投影层训练前后，语言模型本来会收到多大的梯度。
 #
-# **什么是一步（step），什么是一轮（epoch）？** 第一张图里转一圈是一步；把每条数据都看一遍是一轮，这里正好 120 步。
+# **什么是一步（step），什么是一轮（epoch）？** 第一张图里转一圈是一步；把每条数据都看一遍是一轮，这里正好 90 步。
 
 # %%
 whole = batches[-1]
@@ -371,10 +369,10 @@ for rate in sorted(tries):
     print(f"rate {rate:.0e}: loss {np.mean(tries[rate][-4:]):.2f}")
 
 # %% [markdown] lang="en"
-# 🦁 It falls, too, but stays above the line, which the right images have nearly reached. The captions are the same, so grammar can be learned. But an image now says nothing about its caption. If your own training does this, look for what takes the image away ([lesson 10](10_diagnosis.ipynb)).
+# 🦁 It falls, too, but stays above the line; with the right images it is below by then. The captions are the same, so grammar can be learned. But an image now says nothing about its caption. If your own training does this, look for what takes the image away ([lesson 10](10_diagnosis.ipynb)).
 
 # %% [markdown] lang="zh"
-# 🦁 损失起初也在降，却一直停在虚线上方；图片配对的那次，这时已接近虚线。描述没变，所以语法学得会；图片和描述对不上，所以内容学不到。如果你自己的训练也这样，就去查是哪里让图片失效了（[第 10 课](10_diagnosis.ipynb)）。
+# 🦁 损失起初也在降，却一直停在虚线上方；图片配对的那次，这时已经在虚线以下。描述没变，所以语法学得会；图片和描述对不上，所以内容学不到。如果你自己的训练也这样，就去查是哪里让图片失效了（[第 10 课](10_diagnosis.ipynb)）。
 
 # %% tags=["solution"]
 projector.load_state_dict(start)
@@ -383,7 +381,7 @@ lost = train(mixed)
 print(
     f"last eight steps: {np.mean(lost[-8:]):.2f}; with the right images {np.mean(losses[32:40]):.2f}; blind {blind:.2f}"
 )
-assert np.mean(lost[-8:]) > blind
+assert np.mean(losses[32:40]) < blind < np.mean(lost[-8:])
 
 # %% [markdown] lang="en"
 # Next lesson: [what to train and what to freeze](07_strategies.ipynb).

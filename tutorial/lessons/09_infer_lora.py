@@ -205,7 +205,7 @@ print(f"merged in bf16, {lost:.1%} of this change is rounded away: {most.split('
 #
 # 🐢 **Easy.** How large is the adapter, projector included, beside the merged model?
 #
-# 🐕 **Middle.** Make the adapter stronger and weaker: load it once more, and multiply the `scaling` of every adapted layer by 0, 0.5, 1, 1.5 and 2. How many of the first 84 answers are exactly right? (`bars.percent` counts the rows of `caption_rows`.)
+# 🐕 **Middle.** Make the adapter stronger and weaker: load it once more, and multiply the `scaling` of every adapted layer by 0, 0.5, 1, 4 and 16. How many of the first 84 answers are exactly right? (`bars.percent` counts the rows of `caption_rows`.)
 #
 # 🦁 **Hard.** Does the adapter need all its r directions? Keep only the k largest singular values of each B A, for some k, and count right answers. (`torch.linalg.svd` takes a matrix apart.)
 #
@@ -218,7 +218,7 @@ print(f"merged in bf16, {lost:.1%} of this change is rounded away: {most.split('
 #
 # 🐢 **简单。** 算上投影层，适配器的权重相当于合并后模型的多少？
 #
-# 🐕 **中等。** 把适配器调强调弱：重新加载它，给每个适配层的 `scaling` 乘上 0、0.5、1、1.5、2，前 84 条里各有多少回答一字不差？（`bars.percent` 可以统计 `caption_rows` 的结果。）
+# 🐕 **中等。** 把适配器调强调弱：重新加载它，给每个适配层的 `scaling` 乘上 0、0.5、1、4、16，前 84 条里各有多少回答一字不差？（`bars.percent` 可以统计 `caption_rows` 的结果。）
 #
 # 🦁 **困难。** 适配器的 r 个方向都用得上吗？每个 B A 只保留最大的 k 个奇异值，换几个 k，数一数答对多少。（`torch.linalg.svd` 可以分解矩阵。）
 #
@@ -240,16 +240,16 @@ print(f"{trained:,} of {whole:,}: {trained / whole:.1%}")
 model, _ = load(ADAPTER, dtype=torch.float32)  # once more: the first one is merged
 layers = [module for module in model.modules() if hasattr(module, "lora_A")]
 scalings = [layer.scaling["default"] for layer in layers]
-for factor in (0, 0.5, 1.5, 2, 1):  # 1 comes last, and stays
+for factor in (0, 0.5, 4, 16, 1):  # 1 comes last, and stays
     for layer, scaling in zip(layers, scalings, strict=True):
         layer.scaling["default"] = factor * scaling
     print(f"scaling x {factor}: {bars.percent(caption_rows(model, processor, examples[:84])):.0f}% exactly right")
 
 # %% [markdown] lang="en"
-# 🦁 Half of them are enough here, and even one brings something, as the trained projector does most of the work. What the adapter had to add is simple; a harder task may need a larger r.
+# 🦁 A few are enough here, as the trained projector does most of the work. What the adapter had to add is simple; a harder task may need a larger r.
 
 # %% [markdown] lang="zh"
-# 🦁 这里留下一半方向就够了，只留一个也有一点用，因为大部分工作是训练过的投影层做的。适配器要补的东西很简单；任务更难，可能需要更大的 r。
+# 🦁 这里留下少数几个方向就够了，因为大部分工作是训练过的投影层做的。适配器要补的东西很简单；任务更难，可能需要更大的 r。
 
 # %% tags=["solution"]
 pairs = [(layer.lora_A["default"].weight.data, layer.lora_B["default"].weight.data) for layer in layers]
