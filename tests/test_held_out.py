@@ -105,7 +105,7 @@ def test_the_score_of_one_process(llava, data, answerable, tmp_path, monkeypatch
     flags = {"eval_generate": True, "per_device_eval_batch_size": 4}
     trainer = trainer_of(LlavaTrainer, llava, data, tmp_path, "projector", **flags)
     trainer.processing_class = load_processor(llava)
-    metrics = trainer.evaluate(LlavaDataset(answerable))
+    metrics = trainer.evaluate(LlavaDataset(answerable, held_out=True))
     assert_same(metrics, evaluated(llava, answerable, tmp_path, "--max_new_tokens", SHORT))
     assert metrics["eval_exact_match"] == pytest.approx(3 / 9)
 
