@@ -60,7 +60,7 @@ english = [i for i, row in enumerate(adapted) if row["reference"].isascii()]
 first = {}  # of each kind of question the first in English; data of your own may name no kinds
 for i in english or range(len(examples)):
     first.setdefault(adapted[i].get("category", i), i)
-chosen = list(first.values())[:13]
+chosen = list(first.values())[:14]
 sheets.sheet([adapted[i] for i in chosen[:8]], "Eight images, each with its question and the adapter's answer")
 
 # %% [markdown] lang="en"
