@@ -62,8 +62,8 @@ def missing(scene: Scene, words: ModuleType, rng: Rng) -> str:
     """
     pairs = {(item.kind, item.colour) for item in scene}
     homes = {home(*pair) for pair in pairs} - {"train"}
-    new = [(kind, colour) for kind in range(len(KINDS)) for colour in COLOURS if home(kind, colour) in homes]
-    if new and rng.random() < 0.3:
+    if homes and rng.random() < 0.3:
+        new = [(kind, colour) for kind in range(len(KINDS)) for colour in COLOURS if home(kind, colour) in homes]
         kind, colour = pick(rng, [pair for pair in new if pair not in pairs])
         return words.coloured(colour, kind)
     if rng.random() < 0.5:

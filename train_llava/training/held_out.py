@@ -12,7 +12,7 @@ from train_llava.model.image_use import image_use
 from train_llava.model.load import Model
 from train_llava.model.ranks import gather
 from train_llava.pages.scores.scorable import check_metrics, score_names
-from train_llava.pages.scores.scoring import CAPTION, score, score_of_categories
+from train_llava.pages.scores.scoring import CAPTION, score_each, score_of_categories
 from train_llava.planning.arguments import LlavaTrainingArguments
 
 
@@ -56,7 +56,8 @@ def held_out_score(
             alive()
 
     answered = sorted(gather(rows()), key=lambda row: row["index"])
-    figures = score(answered) | score_of_categories(answered)
+    figures, each = score_each(answered)
+    figures |= score_of_categories(answered, each)
     return figures | image_use(model, processor, dataset, args.eval_batch_size, share)
 
 

@@ -189,6 +189,7 @@ print(f"guessing costs {nats:.1f} nats for a caption of {tokens:.1f} tokens: {bl
 smooth = np.convolve(losses, np.ones(8) / 8, "valid")  # means of eight steps
 below = int(np.argmax(smooth < blind))
 shelf = range(below - 16, below)
+assert blind < np.mean(losses[below - 16 : below]) < 1.6 * blind
 assert losses[0] - smooth[below - 16] > 2 * (smooth[below - 16] - smooth[below])  # it is slower there
 assert np.mean(losses[-8:]) < blind / 2
 curves.shelf(losses, shelf, blind, [RATE * share(step) for step in range(STEPS)])
@@ -350,7 +351,7 @@ _ = language.requires_grad_(False)
 
 # %% tags=["solution"]
 last = float(np.mean(losses[-8:]))
-slow = float(np.mean([losses[step] for step in shelf]))
+slow = float(np.mean(losses[below - 16 : below]))
 print(f"loss {last:.2f}: p = {np.exp(-last):.2f}; on the shelf {slow:.2f}: p = {np.exp(-slow):.2f}; blind {blind:.2f}")
 
 # %% [markdown] lang="en"

@@ -1,7 +1,6 @@
 """Runs commands of the package as a terminal does, from a notebook."""
 
 import io
-import os
 import shlex
 import subprocess
 import sys
@@ -9,6 +8,8 @@ from contextlib import redirect_stderr, redirect_stdout, suppress
 from importlib import import_module
 from pathlib import Path
 from unittest.mock import patch
+
+from benchmarks.script import environment
 
 
 def run(line: str, show: bool = True) -> None:
@@ -36,7 +37,6 @@ def run_zero2(variables: str, flags: str) -> None:
     Raises:
         CalledProcessError: the training failed.
     """
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     settings = dict(word.split("=", 1) for word in shlex.split(f"{variables} CUDA_VISIBLE_DEVICES= NUM_PROCESSES=2"))
     command = ["bash", "run_zero2.sh", *shlex.split(flags)]
-    subprocess.run(command, env=os.environ | {"PATH": path} | settings, check=True, capture_output=True)
+    subprocess.run(command, env=environment(**settings), check=True, capture_output=True)

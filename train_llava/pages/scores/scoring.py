@@ -79,11 +79,19 @@ def by_category(rows: Sequence[Row]) -> dict[str, list[Row]]:
     return {name: parts[name] for name in sorted(parts, key=lambda name: (-len(parts[name]), name))}
 
 
-def score_of_categories(rows: Sequence[Row]) -> dict[str, float]:
-    """The share of exact answers of each category, as `exact_match/<category>`, and the means of METRICS likewise."""
-    means = {"exact_match", *(name for name, _ in METRICS.values())}
-    parts = {category: score(part) for category, part in by_category(rows).items()}
-    return {f"{name}/{each}": part[name] for each, part in parts.items() for name in part if name in means}
+def score_of_categories(rows: Sequence[Row], each: Sequence[Row]) -> dict[str, float]:
+    """The share of exact answers of each category, as `exact_match/<category>`, and the means of METRICS likewise.
+
+    Args:
+        each: what `score_each` says of each row.
+    """
+    figures = {}
+    for category, part in by_category([row | own for row, own in zip(rows, each, strict=True)]).items():
+        scores = {"exact_match": [row["exact"] for row in part]}
+        for metric, (name, _) in METRICS.items():
+            scores[name] = [row["score"] for row in part if row["metric"] == metric]
+        figures |= {f"{name}/{category}": sum(some) / len(some) for name, some in scores.items() if some}
+    return figures
 
 
 def references_of(row: Row) -> Sequence[str]:
