@@ -72,7 +72,13 @@ def test_other_refusals(llava, old_clip, tmp_path, monkeypatch):
     assert done.returncode == 2
     done = export(llava, tmp_path / "new", "ollama")
     assert done.returncode == 2 and "mixes the patches of a CLIP tower up" in done.stderr
-    assert "warning: llama.cpp mixes" in export(llava, tmp_path / "clip").stderr
+    warned = export(llava, tmp_path / "clip").stderr
+    assert "warning: llama.cpp mixes" in warned and "has learned to see their middle square alone" in warned
+    padded = shutil.copytree(llava, tmp_path / "padded")
+    settings = json.loads((llava / "processor_config.json").read_text())["image_processor"]
+    settings |= {"image_processor_type": "LlavaImageProcessor", "do_pad": True}
+    changed(padded / "processor_config.json", image_processor=settings)
+    assert "has learned to see whole, padded to a square" in export(padded, tmp_path / "padded-gguf").stderr
     many = shutil.copytree(llava, tmp_path / "many")
     changed(many / "generation_config.json", eos_token_id=[1, 2, 3, 4])
     done = export(many, tmp_path / "new")

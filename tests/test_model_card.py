@@ -1,6 +1,7 @@
 """The card of a run, and what of a run would be uploaded: read by the hub's own library, sent by its own client."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -9,9 +10,9 @@ from hub import files_sent, stand_in
 from huggingface_hub import ModelCard
 from transformers import TrainerState
 
-from train_llava import train
+from train_llava import build_model, train
 from train_llava.planning.arguments import LlavaTrainingArguments
-from train_llava.training.model_card import card_header, held_out
+from train_llava.training.model_card import built_card, card_header, held_out
 
 
 def trained(llava, data, output, *flags):
@@ -65,23 +66,50 @@ def test_the_hub_finds_its_own_names_and_no_others(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data" / "mine").mkdir(parents=True)  # which an id might be called, too
     data = ["data/mine", "captions=some/captions:2", "some/captions", str(tmp_path / "data" / "mine")]
-    header = read(card_header("llava-hf/llava-1.5-7b-hf", adapter=True, data=data))
+    header = read(card_header(["llava-hf/llava-1.5-7b-hf"], adapter=True, data=data))
     assert (header["base_model"], header["library_name"]) == ("llava-hf/llava-1.5-7b-hf", "peft")
     assert header["datasets"] == ["some/captions"] and "license" not in header
     for base in ("data/mine", str(tmp_path / "data" / "mine")):
-        header = read(card_header(base, adapter=False, data=["data/mine"]))
+        header = read(card_header([base], data=["data/mine"]))
         assert not {"base_model", "datasets", "license"} & header.keys() and header["library_name"] == "transformers"
 
 
 def test_the_license_is_that_of_the_base(tmp_path):
     card = "---\nlicense: other\nlicense_name: qwen\nlicense_link: LICENSE\ntags: [x]\n---\n# Base\n"
     (tmp_path / "README.md").write_text(card)
-    header = read(card_header(str(tmp_path), adapter=False))
+    header = read(card_header([str(tmp_path)]))
     assert (header["license"], header["license_name"], header["license_link"]) == ("other", "qwen", "LICENSE")
     assert header["tags"] == ["llava"]
     for broken in ("---\n: [\n---\n", "no YAML", "---\njust words\n---\n"):
         (tmp_path / "README.md").write_text(broken)
-        assert "license" not in read(card_header(str(tmp_path), adapter=False))
+        assert "license" not in read(card_header([str(tmp_path)]))
+
+
+def test_a_built_model_hands_on_where_it_is_from(old_clip, old_qwen, tmp_path, monkeypatch):
+    """The card of a build says it; that of a training from there repeats it. The tower is an id of the hub, of which
+    the cache has a card; the chat model is a folder."""
+    snapshot = tmp_path / "cache" / "models--some--clip" / "snapshots" / "abc"
+    for path, text in (
+        (snapshot / "README.md", "---\nlicense: mit\n---\n"),
+        (snapshot.parents[1] / "refs/main", "abc"),
+    ):
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    language = shutil.copytree(old_qwen, tmp_path / "qwen")
+    (language / "README.md").write_text("---\nlicense: other\nlicense_name: tongyi-qianwen\n---\n")
+    card = built_card("mine", "some/clip", str(language))
+    assert "| `some/clip` | mit |" in card and "| `qwen` | tongyi-qianwen |" in card and str(tmp_path) not in card
+    assert (read(card)["base_model"], read(card)["license_name"]) == ("some/clip", "tongyi-qianwen")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "README.md").write_text(card)
+    header = read(card_header([str(tmp_path / "mine")]))
+    assert (header["base_model"], header["license"]) == ("some/clip", "other")
+    where = ("--vision_model_name_or_path", old_clip, "--language_model_name_or_path", language)
+    done = call(build_model.main, *where, "--output_dir", tmp_path / "built")
+    assert done.returncode == 0, done.stderr
+    card = (tmp_path / "built" / "README.md").read_text()
+    assert f"| `{old_clip.name}` | its card names none |" in card and "| `qwen` | tongyi-qianwen |" in card
 
 
 def test_the_figures_are_those_of_the_weights_that_are_saved(tmp_path):

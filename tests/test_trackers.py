@@ -63,6 +63,15 @@ def test_every_tracker_that_is_named_and_no_other(tmp_path, monkeypatch):
     assert [bool(stand_ins[name].logged) for name in ("swanlab", "trackio", "wandb")] == [True, False, True]
 
 
+@pytest.mark.parametrize("names, told", [(["mlflow", "wandb"], True), (["wandb"], False), ([], False)])
+def test_a_tracker_without_images_is_named(tmp_path, capsys, names, told):
+    """Once, when training begins."""
+    args = SimpleNamespace(report_to=names, output_dir=str(tmp_path))
+    LogGenerationsCallback([], None, 1).on_train_begin(args, SimpleNamespace(is_world_process_zero=True), None)
+    said = capsys.readouterr().out
+    assert ("--sample_steps: mlflow gets numbers alone" in said) == told and bool(said) == told
+
+
 def test_tensorboard_reads_them(tmp_path):
     show(tmp_path, "tensorboard")
     events = EventAccumulator(str(tmp_path / "runs" / "samples"))

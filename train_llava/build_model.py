@@ -27,18 +27,18 @@ from train_llava.cli import command, command_parser, output_folder
 from train_llava.ingest.conversation import IMAGE_TOKEN
 from train_llava.model.backbones import load_image_processor, load_part, load_tokenizer, pad_to_square, scaled_head
 from train_llava.model.config import SUPPORTED, compose_config, read_text_config, read_vision_config
-from train_llava.model.folder import check_output_dir, new_folder, save_llava
+from train_llava.model.folder import CARD, check_output_dir, new_folder, save_llava
 from train_llava.model.load import fetch
 from train_llava.model.structure import components_table, patches_per_image, processor_config
 from train_llava.model.verify_build import check_answers, check_logits, check_weights, text_logits
 from train_llava.processing.chat import ChatEncoder
 from train_llava.processing.chat_template import CONTENT_PARTS
-from train_llava.processing.images import framing
+from train_llava.processing.images import FRAMINGS, FastImageProcessor
+from train_llava.training.model_card import built_card
 
-FRAMINGS = {
-    "crop": "their middle square alone, as published; --image_aspect_ratio pad keeps the whole",
-    "squeeze": "squeezed to a square, as published; --image_aspect_ratio pad keeps their shape",
-    "pad": "whole, padded to a square",
+AS_PUBLISHED = {
+    "crop": ", as published; --image_aspect_ratio pad keeps the whole",
+    "squeeze": ", as published; --image_aspect_ratio pad keeps their shape",
 }
 DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -133,9 +133,12 @@ def build(vision: Path, language: Path, args: argparse.Namespace) -> None:
     )
     print(components_table(model), flush=True)
     print(f"vision tower from {vision}, language model from {language}, projector new", flush=True)
-    print(f"images: {FRAMINGS[framing(processor.image_processor)]}", flush=True)
+    framing = FastImageProcessor(processor.image_processor).framing()
+    print(f"images that are not square: {FRAMINGS[framing]}{AS_PUBLISHED.get(framing, '')}", flush=True)
     with new_folder(args.output_dir, args.overwrite) as folder:  # in its place only when all checks have passed
         save_llava(model, processor, folder)
+        sources = (args.vision_model_name_or_path, args.language_model_name_or_path)
+        (folder / CARD).write_text(built_card(args.output_dir.resolve().name, *sources), encoding="utf-8")
         print("saved, now reading it back", flush=True)
         compared = check_weights(folder, model, None if args.random_weights else (vision, language))
         print(f"{compared} tensors are equal to their sources bit for bit", flush=True)

@@ -24,6 +24,7 @@ from train_llava.model.generate import collator_of, ends_of_answer
 from train_llava.model.load import fetch, load, load_processor
 from train_llava.model.older_names import copy_with_older_names
 from train_llava.model.structure import has_cls
+from train_llava.processing.images import FRAMINGS, FastImageProcessor
 from train_llava.processing.modelfile import modelfile
 
 LANGUAGE_FILE, VISION_FILE, MODELFILE = "model.gguf", "mmproj.gguf", "Modelfile"
@@ -73,6 +74,12 @@ def check_gguf(source: Path, processor: LlavaProcessor, args: argparse.Namespace
         if args.format == "ollama":  # which nobody builds anew
             raise InputError(f"{source}: {CLASS_TOKEN}. Ollama has the same code. Use llama.cpp, or a SigLIP tower.")
         print(f"warning: {CLASS_TOKEN}. A SigLIP tower has no such trouble.", file=sys.stderr)
+    framing = FRAMINGS[FastImageProcessor(processor.image_processor).framing()]
+    print(
+        f"warning: images that are not square: this model has learned to see {framing}; llama.cpp brings them to a "
+        "square in its own way. What to do with them first: docs/serving.md",
+        file=sys.stderr,
+    )
 
 
 def write_gguf(source: Path, args: argparse.Namespace) -> None:

@@ -14,7 +14,7 @@ import torch
 from huggingface_hub import HfApi
 
 from train_llava.cli import InputError, command, command_parser, output_folder
-from train_llava.model.folder import check_output_dir, new_folder, save_llava, upload
+from train_llava.model.folder import CARD, check_output_dir, new_folder, save_llava, upload
 from train_llava.model.generate import ask, collator_of, generate
 from train_llava.model.load import base_of, fetch, load
 from train_llava.model.verify_build import GREY, QUESTION, check_answers, check_weights
@@ -60,7 +60,7 @@ def merge(adapter: Path, base: str, args: argparse.Namespace) -> None:
     with new_folder(args.output_dir, args.overwrite) as folder:  # in its place only when all checks have passed
         save_llava(merged, processor, folder)
         card = merged_card(merged, args.output_dir, args.adapter_name_or_path, base)
-        (folder / "README.md").write_text(card, encoding="utf-8")
+        (folder / CARD).write_text(card, encoding="utf-8")
         print("saved, now reading it back", flush=True)
         adapted, dtype = check_merge(merged, fetch(base), adapter), merged.lm_head.weight.dtype
         print(f"{adapted} weights equal base + lora_alpha / r x B A within {dtype}, the others are equal bit for bit")

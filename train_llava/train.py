@@ -31,6 +31,7 @@ from train_llava.planning.budget import check_memory_budget, no_deepspeed_config
 from train_llava.planning.foretell import foretell, this_gpu
 from train_llava.planning.workload import Workload, fullest_pack, longest_batch
 from train_llava.processing.chat import ChatEncoder
+from train_llava.processing.images import FRAMINGS
 from train_llava.training.callbacks import DiskSpaceCallback, ProgressLine
 from train_llava.training.compiled_ops import compile_no_op
 from train_llava.training.fault_tolerance import PreemptionCallback, Watchdog
@@ -118,6 +119,7 @@ def prepare(
         universal = convert_ranks(checkpoint, args)
     kind = this_gpu(args) if args.tokens_per_batch is None else None
     if args.process_index == 0:
+        print(f"images that are not square: {FRAMINGS[collator.pixels.framing()]}", flush=True)
         print(memory_line, flush=True)
         if kind:
             workload = Workload.of(train_dataset, collator.encoder, args.train_batch_size)

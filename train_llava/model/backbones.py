@@ -17,7 +17,7 @@ from train_llava.cli import InputError
 from train_llava.ingest.conversation import IMAGE_TOKEN
 from train_llava.model.config import logit_scale
 from train_llava.model.load import pad_left
-from train_llava.processing.images import framing, noise, with_pillow
+from train_llava.processing.images import FastImageProcessor, noise, with_pillow
 
 
 def load_part(
@@ -71,7 +71,7 @@ def pad_to_square(published: BaseImageProcessor, folder: Path) -> BaseImageProce
     ours, theirs = (
         each(noise(90, 90), return_tensors="pt")["pixel_values"] for each in (padding, with_pillow(published))
     )
-    if not torch.equal(ours, theirs) or framing(padding) != "pad":
+    if not torch.equal(ours, theirs) or FastImageProcessor(padding).framing() != "pad":
         raise InputError(
             f"{folder}: --image_aspect_ratio pad does not go with its preprocessor_config.json, which does more than "
             f"resize and crop to one size ({type(published).__name__}, size {published.size}, crop_size "

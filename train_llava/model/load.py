@@ -25,7 +25,7 @@ from transformers.utils import is_bitsandbytes_available
 
 from train_llava.cli import InputError
 from train_llava.model.adapters import add_adapter, check_base
-from train_llava.model.folder import LEAVING, REPLACED
+from train_llava.model.folder import CARD, LEAVING, REPLACED
 from train_llava.model.structure import CLIP, SIGLIP, processor_config
 from train_llava.model.weights import IGNORED, fingerprint, finite, stored_tensors, weight_files
 from train_llava.processing.chat_template import CONTENT_PARTS, ChatTemplate
@@ -243,7 +243,7 @@ def fetch(name: Name) -> Path:
     """
     if Path(name).is_dir():
         return Path(name)
-    files = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+    files = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", CARD]
     try:
         folder = Path(snapshot_download(str(name), allow_patterns=files))
         if not list(folder.glob("*.safetensors")):  # as openai/clip-vit-large-patch14-336

@@ -24,6 +24,11 @@ from train_llava.ingest.image_kinds import KINDS, describe_other_kind
 from train_llava.ingest.limits import MOST_PIXELS, THINNEST
 from train_llava.processing.padding import pad_and_resize
 
+FRAMINGS = {  # what becomes of images that are not square
+    "crop": "their middle square alone",
+    "squeeze": "squeezed to a square",
+    "pad": "whole, padded to a square",
+}
 ORIENTATION = 0x0112  # EXIF's tag, and what brings its values above 1 upright
 TURNS = dict(enumerate(("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE"), 2))
 TURNS |= dict(enumerate(("ROTATE_270", "TRANSVERSE", "ROTATE_90"), 6))
@@ -171,6 +176,18 @@ class FastImageProcessor:
             digest.update(self._whole(noise(*probe)).numpy().tobytes())
         return digest.hexdigest()
 
+    def framing(self) -> str:
+        """How an image that is not square becomes one, a key of FRAMINGS, found out on white images three times as wide
+        as high: "crop" where black ends do not show, "squeeze" where all of the square is white, else "pad"."""
+        plain = Image.new("RGB", (300, 100), "white")
+        black_ends = plain.copy()
+        for left in (0, 297):
+            black_ends.paste("black", (left, 0, left + 3, 100))
+        shown, with_ends, square = map(self._whole, (plain, black_ends, Image.new("RGB", (100, 100), "white")))
+        if torch.equal(shown, with_ends):
+            return "crop"
+        return "squeeze" if torch.equal(shown, square) else "pad"
+
     def _bytes(self, images: list[Image.Image], fast_path: Callable[[Image.Image], Any]) -> PixelBytes:
         return PixelBytes(torch.from_numpy(np.stack([np.asarray(fast_path(image)) for image in images])), self.table)
 
@@ -245,23 +262,6 @@ def with_pillow(image_processor: BaseImageProcessor) -> BaseImageProcessor:
             return AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)
         except (OSError, ValueError):
             return image_processor
-
-
-def framing(image_processor: BaseImageProcessor) -> str:
-    """How a processor brings an image that is not square to a square, found out on white images three times as wide as
-    high: "crop" where black ends do not show, "squeeze" where all of the square is white, else "pad"."""
-    pixels = FastImageProcessor(image_processor)
-    plain = Image.new("RGB", (300, 100), "white")
-    black_ends = plain.copy()
-    for left in (0, 297):
-        black_ends.paste("black", (left, 0, left + 3, 100))
-    shown, with_ends, square = (
-        made.normalise() if isinstance(made, PixelBytes) else made
-        for made in (pixels([image]) for image in (plain, black_ends, Image.new("RGB", (100, 100), "white")))
-    )
-    if torch.equal(shown, with_ends):
-        return "crop"
-    return "squeeze" if torch.equal(shown, square) else "pad"
 
 
 def tokens_per_image(processor: LlavaProcessor) -> int:

@@ -1,12 +1,12 @@
-"""The model card of a run or of a merged model: `README.md`, as the hub shows it, with the curves in it."""
+"""The model card of a built model, a run or a merged model: `README.md`, as the hub shows it."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCardData, metadata_load
+from huggingface_hub import ModelCardData, metadata_load, try_to_load_from_cache
 from peft import PeftModel
 from torch import nn
 from transformers import TrainerState
@@ -30,6 +30,19 @@ print(describe(text=[{{"role": "user", "content": content}}], return_full_text=F
 ```"""
 
 
+BUILT = """{header}
+
+# {name}
+
+A LLaVA, built by train_llava and not trained: its projector is new, so it does not know yet what it sees.
+
+| part | from | its license |
+|---|---|---|
+| vision tower | `{vision}` | {vision_license} |
+| language model | `{language}` | {language_license} |
+"""
+
+LICENSE = ("license", "license_name", "license_link")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 TIMES = ("_runtime", "_per_second", "_time", "_delta")  # how names end that Trainer adds to an evaluation
 
@@ -50,14 +63,17 @@ A LLaVA: `{base}` with the adapter `{adapter}` merged into it by train_llava.
 """
 
 
-def card_header(base: str, adapter: bool, data: Iterable[str] = ()) -> str:
+def card_header(bases: Sequence[str], adapter: bool = False, data: Iterable[str] = ()) -> str:
     """The YAML at the top of a card, which the hub reads. It knows its own names alone, of models and of datasets: what
-    lies on this machine is left out."""
+    lies on this machine is left out. In place of a base that does, there are those that its card names. The license is
+    that of the last base."""
+    known = [base if not Path(base).exists() else known_of(base).get("base_model") for base in bases]
+    names = [name for each in known if each for name in ([each] if isinstance(each, str) else each)]
     datasets = [name for name in dict.fromkeys(paths_of(data)) if HUB_ID.fullmatch(name) and not Path(name).exists()]
     data = ModelCardData(
-        base_model=None if Path(base).exists() else base,
+        base_model=(names[0] if len(names) == 1 else names) or None,
         datasets=datasets or None,
-        **license_of(base),
+        **{name: value for name, value in known_of(bases[-1]).items() if name in LICENSE},
         library_name="peft" if adapter else "transformers",
         pipeline_tag="image-text-to-text",
         tags=["llava", "lora"] if adapter else ["llava"],
@@ -65,20 +81,29 @@ def card_header(base: str, adapter: bool, data: Iterable[str] = ()) -> str:
     return f"---\n{data.to_yaml()}\n---"
 
 
-def license_of(base: str) -> dict[str, str]:
-    """What the card in the base's folder says of its license; nothing where there is none: the hub shows that of its
-    own base models."""
+def known_of(base: str) -> dict[str, Any]:
+    """The YAML of a base's card, of a folder or of what was fetched of a hub id; nothing where there is none."""
     try:
-        known = metadata_load(Path(base) / CARD) or {}
+        path = Path(base) / CARD if Path(base).exists() else try_to_load_from_cache(base, CARD)
+        return (isinstance(path, str | Path) and metadata_load(path)) or {}
     except (OSError, ValueError, YAMLError):  # somebody else has written it
-        known = {}
-    return {name: known[name] for name in ("license", "license_name", "license_link") if name in known}
+        return {}
+
+
+def built_card(name: str, vision: str, language: str) -> str:
+    """The card of a model that was built of two. `vision` and `language` are folders or hub ids."""
+    fields = {"header": card_header([vision, language]), "name": name}
+    for part, source in (("vision", vision), ("language", language)):
+        known = known_of(source)
+        license = known.get("license_name") or known.get("license") or "its card names none"
+        fields |= {part: name_of(source), f"{part}_license": license}
+    return BUILT.format(**fields)
 
 
 def merged_card(model: nn.Module, folder: Path, adapter: str, base: str) -> str:
     """The card of a model that an adapter was merged into."""
     fields = {
-        "header": card_header(base, adapter=False),
+        "header": card_header([base]),
         "name": folder.resolve().name,
         "base": name_of(base),
         "adapter": name_of(adapter),
@@ -120,7 +145,7 @@ def write_card(
     }
     samples = [f"![the last sample captions](samples/{path.name})" for path in sorted(folder.glob("samples/*.png"))]
     sections = [
-        card_header(base, adapter, data_args.data_path),
+        card_header([base], adapter, data_args.data_path),
         f"# {folder.resolve().name}",
         f"A LLaVA{' adapter' * adapter}, trained with train_llava.",
         "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts.items() if value)]),

@@ -38,6 +38,12 @@ class LogGenerationsCallback(TrainerCallback):
         first.sort(key=lambda example: not example["images"])  # text where there are no images
         self.examples = first[:COUNT]
 
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        without = sorted(set(args.report_to) - TRACKERS.keys())
+        if without and state.is_world_process_zero:
+            shown = f"{', '.join(TRACKERS)} and {Path(args.output_dir) / 'samples'} show them"
+            print(f"--sample_steps: {', '.join(without)} gets numbers alone, no sample images; {shown}", flush=True)
+
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         # under ZeRO-3 every rank holds a part of the weights and must take part
         if state.global_step % self.steps or not (state.is_world_process_zero or is_deepspeed_zero3_enabled()):
