@@ -1,6 +1,10 @@
 """The web page in a real browser. Reference: infer.generate, asked alone."""
 
+import pytest
 from conftest import TOKENS
+
+from train_llava.model.generate import generate
+from train_llava.processing.images import open_image
 
 # how long the answer is, each time that the page changes
 WATCH = """() => {
@@ -26,8 +30,13 @@ def ask_in(tab, text, *images):
 
 
 def answer_in(tab):
+    return whole_answer_in(tab).strip()
+
+
+def whole_answer_in(tab):
+    """With the blanks around it, which later turns have, too."""
     tab.wait_for_selector("#go:visible")
-    return tab.locator(".assistant .text").last.evaluate("element => element.textContent").strip()
+    return tab.locator(".assistant .text").last.evaluate("element => element.textContent")
 
 
 def test_a_browser_shows_the_answer_as_it_comes(browser, page, alone, files):
@@ -45,6 +54,29 @@ def test_a_browser_shows_the_answer_as_it_comes(browser, page, alone, files):
     tab.fill("#question", "What?")
     tab.press("#question", "Enter")
     assert answer_in(tab) == alone("What?", files[0])
+    tab.close()
+
+
+WORDS = {
+    "en": ["What", "Really", "And", "Which colour", "How many", "Why", "More", "Yes", "No", "Bye"],
+    "zh": ["这是什么", "真的吗", "然后呢", "什么颜色", "几个", "为什么", "还有", "对", "不对", "再见"],
+}
+
+
+@pytest.mark.parametrize("language", WORDS)
+def test_a_chat_of_ten_turns(browser, page, loaded, files, language):
+    """Each answer is the one to all that was said before; a second image comes in the middle."""
+    tab, messages, images = opened(browser, page[0], 16), [], []
+    for i, words in enumerate(WORDS[language]):
+        new = {0: files[:1], 5: files[1:2]}.get(i, [])
+        ask_in(tab, words, *new)
+        images += map(open_image, new)
+        messages.append({"role": "user", "content": "<image>\n" * len(new) + words})
+        said = whole_answer_in(tab)
+        example = {"messages": messages, "images": images}
+        assert said.strip() == generate(*loaded, [example], max_new_tokens=16)[0], words
+        messages.append({"role": "assistant", "content": said})
+    assert tab.locator(".turn").count() == 20 and len({m["content"] for m in messages}) > 12
     tab.close()
 
 

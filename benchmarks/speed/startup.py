@@ -2,11 +2,11 @@
 
     python -m benchmarks.speed.startup [--against COMMIT] [--rounds 3] [--json benchmarks/results/startup.json]
 
-Runs the real script on the demo: once with nothing made before (no demo data, no compiled op, no Arrow copy), then
-`rounds` times with all of it there, and shows medians. With a commit to compare with, the two take turns. A module that
-Python imports at its start notes when each process begins, and in rank 0 looks every few milliseconds at what the main
-thread is doing; nothing in the product takes part. "CPU" is what rank 0 itself worked, which other programs on the
-machine disturb less than the clock.
+Runs the real script on the demo until the first batch goes through the model: once with nothing made before (no demo
+data, no compiled op, no Arrow copy), then `rounds` times with all of it there, and shows medians. With a commit to
+compare with, the two take turns. A module that Python imports at its start notes when each process begins, and in rank
+0 looks every few milliseconds at what the main thread is doing; nothing in the product takes part. "CPU" is what rank 0
+itself worked, which other programs on the machine disturb less than the clock.
 """
 
 import os
@@ -55,10 +55,10 @@ FUNCTIONS = {
     "check_memory": "model",
     "open_data": "data",
     "_prepare_for_training": "DeepSpeed",  # Trainer's name for accelerator.prepare and what goes with it
-    "_run_epoch": "first step",
+    "_run_epoch": "first batch",
     "_find_and_load": "imports",
 }
-PHASES = ["script", "launcher", "imports", "flags", "data", "model", "DeepSpeed", "first step", "other"]
+PHASES = ["script", "launcher", "imports", "flags", "data", "model", "DeepSpeed", "first batch", "other"]
 
 
 def phase(stack: str) -> str:
@@ -67,28 +67,29 @@ def phase(stack: str) -> str:
 
 
 def run(root: Path, scratch: Path) -> dict[str, Any]:
-    """One start, stopped after its first step: seconds of each phase, and of rank 0 CPU seconds."""
+    """One start, stopped when it logs a step: seconds of each phase up to the first, and of rank 0 CPU seconds."""
     notes = scratch / "notes"
     notes.write_text("")
     variables = {"PYTHONPATH": scratch, "STARTUP_NOTES": notes, "TORCH_EXTENSIONS_DIR": scratch / "ops"}
     variables |= {"HF_DATASETS_CACHE": scratch / "datasets", "OUTPUT_DIR": scratch / "out"}
     command = ["bash", str(root / "run_zero2.sh"), "--logging_steps", "1", "--sample_steps", "0"]
-    begun, ended = time.time(), None
+    begun, trains = time.time(), False
     printed, pipes = [], {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     # from its own folder, which `python -m` looks into before PYTHONPATH
     with subprocess.Popen(command, cwd=root, env=environment(**variables), **pipes) as script:
         for line in script.stdout:
-            if ended is None and re.match(r"step +1/", line):
-                ended = time.time()
+            if not trains and re.match(r"step +\d+/", line):  # of the first stage where there are two
+                trains = True
                 script.terminate()
             printed.append(line)
-    if ended is None:
+    if not trains:
         raise RuntimeError("the script failed:\n" + "".join(printed[-30:]))
-    return split([line.split("\t") for line in notes.read_text().splitlines()], begun, ended)
+    return split([line.split("\t") for line in notes.read_text().splitlines()], begun)
 
 
-def split(notes: list[list[str]], begun: float, ended: float) -> dict[str, Any]:
-    """Seconds and CPU seconds by phase out of what the processes noted."""
+def split(notes: list[list[str]], begun: float) -> dict[str, Any]:
+    """Seconds and CPU seconds by phase, up to the first step, out of what the processes noted."""
+    ended = next(float(now) for kind, now, _, stack in notes if kind == "look" and "training_step" in stack.split())
     starts = [(float(at), words) for kind, at, _, words in notes if kind == "start"]
     launcher = next(at for at, words in starts if "launcher.runner" in words)
     at, worked, _ = next((float(at), float(cpu), words) for kind, at, cpu, words in notes
