@@ -15,6 +15,7 @@ from train_llava.evaluate import main
 from train_llava.model import image_use
 from train_llava.model.image_use import Losses, figures, losses_by_image, sample, verdict
 from train_llava.model.load import load
+from train_llava.train import main as train
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220), "white": (240, 240, 240)}
 NAMES = ("loss_own_image", "loss_other_image", "loss_grey_image")
@@ -98,6 +99,12 @@ def test_a_blind_model_ignores_the_image(trained, colours, llava, tmp_path):
     assert (
         said == written["image_use"] and said in done.stdout and said in (tmp_path / "out" / "report.html").read_text()
     )
+    # a training leaves it blind: no weight of the projector has a gradient where all are zero, but the last bias
+    flags = ("--model_name_or_path", tmp_path / "blind", "--data_path", colours, "--train_type", "projector")
+    flags += ("--eval_data_path", colours, "--eval_generate", "true", "--max_steps", 1, "--use_cpu", "true")
+    done = call(train, *flags, "--report_to", "none", "--output_dir", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert f"| does it look at the image? | {said} |" in (tmp_path / "run" / "README.md").read_text()
 
 
 def test_the_sample_is_spread_and_bounded(colours, monkeypatch):

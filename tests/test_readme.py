@@ -255,6 +255,14 @@ def test_what_the_demo_prints_is_what_it_printed(page):
     assert len(lines) > 10 and all(line in kept for line in lines)
 
 
+def test_the_demo_has_reached_what_it_aims_at():
+    """95% of all answers, 95% of the captions, and no kind of question below 70%."""
+    figures = text_of("benchmarks/results/demo.txt").split("Exactly right, in percent:\n")[1].split("The first")[0]
+    percent = {kind: float(value) for kind, value in map(str.split, figures.splitlines())}
+    assert percent.keys() == {*KINDS_OF_QUESTION, "all"} and percent["all"] >= 95 and percent["caption"] >= 95
+    assert min(percent.values()) >= 70
+
+
 def test_the_notebook_has_the_answers_of_that_run():
     """One kept run for the front pages and the notebooks."""
     notebook = json.loads(text_of("code05_infer_lora.ipynb"))
