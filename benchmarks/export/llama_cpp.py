@@ -6,13 +6,14 @@
 It needs `pip install llama-cpp-py-sync==0.11739`, a wheel with llama.cpp's build b11739 and its libmtmd for CPUs, and a
 C compiler. llama.cpp runs with its default settings (the cache of keys and values in fp16) and greedily. It opens the
 image file itself, and gets the prompt that the chat template in the GGUF file makes of a message in its form: a marker
-for the image and the question, with nothing between. All is done twice, as llama.cpp was released and with CLIP's class
-token where it belongs (class_token.c). Where two answers differ, the first token that does is shown with its margin:
-how far the two likeliest logits there are from each other here. At last a tower of SigLIP's kind, which has no class
-token, and the real tokenizer of Qwen1.5, both in a tiny model with random weights.
+for the image and the question, with nothing between. Of the data, the records of the category "caption" are asked. All
+is done twice, as llama.cpp was released and with CLIP's class token where it belongs (class_token.c). Where two answers
+differ, the first token that does is shown with its margin: how far the two likeliest logits there are from each other
+here. At last a tower of SigLIP's kind, which has no class token, and the real tokenizer of Qwen1.5, both in a tiny model
+with random weights.
 
 The wheel wants glibc 2.38, as Debian 13 has it. On the older system of the kept result, a preloaded library supplied
-the four functions that are new there, strtol and the like for C23.
+the functions that are new there, strtol and the like for C23.
 """
 
 import io
@@ -169,7 +170,9 @@ def measured(model_folder: Path, data_path: Path | None, images: int) -> dict[st
     with tempfile.TemporaryDirectory() as folder:
         theirs = exported(model_folder, Path(folder))
         if data_path:
-            return compared(model, processor, theirs, list(islice(LlavaDataset(data_path), images)))
+            examples = LlavaDataset(data_path, held_out=True)
+            captions = (example for example in examples if example["category"] == "caption")
+            return compared(model, processor, theirs, list(islice(captions, images)))
         noise = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
         example = {"id": "noise", **ask("What is this?", [Image.fromarray(noise)])}
         example["messages"].append({"role": "assistant", "content": "Noise."})
