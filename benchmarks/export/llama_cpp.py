@@ -9,8 +9,8 @@ image file itself, and gets the prompt that the chat template in the GGUF file m
 for the image and the question, with nothing between. Of the data, the records of the category "caption" are asked. All
 is done twice, as llama.cpp was released and with CLIP's class token where it belongs (class_token.c). Where two answers
 differ, the first token that does is shown with its margin: how far the two likeliest logits there are from each other
-here. At last a tower of SigLIP's kind, which has no class token, and the real tokenizer of Qwen1.5, both in a tiny model
-with random weights.
+here. At last a tower of SigLIP's kind, which has no class token, and the real tokenizer of Qwen1.5, both in a tiny
+model with random weights.
 
 The wheel wants glibc 2.38, as Debian 13 has it. On the older system of the kept result, a preloaded library supplied
 the functions that are new there, strtol and the like for C23.
