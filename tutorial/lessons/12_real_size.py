@@ -86,7 +86,7 @@ run(
 #
 # ## How far can you trust the hours?
 #
-# An estimate must be checked. Here is one measured run, beside its estimate.
+# Here is one measured run, beside its estimate.
 
 # %% [markdown] lang="zh"
 # 从下往上读。largest batch per GPU 告诉你一种策略到底放不放得下，要靠什么手段：`c` 是梯度检查点（gradient checkpointing），不保存激活值，用到时再算一遍；`co` 是再把优化器放到内存里。上面的 hours/epoch 是把 595,375 条数据（也就是下文那个数据集）训练一轮的小时数。
@@ -179,13 +179,13 @@ for gpus, each in speed.items():
 # hf download liuhaotian/LLaVA-CC3M-Pretrain-595K --repo-type dataset --local-dir data/LLaVA-CC3M-Pretrain-595K
 # ```
 #
-# | data | the original tutorial says | records |
-# |---|---|---|
-# | [LLaVA-CC3M-Pretrain-595K](https://huggingface.co/datasets/liuhaotian/LLaVA-CC3M-Pretrain-595K) | fair, but typical; for pretraining | 595,375 |
-# | [TextOCR-GPT4o](https://huggingface.co/datasets/CaptionEmporium/TextOCR-GPT4o) | very high quality | about 20,000 |
-# | [ShareGPT-4o](https://huggingface.co/datasets/OpenGVLab/ShareGPT-4o) | highly recommended | about 57,300 |
+# | data | the original tutorial says | records | size | licence |
+# |---|---|---|---|---|
+# | [LLaVA-CC3M-Pretrain-595K](https://huggingface.co/datasets/liuhaotian/LLaVA-CC3M-Pretrain-595K) | fair, but typical; for pretraining | 595,375 | 6.9 GB | those of CC3M and BLIP |
+# | [TextOCR-GPT4o](https://huggingface.co/datasets/CaptionEmporium/TextOCR-GPT4o) | very high quality | about 20,000 | 0.04 GB, without images | CC-BY-SA-4.0 |
+# | [ShareGPT-4o](https://huggingface.co/datasets/OpenGVLab/ShareGPT-4o) | highly recommended | about 57,300 | see there | MIT |
 #
-# Read the licence of each before you use it. `recipes/` has settings ready to use: three for LLaVA-1.5's two stages (the second in full or with LoRA), the original tutorial's, and one with the fewest hours:
+# Read each licence first. `recipes/` has settings: three for LLaVA-1.5's two stages (the second in full or with LoRA), the original tutorial's, and one with the fewest hours:
 
 # %% [markdown] lang="zh"
 # 多加几张卡，总价几乎不变（按卡时付费），省的是时间。`run_zero2.sh` 和原教程一样默认训练十轮；第一次请加 `--num_train_epochs 1`，只花十分之一的钱。
@@ -200,11 +200,11 @@ for gpus, each in speed.items():
 # hf download liuhaotian/LLaVA-CC3M-Pretrain-595K --repo-type dataset --local-dir data/LLaVA-CC3M-Pretrain-595K
 # ```
 #
-# | 数据 | 原教程的评价 | 条数 |
-# |---|---|---|
-# | [LLaVA-CC3M-Pretrain-595K](https://huggingface.co/datasets/liuhaotian/LLaVA-CC3M-Pretrain-595K) | 质量一般，但有代表性，可以做预训练 | 595,375 |
-# | [TextOCR-GPT4o](https://huggingface.co/datasets/CaptionEmporium/TextOCR-GPT4o) | 质量非常高 | 2 万左右 |
-# | [ShareGPT-4o](https://huggingface.co/datasets/OpenGVLab/ShareGPT-4o) | 非常推荐 | 5.7 万左右 |
+# | 数据 | 原教程的评价 | 条数 | 大小 | 许可证 |
+# |---|---|---|---|---|
+# | [LLaVA-CC3M-Pretrain-595K](https://huggingface.co/datasets/liuhaotian/LLaVA-CC3M-Pretrain-595K) | 质量一般，但有代表性，可以做预训练 | 595,375 | 6.9 GB | CC3M 和 BLIP 的许可证 |
+# | [TextOCR-GPT4o](https://huggingface.co/datasets/CaptionEmporium/TextOCR-GPT4o) | 质量非常高 | 2 万左右 | 0.04 GB，不含图片 | CC-BY-SA-4.0 |
+# | [ShareGPT-4o](https://huggingface.co/datasets/OpenGVLab/ShareGPT-4o) | 非常推荐 | 5.7 万左右 | 见该页 | MIT |
 #
 # 使用前请看清每个数据集的许可证。`recipes/` 里有现成的配方：三个照着 LLaVA-1.5 的两个阶段来（第二阶段分全量和 LoRA 两种），一个照原教程，一个用时最少：
 
