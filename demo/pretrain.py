@@ -11,13 +11,13 @@ held-out pair of shape and colour.
 import argparse
 import json
 import time
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from benchmarks.result import machine
 from demo.language_half import train_language_model
 from demo.tokenizer import make_tokenizer
 from demo.vision_half import train_clip
@@ -35,9 +35,8 @@ def figures(model: nn.Module, started: float, half: str, steps: int, measured: d
         "parameters": sum(p.numel() for p in model.parameters()),
         **measured,
         "seconds": round(time.perf_counter() - started),
-        "date": date.today().isoformat(),
-        "machine": f"{torch.get_num_threads()} CPU threads",
-        "torch": torch.__version__,
+        **machine(),
+        "threads": torch.get_num_threads(),
     }
 
 
