@@ -204,6 +204,7 @@ def loss_of_answer(record: dict, prompt: str) -> float:
         return trained(**batch).loss.item()
 
 
+# %%
 ways = {
     "as in training": templated,
     "no template": str,

@@ -45,6 +45,7 @@ models = {strategy: meta_model(config, torch.bfloat16, strategy) for strategy in
 memory = {strategy: MemoryModel.of(model) for strategy, model in models.items()}
 
 
+# %%
 def peak(strategy: str, gpus: int) -> float:
     """GiB on each GPU at the fullest moment of a step, under ZeRO-2."""
     zero = zero_config("ZeRO-2", gpus, config.text_config.hidden_size, strategy)
@@ -113,6 +114,7 @@ def hours(samples_per_second: float) -> float:
     return 595_375 / samples_per_second / 3600  # of an epoch of LLaVA-CC3M-Pretrain-595K
 
 
+# %%
 h100 = read("gpu_h100.json")
 measured = median(h100["use_lora"]["samples_per_second_last_30_steps"])
 speed = {gpus: Speed.of(config, "use_lora", work.typical, gpus) for gpus in (1, 2, 8)}
