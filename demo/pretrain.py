@@ -49,8 +49,7 @@ def main() -> None:
     args = parser.parse_args()
 
     tokenizer = make_tokenizer()
-    report_file = args.output_dir / "pretrain.json"
-    report = json.loads(report_file.read_text()) if report_file.is_file() else {}
+    report = {}
     args.output_dir.mkdir(parents=True, exist_ok=True)
 
     if args.only != "clip":
@@ -71,6 +70,8 @@ def main() -> None:
         processor.save_pretrained(args.output_dir / "clip")
         report["clip"] = figures(model, started, "clip", args.clip_steps, measured)
 
+    report_file = args.output_dir / "pretrain.json"  # read now: the other half may have ended meanwhile
+    report = (json.loads(report_file.read_text()) if report_file.is_file() else {}) | report
     report_file.write_text(json.dumps(report, indent=2) + "\n")
     print(json.dumps(report, indent=2))
 

@@ -5,8 +5,10 @@
 #
 # Rate 1e-3, batch 256, one epoch, cosine, warm-up 0.03, no weight decay, at most 2,048 tokens: the hyperparameters in
 # the README of github.com/haotian-liu/LLaVA.
-# LLaVA-1.5 pads images to squares: build models/llava with --image_aspect_ratio pad.
+# LLaVA-1.5 pads images to squares: build models/llava with --image_aspect_ratio pad. A model that crops
+# is refused here; --image_aspect_ratio as_built at the end of the line takes it.
 TRAIN_TYPE=projector bash "$(dirname "$0")/../run_zero2.sh" \
+    --image_aspect_ratio pad \
     --learning_rate 1e-3 \
     --global_batch_size 256 \
     --num_train_epochs 1 \

@@ -1,6 +1,7 @@
 """What llama.cpp's tools/mtmd does with a mmproj file, in torch: a reference made of the file's keys and tensors alone.
 
-Read from clip.cpp (load_hparams, load_tensors), models/llava.cpp and mtmd-image.cpp, build 11434.
+Read from clip.cpp (load_hparams, load_tensors), models/llava.cpp and mtmd-image.cpp, build 11434; the class token is in
+front, as the mend of its issue 25814 has it.
 """
 
 import torch

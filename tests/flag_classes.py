@@ -70,6 +70,7 @@ OURS = {
     "fsdp_config": "gpu",
     # this repository's own
     "model_name_or_path": "test_script_trains_with_zero2_on_two_ranks",
+    "image_aspect_ratio": "test_a_training_and_a_merge_keep_it",
     "attn_implementation": "test_the_attention_reaches_the_tower_and_the_language_model",
     "train_type": "test_exactly_the_promised_parameters_move",
     "train_projector": "test_lora_may_leave_the_projector",

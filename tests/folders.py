@@ -13,6 +13,14 @@ def changed(file, **changes):
     file.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
 
 
+def padding(folder):
+    """Has the model in a folder see whole images, as build_model --image_aspect_ratio pad does."""
+    settings = json.loads((folder / "processor_config.json").read_text())["image_processor"]
+    settings |= {"image_processor_type": "LlavaImageProcessor", "do_pad": True}
+    changed(folder / "processor_config.json", image_processor=settings)
+    return folder
+
+
 def equal(one, other):
     ours, theirs = one.state_dict(), other.state_dict()
     return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 import pytest
 from exports import build, export
 from families import SUPPORTED, chat_folder
-from folders import changed, make_adapter, snapshot
+from folders import changed, make_adapter, padding, snapshot
 from transformers import LlavaForConditionalGeneration
 
 import train_llava.export
@@ -74,10 +74,7 @@ def test_other_refusals(llava, old_clip, tmp_path, monkeypatch):
     assert done.returncode == 2 and "mixes the patches of a CLIP tower up" in done.stderr
     warned = export(llava, tmp_path / "clip").stderr
     assert "warning: llama.cpp mixes" in warned and "has learned to see their middle square alone" in warned
-    padded = shutil.copytree(llava, tmp_path / "padded")
-    settings = json.loads((llava / "processor_config.json").read_text())["image_processor"]
-    settings |= {"image_processor_type": "LlavaImageProcessor", "do_pad": True}
-    changed(padded / "processor_config.json", image_processor=settings)
+    padded = padding(shutil.copytree(llava, tmp_path / "padded"))
     assert "has learned to see whole, padded to a square" in export(padded, tmp_path / "padded-gguf").stderr
     many = shutil.copytree(llava, tmp_path / "many")
     changed(many / "generation_config.json", eos_token_id=[1, 2, 3, 4])

@@ -198,9 +198,9 @@ def test_scores_that_the_records_do_not_have(held_out, tmp_path):
         records[0]["conversations"][1]["value"] = "Yes, a red seven."
         (tmp_path / "chat.json").write_text(json.dumps(records))
         dataset = LlavaDataset(tmp_path, held_out=True)
-        for args.metric_for_best_model in (None, *figures, "eval_exact_match"):
+        for args.metric_for_best_model in (None, *figures, "eval_exact_match", "exact_match/odd"):
             check_scores(dataset, args)
-        for args.metric_for_best_model in {"anls", "yes_f1"} - set(figures):
+        for args.metric_for_best_model in {"anls", "yes_f1", "exact_match/none", "accuracy/odd"} - set(figures):
             with pytest.raises(InputError, match=r"of these held-out records there are loss, .*exact_match"):
                 check_scores(dataset, args)
     records[0]["conversations"][1]["value"] = "A red seven."

@@ -194,9 +194,13 @@ def test_a_training_and_a_merge_keep_it(llava, padded, data, tmp_path):
         "--save_steps",
         1,
     )
-    where = ("--model_name_or_path", padded, "--data_path", data, "--output_dir", tmp_path / "run")
-    done = call(train.main, *where, *flags)
+    where = ("--data_path", data, "--output_dir", tmp_path / "run", "--image_aspect_ratio", "pad")
+    done = call(train.main, "--model_name_or_path", llava, *where, *flags)
+    assert done.returncode == 2 and f"{llava} sees their middle square alone. Build it with" in done.stderr
+    assert not (tmp_path / "run" / "checkpoint-1").exists()
+    done = call(train.main, "--model_name_or_path", padded, *where, *flags)
     assert done.returncode == 0, done.stderr
+    assert "\nimages that are not square: whole, padded to a square\n" in done.stdout
     done = call(merge_lora.main, "--adapter_name_or_path", tmp_path / "run", "--output_dir", tmp_path / "merged")
     assert done.returncode == 0, done.stderr
     expected = seen(padded)

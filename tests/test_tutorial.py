@@ -4,12 +4,15 @@ import itertools
 import re
 import resource
 import sys
+from contextlib import nullcontext
 
 import nbformat
 import pytest
 from conftest import ROOT, call, run
 from markdown_it import MarkdownIt
 from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+from nbformat.v4 import new_code_cell, new_notebook
 
 from tutorial import build
 
@@ -129,6 +132,13 @@ def test_outputs_are_alike_on_every_machine(lesson):
         assert cell.metadata.get("execution") is None
 
 
+def test_padding_on_the_right_goes_wrong_where_the_lesson_says_so():
+    told = "".join(out.get("text", "") for cell in kept("09_infer").cells for out in cell.get("outputs", []))
+    answers = re.findall(r"^  alone +(.*)\n  padded left +(.*)\n  padded right +(.*)$", told, re.M)
+    assert len(answers) == 3 and all(alone == left for alone, left, _ in answers)
+    assert [alone == right for alone, _, right in answers] == [False, False, True]  # the last is the longest
+
+
 def test_lessons_settle_how_threads_wait_before_torch_is_loaded():
     """OpenMP reads what `tutorial/__init__.py` sets when torch is loaded, and never again."""
     early = []
@@ -148,16 +158,31 @@ def test_folded_cells_are_folded_everywhere(lesson):
             assert tagged(cell, "hide-input") and cell.metadata.jupyter == {"source_hidden": True}
         elif tagged(cell, "solution"):
             assert tagged(cell, "hide-cell") and cell.metadata.jupyter.source_hidden and "outputs_hidden" in str(cell)
+        elif tagged(cell, "start"):
+            assert tagged(cell, "remove-cell") and cell.metadata.jupyter == {"source_hidden": True}
         else:
             assert "jupyter" not in cell.metadata
 
 
+def test_lessons_find_the_repository_from_their_folders(monkeypatch, tmp_path):
+    """Jupyter and VS Code start a notebook in its own folder."""
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    for folder in (build.TUTORIAL / "en", ROOT, tmp_path):
+        start, *_ = build.code_cells(build.notebook("00_map", "zh"))
+        asked = new_code_cell("import os, train_llava, tutorial; print(os.getcwd())")
+        notebook = new_notebook(cells=[start, asked], metadata=build.METADATA)
+        with pytest.raises(CellExecutionError, match="clone it") if folder == tmp_path else nullcontext():
+            build.execute(notebook, folder)
+            assert asked.outputs[0].text.strip() == str(ROOT)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("lesson", [each for each in LESSONS if each not in build.PLACES])  # for those: test_notebooks
-def test_a_lesson_runs_in_a_minute(lesson):
-    notebook = build.notebook(lesson, "en")
+@pytest.mark.parametrize(("lesson", "language"), [each for each in BOTH if each[0] not in build.PLACES])
+def test_a_lesson_runs_in_a_minute(lesson, language):
+    """As it is built. Those of PLACES: test_notebooks."""
+    notebook = build.notebook(lesson, language)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    build.execute(notebook)
+    build.execute(notebook, build.notebook_path(lesson, language).parent)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 60  # of one core, however busy it is
     kinds = [[out.output_type for out in cell.outputs] for cell in build.code_cells(notebook)]
@@ -183,6 +208,7 @@ def small(tmp_path, monkeypatch):
     monkeypatch.setattr(build, "ROOT", tmp_path)
     monkeypatch.setattr(build, "TUTORIAL", tmp_path / "tutorial")
     monkeypatch.setattr(build, "PLACES", {"09_last": "known"})
+    (tmp_path / "train_llava").mkdir()
     source = tmp_path / "tutorial" / "lessons" / "09_last.py"
     source.parent.mkdir(parents=True)
     source.write_text(SOURCE)
@@ -200,8 +226,8 @@ def test_the_same_source_gives_the_same_bytes(small, tmp_path, monkeypatch):
         written.append([(tmp_path / name).read_bytes() for name in ("known.ipynb", "tutorial/zh/known.ipynb")])
     assert written[0] == written[1] and len(executed) == 2  # once for both languages
     chinese = nbformat.reads(written[0][1].decode(), as_version=4)
-    assert [cell.source for cell in chinese.cells] == ["# 一", 'print("a")\nprint("b")']
-    assert [out.text for out in chinese.cells[1].outputs] == ["a\nb\n"]
+    assert [cell.source for cell in chinese.cells] == ["# 一", build.START, 'print("a")\nprint("b")']
+    assert [out.text for out in chinese.cells[2].outputs] == ["a\nb\n"]
     assert call(build.main, "--check").returncode == 0
 
 

@@ -9,7 +9,7 @@ only their configs, image processor and tokenizer, which builds a model of any s
 
 Images of another shape become squares as the vision model's own image processor says: CLIP's crops them, and what lies
 at their ends is lost. With --image_aspect_ratio pad they are padded, as LLaVA-1.5 does it. The choice is saved with the
-model, as a part of its image processor, so that whoever loads it sees what the training saw.
+model, as a part of its image processor, where trainings, answers and servers read it.
 """
 
 import argparse

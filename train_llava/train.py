@@ -35,7 +35,7 @@ from train_llava.processing.images import FRAMINGS
 from train_llava.training.callbacks import DiskSpaceCallback, ProgressLine
 from train_llava.training.compiled_ops import compile_no_op
 from train_llava.training.fault_tolerance import PreemptionCallback, Watchdog
-from train_llava.training.flag_checks import check_flags
+from train_llava.training.flag_checks import check_flags, check_framing
 from train_llava.training.held_out import check_scores
 from train_llava.training.model_card import write_card
 from train_llava.training.output_dir import drop_old_runs, prepare_output_dir, report_failure, set_old_run_aside
@@ -104,6 +104,8 @@ def prepare(
     processor = load_processor(model_args.model_name_or_path)
     options = {"for_trainer": True, "packing": data_args.packing, "multiple": MULTIPLE if gpu() == "cuda" else 1}
     collator = LlavaCollator(processor, data_args.model_max_length, **options)
+    framing = collator.pixels.framing()
+    check_framing(framing, model_args)
     train_dataset, eval_dataset = open_data(data_args, args, collator.encoder, max_positions(config))
     if args.tokens_per_batch is None:
         longest = partial(longest_batch, train_dataset, collator.encoder)
@@ -119,7 +121,7 @@ def prepare(
         universal = convert_ranks(checkpoint, args)
     kind = this_gpu(args) if args.tokens_per_batch is None else None
     if args.process_index == 0:
-        print(f"images that are not square: {FRAMINGS[collator.pixels.framing()]}", flush=True)
+        print(f"images that are not square: {FRAMINGS[framing]}", flush=True)
         print(memory_line, flush=True)
         if kind:
             workload = Workload.of(train_dataset, collator.encoder, args.train_batch_size)

@@ -4,14 +4,14 @@
     python -m tutorial.build --check          executes nothing; fails if a notebook is not what its source says
 
 The source is tutorial/lessons/NN_name.py in jupytext's percent format. Both languages stand in it: a markdown cell
-begins with `# %% [markdown] lang="en"` or `lang="zh"`, and all share the code cells. They are executed once, in the
-folder of the repository and without the hub, and written with their outputs to tutorial/en/ and tutorial/zh/.
+begins with `# %% [markdown] lang="en"` or `lang="zh"`, and all share the code cells. They are executed once, and
+written with their outputs to tutorial/en/ and tutorial/zh/.
 
 Three lessons have the names of the tutorial that this repository rebuilds (PLACES). Their English notebooks stay where
 people know them, at the top of the repository; the Chinese ones have the same names in tutorial/zh/.
 
 Two tags fold a code cell: `figure`, which only draws, and `solution`. The words of a solution are folded, too. GitHub
-folds no code, so solutions come last.
+folds no code, so solutions come last. The cell that leads to the folder of the repository (START) is folded as well.
 """
 
 import argparse
@@ -45,8 +45,20 @@ METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"file_extension": ".py", "mimetype": "text/x-python", "name": "python"},
 }
+START = """\
+# Jupyter starts in the folder of the notebook; a lesson runs in that of the repository.
+import os
+import sys
+from pathlib import Path
+
+above = [Path.cwd(), *Path.cwd().parents]
+root = next((folder for folder in above if (folder / "train_llava").is_dir()), None)
+assert root, "this notebook needs the repository around it: clone it, and open the notebook there"
+os.chdir(root)
+sys.path.insert(0, str(root))"""
 # `jupyter` is read by JupyterLab, the tag by the site.
 FOLDED = {
+    "start": {"tags": ["start", "remove-cell"], "jupyter": {"source_hidden": True}},
     "figure": {"tags": ["figure", "hide-input"], "jupyter": {"source_hidden": True}},
     "solution": {"tags": ["solution", "hide-cell"], "jupyter": {"source_hidden": True, "outputs_hidden": True}},
 }
@@ -95,8 +107,11 @@ def cell_metadata(cell: NotebookNode) -> dict:
 
 def notebook(lesson: str, language: str) -> NotebookNode:
     """A lesson in one language, not executed. Its cells are numbered, so that the same source gives the same file."""
-    cells, solutions = [], False
+    cells, solutions, started = [], False, False
     for cell in read_cells(lesson):
+        if cell.cell_type == "code" and not started:
+            cells.append(new_code_cell(START, id=f"cell-{len(cells):02}", metadata=FOLDED["start"]))
+            started = True
         name = f"cell-{len(cells):02}"
         if cell.cell_type == "code":
             cells.append(new_code_cell(cell.source, id=name, metadata=cell_metadata(cell)))
@@ -113,19 +128,19 @@ def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
-def execute(notebook: NotebookNode) -> None:
-    """Runs all cells, as somebody would in the folder of the repository; what is printed in pieces becomes one text."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+def execute(notebook: NotebookNode, folder: Path) -> None:
+    """Runs all cells without the hub, as Jupyter would in that folder; what is printed in pieces becomes one text."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     environment["PYTHONWARNINGS"] = "ignore:IProgress not found"  # of tqdm, whichever cell imports it first
     options = {"timeout": 600, "record_timing": False, "coalesce_streams": True}
-    NotebookClient(notebook, resources={"metadata": {"path": str(ROOT)}}, **options).execute(env=environment)
+    NotebookClient(notebook, resources={"metadata": {"path": str(folder)}}, **options).execute(env=environment)
     notebook.metadata = METADATA
 
 
 def build(lesson: str) -> None:
     """Executes a lesson, and writes its notebook in each language."""
     first, *others = notebooks = [notebook(lesson, language) for language in LANGUAGES]
-    execute(first)
+    execute(first, notebook_path(lesson, LANGUAGES[0]).parent)
     for other in others:
         for cell, executed in zip(code_cells(other), code_cells(first), strict=True):
             cell.outputs, cell.execution_count = executed.outputs, executed.execution_count

@@ -42,6 +42,10 @@ class ModelArguments:
     """The flags of the model and of what is trained."""
 
     model_name_or_path: str = flag("a LLaVA folder, as train_llava.build_model writes it")
+    image_aspect_ratio: Literal["as_built", "pad"] = flag(
+        "pad: refuse a model that was not built with --image_aspect_ratio pad, where this is chosen",
+        default="as_built",
+    )
     attn_implementation: Literal["sdpa", "flash_attention_2"] = flag(
         "attention of tower and language model: PyTorch's own, or the flash-attn package's (a GPU, --bf16 true)",
         default="sdpa",

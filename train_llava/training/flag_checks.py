@@ -16,6 +16,7 @@ from transformers.utils import is_flash_attn_2_available, is_liger_kernel_availa
 from train_llava.cli import InputError
 from train_llava.model.load import gpu
 from train_llava.planning.arguments import DataArguments, LlavaTrainingArguments, ModelArguments
+from train_llava.processing.images import FRAMINGS
 
 SAMPLING = ("random", "sequential", "group_by_length")  # of --train_sampling_strategy
 # Flags of TrainingArguments that are refused, the value that is not, and why; tests/flag_classes.py has all flags
@@ -101,6 +102,23 @@ def check_one_gpu(args: LlavaTrainingArguments) -> None:
     if args.n_gpu > 1:
         raise InputError(
             f"{args.n_gpu} GPUs in one process: start a process for each with bash run_zero2.sh or torchrun."
+        )
+
+
+def check_framing(framing: str, model_args: ModelArguments) -> None:
+    """Refuses a model that was built to see images in another way than --image_aspect_ratio says.
+
+    Args:
+        framing: what the model's image processor does, see `FastImageProcessor.framing`.
+
+    Raises:
+        InputError: names the model, and what becomes of images that are not square.
+    """
+    if model_args.image_aspect_ratio == "pad" != framing:
+        raise InputError(
+            f"--image_aspect_ratio pad: of images that are not square, {model_args.model_name_or_path} sees "
+            f"{FRAMINGS[framing]}. Build it with train_llava.build_model --image_aspect_ratio pad, or train it as it "
+            "is with --image_aspect_ratio as_built."
         )
 
 

@@ -65,15 +65,15 @@ A LLaVA: `{base}` with the adapter `{adapter}` merged into it by train_llava.
 
 def card_header(bases: Sequence[str], adapter: bool = False, data: Iterable[str] = ()) -> str:
     """The YAML at the top of a card, which the hub reads. It knows its own names alone, of models and of datasets: what
-    lies on this machine is left out. In place of a base that does, there are those that its card names. The license is
-    that of the last base."""
-    known = [base if not Path(base).exists() else known_of(base).get("base_model") for base in bases]
-    names = [name for each in known if each for name in ([each] if isinstance(each, str) else each)]
+    lies on this machine is left out; in place of a base that does, there are those that it has of train_llava itself.
+    The license is that of the last base."""
+    known = [base if not Path(base).exists() else handed_on(base) for base in bases]
+    names = [name for each in known for name in ([each] if isinstance(each, str) else each)]
     datasets = [name for name in dict.fromkeys(paths_of(data)) if HUB_ID.fullmatch(name) and not Path(name).exists()]
     data = ModelCardData(
         base_model=(names[0] if len(names) == 1 else names) or None,
         datasets=datasets or None,
-        **{name: value for name, value in known_of(bases[-1]).items() if name in LICENSE},
+        **license_of(bases[-1]),
         library_name="peft" if adapter else "transformers",
         pipeline_tag="image-text-to-text",
         tags=["llava", "lora"] if adapter else ["llava"],
@@ -88,6 +88,20 @@ def known_of(base: str) -> dict[str, Any]:
         return (isinstance(path, str | Path) and metadata_load(path)) or {}
     except (OSError, ValueError, YAMLError):  # somebody else has written it
         return {}
+
+
+def handed_on(base: str) -> str | list[str]:
+    """The bases that the card in a folder names, if train_llava has written it; another's names what its own model was
+    made of."""
+    return [] if is_foreign_card(Path(base) / CARD) else known_of(base).get("base_model") or []
+
+
+def license_of(base: str) -> dict[str, str]:
+    """What a base's card says of its license; without a link to a file of its own, which is not here."""
+    said = {name: value for name, value in known_of(base).items() if name in LICENSE}
+    if not str(said.get("license_link", "")).startswith("https://"):
+        said.pop("license_link", None)
+    return said
 
 
 def built_card(name: str, vision: str, language: str) -> str:

@@ -20,7 +20,6 @@ RENAMED = {
     "mm_vision_tower_lr": "is here --vision_learning_rate",
     "tune_mm_mlp_adapter": "is here --train_type projector",
     "freeze_backbone": "is here --train_type projector",
-    "image_aspect_ratio": "is chosen when the model is built: train_llava.build_model --image_aspect_ratio pad",
     "lora_enable": "is here --train_type use_lora",
     "bits": "is here --load_in_4bit true",
     "group_by_modality_length": "is here --train_sampling_strategy group_by_length",

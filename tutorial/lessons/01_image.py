@@ -128,10 +128,10 @@ assert torch.allclose(by_convolution[0, ROW * 24 + COLUMN], vector, atol=1e-4)
 print(*(tuple(each.shape) for each in (rows, matrix, by_product)))
 
 # %% [markdown] lang="en"
-# A sequence has no rows and columns, and the vector of a patch does not say where the patch was. So the tower has one more vector for each position, learned as well, and adds it to the vector of the patch there. In front of all patches it puts one more vector, **CLS**, which belongs to no patch: the layers above gather there what the whole image shows. That makes 577 positions. LLaVA drops CLS in the end and hands 576 vectors on.
+# A sequence has no rows and columns, and a patch's vector does not say where the patch was. So the tower has one more vector for each position, also learned, and adds it to the patch's vector there. In front of all patches it puts one more vector, **CLS**, which belongs to no patch: the layers above gather there what the whole image shows. That makes 577 positions. LLaVA drops CLS in the end and hands 576 vectors on. (Try it: [patches](../interactive/patches.html).)
 
 # %% [markdown] lang="zh"
-# 序列里没有行和列，图块的向量也不说明图块原来在哪儿。所以视觉塔为每个位置另学一个位置向量，加到那里的图块向量上。所有图块的最前面还放了一个向量 **CLS**，它不属于任何图块：后面的层用它汇总整张图片的内容。于是一共有 577 个位置。LLaVA 最后丢掉 CLS，只把 576 个向量往后传。
+# 序列里没有行和列，图块的向量也不说明图块原来在哪儿。所以视觉塔为每个位置另学一个位置向量，加到那里的图块向量上。所有图块的最前面还放了一个向量 **CLS**，它不属于任何图块：后面的层用它汇总整张图片的内容。于是一共有 577 个位置。LLaVA 最后丢掉 CLS，只把 576 个向量往后传。（动手试试：[图块](../interactive/patches.html)。）
 
 # %%
 sequence = embeddings(pixels)

@@ -184,10 +184,10 @@ table[image_id] = kept
 print("the same logits, bit for bit")
 
 # %% [markdown] lang="en"
-# And what do the image vectors say? For each of the 16 we look for the English words and pieces of words whose vectors point most nearly in its direction. The boxes show how long the vectors are: the two patches with a thing have the longest, and say most. Pale words belong to short vectors.
+# And what do the image vectors say? For each of the 16 we look for the English words and pieces of words whose vectors point most nearly in its direction. The boxes show how long the vectors are: the two patches with a thing have the longest, and say most.
 
 # %% [markdown] lang="zh"
-# 那么图像向量说了些什么？为这 16 个向量逐个找出方向最接近的英文词和词的片段。箱线图画的是向量的长度：有东西的两个图块，向量最长，说明的东西也最多。字淡的，向量短。
+# 那么图像向量说了些什么？为这 16 个向量逐个找出方向最接近的英文词和词的片段。箱线图画的是向量的长度：有东西的两个图块，向量最长，说明的东西也最多。
 
 # %%
 known = table[: plain.vocab_size]
@@ -202,14 +202,14 @@ lengths = {"words": known.norm(dim=-1), "image vectors": vectors.norm(dim=-1)}
 tokens.nearest_words(image, words, lengths, patch=28)
 
 # %% [markdown] lang="en"
-# A patch with a thing in it names its colour, its kind and, roughly, its place, all at once. No word does that: an image vector is no word, it is near to several. Our small language model has practised reading sums of several words (`demo/language_half.py`). A large one manages without: in stage 1 of LLaVA it learns nothing, only the projector does.
+# A patch with a thing in it names its colour, its kind, its size and part of its place, all at once (of the star it says *left*, but also *top*). No word does that: an image vector is no word, it is near to several. Our small language model has practised reading sums of several words (`demo/language_half.py`). A large one manages without: in stage 1 of LLaVA it learns nothing, only the projector does.
 #
 # ## A wrong processor
 #
 # A processor is two things in one: an image processor (CLIP's), and a tokenizer with its chat template (the chat model's). CLIP has a tokenizer, too. Decode Qwen's ids with the class of CLIP's tokenizer, and answers look like this:
 
 # %% [markdown] lang="zh"
-# 有东西的图块，一个向量就同时说出了颜色、种类和位置。没有哪个词做得到：图像向量不是词，而是同时靠近好几个词。我们的小语言模型专门练过读这种“几个词的和”（`demo/language_half.py`）；大模型不用专门练：LLaVA 的第一阶段里它什么也没学，学的只有投影层。
+# 有东西的图块，一个向量就同时说出了颜色、种类、大小，以及位置的一部分（星星那块说对了 left，却也说了 top）。没有哪个词做得到：图像向量不是词，而是同时靠近好几个词。我们的小语言模型专门练过读这种“几个词的和”（`demo/language_half.py`）；大模型不用专门练：LLaVA 的第一阶段里它什么也没学，学的只有投影层。
 #
 # ## 弄错处理器
 #

@@ -305,7 +305,7 @@ tiny_llava.mistakes({"right": 0, **change}, said)
 # %% [markdown] lang="en"
 # ## Common questions
 #
-# **Why the last layer but one?** LLaVA's authors suppose that CLIP's last layer serves its own task, to match a whole image with a whole caption, and that the layer before it keeps more details. Lesson 1 measures it: in the demo's tower the two are nearly equal. For another tower, try it.
+# **Why the last layer but one?** LLaVA's authors suppose that CLIP's last layer serves its own task, to match a whole image with a whole caption, and that the layer before it keeps more details. Lesson 1 measures it: in the demo's tower the two are nearly equal. (In the figure the last layer moves the logits most, because this projector was trained on layer −2.) For another tower, try it.
 #
 # **Why is CLS dropped?** It belongs to no patch: it is one vector for the whole image. The patches tell what is there place by place.
 #
@@ -320,7 +320,7 @@ tiny_llava.mistakes({"right": 0, **change}, said)
 # %% [markdown] lang="zh"
 # ## 常见问题
 #
-# **为什么读倒数第二层？** LLaVA 的作者推测：CLIP 的最后一层是为它自己的任务服务的，要让整张图和整句描述对上；前一层则保留了更多细节。第 1 课在演示模型的视觉塔上量过：两层几乎一样。换了视觉塔可能不同，可以自己试。
+# **为什么读倒数第二层？** LLaVA 的作者推测：CLIP 的最后一层是为它自己的任务服务的，要让整张图和整句描述对上；前一层则保留了更多细节。第 1 课在演示模型的视觉塔上量过：两层几乎一样。（上图里最后一层让 logits 变得最多，因为这个投影层是按第 −2 层训练的。）换了视觉塔可能不同，可以自己试。
 #
 # **CLS 为什么丢掉？** 它不属于任何图块，整张图只有这一个。图块向量则逐处说明那里有什么。
 #

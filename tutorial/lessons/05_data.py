@@ -54,7 +54,7 @@ batches.record(tokenizer, example["images"][0], ids, labels)
 # %% [markdown] lang="en"
 # ## One record
 #
-# The figure shows all that the model gets from one record. Each box is a **token**, a piece of text that has a number of its own (␣ is a blank, ↵ a line break). The upper number is this number, its **id**. The lower one is its **label**: what the model shall learn to say there. -100 means that nothing is learned. In the file the same record is much shorter, in LLaVA's own form:
+# The figure shows all that the model gets from one record. Each box is a **token**, a piece of text that has a number of its own (␣ is a blank, ↵ a line break). The upper number is this number, its **id**. The lower one is its **label**: what the model should learn to say there. -100 means that nothing is learned. In the file the same record is much shorter, in LLaVA's own form:
 
 # %% [markdown] lang="zh"
 # ## 一条数据
@@ -124,14 +124,14 @@ print(f"the answer begins at {first}; the output changed from {changed.nonzero()
 assert attention.triu(1).max() == 0 and not changed[:first].any() and changed[first]
 
 # %% [markdown] lang="en"
-# That is the proof: no position gives any attention to one on its right. And we replaced all tokens from the answer on by question marks: what the model says before them stays the same, its guess of the answer's first token included.
+# That is the proof: no position gives any attention to one on its right. And we replaced all tokens from the answer on by question marks: what the model says before them stays the same, its guess of the answer's first token included. (Try it: [tokens](../interactive/tokens.html).)
 #
 # ## Without an end it never stops
 #
 # `<|im_end|>` is a token like any other, and the model says it only if it has learned to. We train two new, small language models on nine questions without images, such as "Which number comes after four?". For one the end is among the labels, for the other it is not.
 
 # %% [markdown] lang="zh"
-# 这就是证明：没有一个位置的注意力落在它的右边；把从回答开始的词元全部换成问号，前面各个位置的输出不变，包括对回答第一个词元的预测。
+# 这就是证明：没有一个位置的注意力落在它的右边；把从回答开始的词元全部换成问号，前面各个位置的输出不变，包括对回答第一个词元的预测。（动手试试：[词元](../interactive/tokens.html)。）
 #
 # ## 没有结尾就停不下来
 #
@@ -172,14 +172,14 @@ batches.ends({"<|im_end|> is a label": rising, "<|im_end|> is -100": flat})
 #
 # ## What we see
 #
-# A batch is a table, so its rows must be equally long. Short ones are filled with a **padding** token. An **attention mask** of ones and zeros says which tokens are real, so that nobody looks at the padding. Here are six records, the padding in white. A row with several green parts is a conversation of several answers: all are learned in one pass. The padding stands on the right, where no real token looks anyway, and it has no labels. So the loss is the same with the mask, without it, and for each record alone, if each counts by its labels.
+# A batch is a table, so its rows must be equally long. Short ones are filled with a **padding** token. An **attention mask** of ones and zeros says which tokens are real, so that nobody looks at the padding. Here are six records, the padding in white. A row with several green parts is a conversation of several answers: all are learned in one pass. The padding stands on the right, where no real token looks anyway, and it has no labels. So the loss is the same with the mask, without it, and if the records go through one at a time and we average their losses, weighted by their numbers of labels.
 
 # %% [markdown] lang="zh"
 # 两个模型都知道答案。第二个不知道话已经说完，会一直写到 `max_new_tokens` 为止。如果你的模型不停重复，或者自问自答，先看标签：最后一个绿格子是不是 `<|im_end|>`？
 #
 # ## 我们看到
 #
-# 批次是一张表，每一行必须等长，短的行用**填充**（padding）词元补齐。**注意力掩码**（attention mask）由 1 和 0 组成，标明哪些词元是真的，这样就没有位置会去看填充。下面是六条数据，白色是填充。一行里有好几段绿色，说明这段对话有好几个回答：一次前向传播就能全部学到。填充都在右边，真正的词元本来就看不到右边，填充也没有标签。所以加不加掩码，损失都一样；一条一条单独算，再按标签数加权平均，结果也一样。
+# 批次是一张表，每一行必须等长，短的行用**填充**（padding）词元补齐。**注意力掩码**（attention mask）由 1 和 0 组成，标明哪些词元是真的，这样就没有位置会去看填充。下面是六条数据，白色是填充。一行里有好几段绿色，说明这段对话有好几个回答：一次前向传播就能全部学到。填充都在右边，真正的词元本来就看不到右边，填充也没有标签。所以加不加掩码，损失都一样；把数据一条一条送进模型，再把各条的损失按标签数加权平均，结果也一样。
 
 # %%
 tokenizer.padding_side = "right"  # as in training

@@ -209,14 +209,14 @@ words = [processor.tokenizer.decode(token).strip() for token in target[target >=
 curves.surprises(np.asarray(new[0]["images"][0]), words, surprise)
 
 # %% [markdown] lang="en"
-# In the first row even the form of the sentence surprises the model. The second is white wherever grammar decides; size, colour, kind and place are still guesses. These get lighter only after the shelf.
+# In the first row even the sentence's form surprises the model. The second is white wherever grammar decides; size, colour, kind and place are still guesses. Most get lighter only after the shelf. (*Yellow* and *one* are lighter already at step 20, as it then says them of everything.)
 #
 # ## The same by the package
 #
 # Now the real trainer, as you start it: `run_zero2.sh`, two processes under ZeRO-2 (lesson 8), each with half of every batch. All else is the same. It keeps its losses in a file.
 
 # %% [markdown] lang="zh"
-# 第一行里，连句子怎么往下接都让模型意外。到了第二行，凡是由语法决定的地方都变白了，大小、颜色、种类和位置还在靠猜。它们要过了平台才变浅。
+# 第一行里，连句子怎么往下接都让模型意外。到了第二行，凡是由语法决定的地方都变白了，大小、颜色、种类和位置还在靠猜。它们大多要过了平台才变浅（yellow 和 one 在第 20 步就变浅了，因为那时模型对什么都这样说）。
 #
 # ## 换成本仓库的训练程序
 #

@@ -211,7 +211,7 @@ strengths = [torch.linalg.svdvals(change_of(layer)) for layer in layers_in(train
 adapters.matrices(tables, strengths)
 
 # %% [markdown] lang="en"
-# B A is as large as W, but made of fewer numbers: half as many in this small matrix, a fortieth in one of Qwen1.5-4B (width 2560). A **singular value** says how strongly a matrix acts along one direction. Behind number r all are zero: this is what rank means. After training, W and the change can be added for good. This is **merging**. The merged model computes the same:
+# B A is as large as W, but made of fewer numbers: half as many in this small matrix, a fortieth in one of Qwen1.5-4B (width 2560). A **singular value** says how strongly a matrix acts along one direction. All after the r-th are zero: this is what rank means. After training, W and the change can be added for good. This is **merging**. The merged model computes the same:
 
 # %% [markdown] lang="zh"
 # B A 和 W 一样大，却由更少的数决定：在这个小矩阵里是一半，在 Qwen1.5-4B 的矩阵（宽 2560）里只有四十分之一。**奇异值**表示矩阵在某个方向上的作用有多强；第 r 个之后全是零，这就是“秩”的含义。训练完以后，可以把 W 和改动永久加在一起，这就是**合并**（merge）。合并后的模型算出的结果不变：
@@ -229,7 +229,7 @@ assert torch.allclose(apart, together, atol=1e-3)
 assert torch.linalg.svdvals(B @ A)[len(A) :].max() < 1e-4
 
 # %% [markdown] lang="en"
-# **Alpha** scales the change. The original leaves it at 8, the default of the library PEFT; this repository takes 64. Both have rank 32, so alpha / r is 0.25 and 2. We train twice from the same start, on the same batches, at the same rate. The projector stays random and frozen, so that LoRA works alone:
+# **Alpha** scales the change. The original leaves it at 8, the library PEFT's default; this repository takes 64. Both have rank 32, so alpha / r is 0.25 and 2. We train twice, with the same start, batches and rate. The projector stays random and frozen, so that LoRA works alone:
 
 # %% [markdown] lang="zh"
 # **alpha** 控制改动的缩放。原教程没有设置，用的是 PEFT 库的默认值 8；本仓库是 64。秩都是 32，所以 alpha / r 分别是 0.25 和 2。差别有多大？从同一起点出发，用同样的批次、同样的学习率各训练一遍。投影层保持随机并且冻结，只让 LoRA 学：
@@ -263,14 +263,14 @@ assert abs(times - 8) < 0.1
 adapters.alphas(runs)
 
 # %% [markdown] lang="en"
-# At the same rate, the first step moves W eight times as far. If you copy a recipe's rate, copy its alpha, too.
+# At the same rate, the first step moves W eight times as far. If you copy a recipe's rate, copy its alpha, too. (Try it: [LoRA](../interactive/lora.html).)
 #
 # ## Projector alone, and two stages
 #
 # The projector translates image vectors into vectors that the language model can read. It cannot teach the language model anything new. So it is trained first, alone, on captions: that is cheap, and the other parts cannot be damaged. This is **stage 1**. **Stage 2** continues from there on conversations, with any strategy. `run_zero2.sh` does the same with the demo. The bars show trainings of the demo's first edition, from `benchmarks/results/strategies.json`; "one stage" means that the projector had no stage of its own:
 
 # %% [markdown] lang="zh"
-# 学习率相同，第一步 W 移动的距离却相差八倍。照搬别人的配方，学习率和 alpha 要一起搬。
+# 学习率相同，第一步 W 移动的距离却相差八倍。照搬别人的配方，学习率和 alpha 要一起搬。（动手试试：[LoRA](../interactive/lora.html)。）
 #
 # ## 只训练投影层，以及两个阶段
 #

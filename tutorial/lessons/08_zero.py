@@ -96,14 +96,14 @@ for gpus in (1, 2, 8):
 assert sum(gib(full, 2, 8).values()) < 20
 
 # %% [markdown] lang="en"
-# **Activations** come on top: what the forward pass keeps for the backward pass. They grow with the batch, belong to each GPU's own samples, and are not divided. [Lesson 12](12_real_size.ipynb) counts them.
+# **Activations** come on top: what the forward pass keeps for the backward pass. So does, while the optimizer works, a copy of the gradients in 32 bits: 4 more bytes for each trained weight, divided as the optimizer states are. Activations grow with the batch, belong to each GPU's own samples, and are not divided. [Lesson 12](12_real_size.ipynb) counts them. (Try it: [ZeRO](../interactive/zero.html).)
 #
 # ## ZeRO in ten lines
 #
 # AdamW updates each weight by itself. So it does not matter who updates which weight. Each **rank** (one process, one GPU; not LoRA's r) takes the mean of all ranks' gradients for its own part only, and updates that part. Then all ranks collect all parts. The first transfer is called **reduce-scatter**, the second **all-gather**.
 
 # %% [markdown] lang="zh"
-# 此外还有**激活值**：前向时留给反向用的中间结果。它随批次变大，属于各 GPU 自己的样本，不分。[第 12 课](12_real_size.ipynb)会把它算进去。
+# 此外还有**激活值**：前向时留给反向用的中间结果。它随批次变大，属于各 GPU 自己的样本，不分。[第 12 课](12_real_size.ipynb)会把它算进去。优化器更新时还要一份 32 位的梯度：每个被训练的权重再加 4 字节，和优化器状态一样分摊。（动手试试：[ZeRO](../interactive/zero.html)。）
 #
 # ## 十行写出 ZeRO
 #
@@ -238,7 +238,7 @@ print("32 samples at once, and 8 times 4: the same gradient")
 # %% [markdown] lang="en"
 # ## Exercises
 #
-# 🐢 **Easy.** A GPU shall keep at most 16 GiB of weights, gradients and optimizer states. How many GPUs does `none` need under ZeRO-2? And under ZeRO-3? (`gib(memories["none"], stage, gpus)` gives the parts.)
+# 🐢 **Easy.** Each GPU may keep at most 16 GiB of weights, gradients and optimizer states. How many GPUs does `none` need under ZeRO-2? And under ZeRO-3? (`gib(memories["none"], stage, gpus)` gives the parts.)
 #
 # 🐕 **Middle.** LoRA of rank 128 instead of 32: how much larger are the optimizer states? (Give `memory_model` a `LoraSettings(lora_r=128, lora_alpha=256)`.)
 #

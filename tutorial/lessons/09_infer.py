@@ -114,7 +114,7 @@ print("with the cache, 40 tokens take less time:", fast < slow)
 # 批次是一张表，短的提示词要用填充词元补齐。下面是关于同一张图的三个问题，分别在左边和右边填充。新词元总是在最后一列上预测，写在它的后面。
 
 # %% tags=["figure"]
-QUESTIONS = ["Count the digits.", "Write a brief description of the image."]
+QUESTIONS = ["Where is the star?", "Write a brief description of the image."]
 QUESTIONS.append("Read the digits from left to right, the top row first.")
 left = asker.batch(*[ask(question, images[:1]) for question in QUESTIONS])
 right = padded_right(left)
@@ -127,14 +127,14 @@ for question, *answers in zip(QUESTIONS, alone, asker.answers(left), asker.answe
 assert asker.answers(left) == alone or model.dtype != torch.float32
 
 # %% [markdown] lang="en"
-# On the left, a batch answers exactly as one question at a time, mistakes included. On the right, the last column of a short prompt is padding: the model is asked what follows a padding token, which no training has shown it. Only the longest prompt, which has no padding, is safe. In training it does not matter: nothing is written there, and padding has no labels (lesson 5).
+# On the left, a batch answers exactly as one question at a time. On the right, the last column of a short prompt is padding: the model is asked what follows a padding token, which no training has shown it. Only the longest prompt, which has no padding, is safe. In training it does not matter: nothing is written there, and padding has no labels (lesson 5).
 #
 # ## The prompt must have the form of the training
 #
 # A chat model has learned one form of prompt, its chat template. The model's folder holds it, and this repository uses it for training and asking alike. What if a program writes prompts of another form?
 
 # %% [markdown] lang="zh"
-# 填在左边，一批一起问和一个个单独问，答案完全一样，错的也一样错。填在右边，短提示词的最后一列就是填充：等于问模型填充后面该写什么，这种情形训练时从没出现过；只有最长的那个没有填充，不受影响。训练时则无所谓：那时并不生成，填充也没有标签（第 5 课）。
+# 填在左边，一批一起问和一个个单独问，答案完全一样。填在右边，短提示词的最后一列就是填充：等于问模型填充后面该写什么，这种情形训练时从没出现过；只有最长的那个没有填充，不受影响。训练时则无所谓：那时并不生成，填充也没有标签（第 5 课）。
 #
 # ## 提示词的格式必须和训练时一样
 #

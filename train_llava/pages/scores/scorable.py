@@ -3,7 +3,7 @@
 from train_llava.cli import InputError
 from train_llava.data import LlavaDataset
 from train_llava.ingest.conversation import first_answer
-from train_llava.pages.scores.scoring import CAPTION, problem, references_of, score
+from train_llava.pages.scores.scoring import CAPTION, problem, references_of, score_each, score_of_categories
 
 
 def check_metrics(dataset: LlavaDataset, metric: str) -> None:
@@ -22,6 +22,10 @@ def check_metrics(dataset: LlavaDataset, metric: str) -> None:
 
 
 def score_names(dataset: LlavaDataset) -> list[str]:
-    """The names of the figures that `score` gives of such records, in order."""
-    kinds = {name or CAPTION for name in dataset.records["metric"]}
-    return sorted(score([{"caption": "yes", "reference": "yes", "metric": kind} for kind in kinds]))
+    """The names of the figures that there will be of such records and their categories, in order."""
+    rows = []
+    for metric, category in dict.fromkeys(zip(dataset.records["metric"], dataset.records["category"], strict=True)):
+        row = {"caption": "yes", "reference": "yes", "metric": metric or CAPTION}
+        rows.append(row | {"category": category} if category else row)
+    figures, each = score_each(rows)
+    return sorted(figures | score_of_categories(rows, each))
