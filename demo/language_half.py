@@ -160,17 +160,20 @@ def train_language_model(
 
     loss = run_steps(model.train(), steps, LEARNING_RATE, batch, bf16=True)
     model.eval()
-    return model, {"loss_nats_per_token": round(loss, 3), "held_out_exact_percent": told_exact(model, tokenizer)}
+    found = {f"{split}_exact_percent": told_exact(model, tokenizer, split) for split in ("validation", "held_out")}
+    return model, {"loss_nats_per_token": round(loss, 3), **found}
 
 
 @torch.no_grad()
-def told_exact(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerBase, count: int = 100) -> dict[str, float]:
-    """Of each kind, how many of `count` answers about held-out scenes, told in squeezed notes, have no token but the
-    most probable: in percent.
+def told_exact(
+    model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerBase, split: str, count: int = 100
+) -> dict[str, float]:
+    """Of each kind, how many of `count` answers about new scenes, told in squeezed notes, have no token but the most
+    probable: in percent.
     """
     rng, found = np.random.default_rng(4), {}
     for kind in KINDS_OF_QUESTION:
-        asked = [question_of(kind, rng, "held_out") for _ in range(count)]
+        asked = [question_of(kind, rng, split) for _ in range(count)]
         batch = chat_batch(model, tokenizer, [to_chat(scenes, [qa], True, rng) for scenes, qa in asked])
         labels = batch.pop("labels")[:, 1:]
         right = (model(**batch).logits[:, :-1].argmax(-1) == labels) | (labels == -100)

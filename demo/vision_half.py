@@ -100,13 +100,16 @@ def train_clip(
 
     run_steps(model.train(), steps, LEARNING_RATE, batch, return_loss=True)
     model.eval()
-    return model, processor, {"held_out_retrieval_at_1_of_256": round(retrieval(model, processor, tokenizer), 3)}
+    found = {split: retrieval(model, processor, tokenizer, split) for split in ("validation", "held_out")}
+    return model, processor, {f"{split}_retrieval_at_1_of_256": share for split, share in found.items()}
 
 
 @torch.no_grad()
-def retrieval(model: CLIPModel, processor: CLIPImageProcessorPil, tokenizer: PreTrainedTokenizerBase) -> float:
-    """Share of 256 held-out images whose own caption scores highest among the 256 (distinct) captions."""
+def retrieval(
+    model: CLIPModel, processor: CLIPImageProcessorPil, tokenizer: PreTrainedTokenizerBase, split: str
+) -> float:
+    """Share of 256 new images whose own caption scores highest among the 256 (distinct) captions."""
     rng = np.random.default_rng(2)
-    scenes = list({caption(s): s for s in (random_scene(rng, "held_out") for _ in range(600))}.values())[:256]
-    logits = model(**clip_batch(scenes, rng, "held_out", tokenizer, processor)).logits_per_image
-    return (logits.argmax(1) == torch.arange(len(scenes))).float().mean().item()
+    scenes = list({caption(s): s for s in (random_scene(rng, split) for _ in range(600))}.values())[:256]
+    logits = model(**clip_batch(scenes, rng, split, tokenizer, processor)).logits_per_image
+    return round((logits.argmax(1) == torch.arange(len(scenes))).float().mean().item(), 3)

@@ -261,6 +261,18 @@ def test_the_demo_has_reached_what_it_aims_at():
     percent = {kind: float(value) for kind, value in map(str.split, figures.splitlines())}
     assert percent.keys() == {*KINDS_OF_QUESTION, "all"} and percent["all"] >= 95 and percent["caption"] >= 95
     assert min(percent.values()) >= 70
+    seen = [value for kind, value in percent.items() if kind not in ("text", "all")]  # `text` is in the training, too
+    assert statistics.mean(seen) >= 95
+
+
+@pytest.mark.parametrize(("name", "page"), [("turns", "serving")])
+def test_the_tables_of_the_demo_are_those_of_the_kept_results(name, page):
+    """Word for word in English, the same numbers in Chinese."""
+    kept = (RESULTS / f"{name}.md").read_text().split("\n\n")[0]
+    assert kept.strip() in text_of(f"docs/{page}.md")
+    numbers = [re.findall(r"\d[\d.,]*", line) for line in kept.splitlines()]
+    lines = [re.findall(r"\d[\d.,]*", line) for line in text_of(f"docs/{page}_zh.md").splitlines()]
+    assert all(line in lines for line in numbers)
 
 
 def test_the_notebook_has_the_answers_of_that_run():
