@@ -89,10 +89,10 @@ def rates(curves: dict[str, dict[str, list[dict[str, Any]]]]) -> Image:
 
 
 def stages(values: dict[str, Sequence[float]]) -> Image:
-    """Exact answers in percent: the projector alone, and other strategies in one stage and in two."""
+    """Exact answers in percent of strategies in one stage and in two; the projector alone in another colour."""
     figure, (axes,) = canvas.panels(1, 2.4)
-    for x, dots in enumerate(values.values()):
-        colour = canvas.BLUE if x else canvas.ORANGE
+    for x, (name, dots) in enumerate(values.items()):
+        colour = canvas.ORANGE if name.startswith("projector") else canvas.BLUE
         axes.bar(x, mean(dots), color=colour, alpha=0.35, width=0.55)
         axes.plot([x] * len(dots), dots, "o", color=canvas.INK, markersize=4)
     axes.set_xticks(range(len(values)), values)

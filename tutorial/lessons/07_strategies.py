@@ -106,12 +106,12 @@ for name in STRATEGIES:
 # %% [markdown] lang="en"
 # ## The author's verdicts beside our results
 #
-# The author of the tutorial that this repository rebuilds judged four ways of training by eye: three strategies, and `use_lora` with a projector that a bug left random and frozen. We trained the demo in each way. Left are his settings, with one learning rate for all. Right are ours, with a rate for each strategy. Both were measured on the demo's first edition, which had images of four patches and captions alone.
+# The author of the tutorial that this repository rebuilds judged four ways of training by eye: three strategies, and `use_lora` with a projector that a bug left random and frozen. We trained the demo in each way. Left are his settings: captions alone, one learning rate for all, scored on captions. Right are ours: captions, then conversations (the first row has conversations alone), a rate for each, scored on all kinds of questions.
 
 # %% [markdown] lang="zh"
 # ## 原作者的评价，和我们的结果
 #
-# 在本仓库重写的原教程里，作者凭主观感受评价了四种训练方式：三种策略，再加上一种因为 bug 而让投影层保持随机、没有训练的 `use_lora`。我们在演示数据上把它们都训练了一遍。左图用他的设置，所有方式用同一个学习率。右图用我们的设置，学习率适合各自的策略。两边都是在演示的第一版上测的，那时图片只有四个图块，只学图片描述。
+# 在本仓库重写的原教程里，作者凭主观感受评价了四种训练方式：三种策略，再加上一种因为 bug 而让投影层保持随机、没有训练的 `use_lora`。我们在演示数据上把它们都训练了一遍。左图用他的设置：只学图片描述，所有方式用同一个学习率，也只考图片描述。右图用我们的设置：先学描述，再学对话（第一行只学对话），学习率适合各自的策略，考各类问题。
 
 # %% tags=["figure"]
 import json
@@ -143,18 +143,18 @@ sides = {
 strategies.beside(sides, [*map(label, names)])
 
 # %% [markdown] lang="en"
-# Each dot is one training. Where the dots of two rows overlap, a difference between their bars may be chance. The order on the left is not that on the right. Such a small model cannot rank strategies for you. But it shows that **the settings matter as much as the strategy**.
+# Each dot is one training. Where the dots of two rows overlap, a difference between their bars may be chance. Compare rows within a side: the questions differ. Such a small model cannot rank strategies for you. But it shows that **the settings matter as much as the strategy**.
 #
 # ## When the learning rate is too high
 #
-# How much does one of them matter, the learning rate? The figure shows the loss on held-out data after one stage on captions:
+# How much does one of them matter, the learning rate? The figure shows the loss on held-out data after one stage on captions, for the demo's first edition:
 
 # %% [markdown] lang="zh"
-# 一个点是一次训练。两行的点如果互相重叠，柱子的高低可能只是运气。左边的名次和右边并不一样。这么小的模型排不出适用于你的名次，但它表明：**设置和策略同样重要**。
+# 一个点是一次训练。两行的点如果互相重叠，柱子的高低可能只是运气。左右两边考的题目不同，只能在同一边里比较；两边的名次并不一样。这么小的模型排不出适用于你的名次，但它表明：**设置和策略同样重要**。
 #
 # ## 学习率太大会怎样
 #
-# 学习率是其中一项设置，它的影响有多大？下图是只用图片描述训练一个阶段之后，在测试集上的损失：
+# 学习率是其中一项设置，它的影响有多大？下图是在演示的第一版（图片只有四个图块）上，只用图片描述训练一个阶段之后，测试集上的损失：
 
 # %% tags=["figure"]
 strategies.rates(original["curves"])
@@ -267,28 +267,24 @@ adapters.alphas(runs)
 #
 # ## Projector alone, and two stages
 #
-# The projector translates image vectors into vectors that the language model can read. It cannot teach the language model anything new. So it is trained first, alone, on captions: that is cheap, and the other parts cannot be damaged. This is **stage 1**. **Stage 2** continues from there on conversations, with any strategy. `run_zero2.sh` does the same with the demo. The bars show trainings of the demo's first edition, from `benchmarks/results/strategies.json`; "one stage" means that the projector had no stage of its own:
+# The projector translates image vectors into vectors that the language model can read. It cannot teach the language model anything new. So it is trained first, alone, on captions: that is cheap, and the other parts cannot be damaged. This is **stage 1**. **Stage 2** continues from there on conversations, with any strategy. `run_zero2.sh` does the same with the demo. The bars are from `benchmarks/results/strategies.json`; "one stage" means conversations alone, as many samples:
 
 # %% [markdown] lang="zh"
 # 学习率相同，第一步 W 移动的距离却相差八倍。照搬别人的配方，学习率和 alpha 要一起搬。（动手试试：[LoRA](../interactive/lora.html)。）
 #
 # ## 只训练投影层，以及两个阶段
 #
-# 投影层把图片向量翻译成语言模型读得懂的向量，但教不会语言模型任何新东西。所以先单独用图片描述训练它：成本低，也不会弄坏别的部件，这是**第一阶段**。**第二阶段**从这里出发，用对话数据训练，策略任选。演示用的 `run_zero2.sh` 就是这样做的。下面的柱子是演示第一版的训练，来自 `benchmarks/results/strategies.json`，“one stage”指投影层没有自己的阶段：
+# 投影层把图片向量翻译成语言模型读得懂的向量，但教不会语言模型任何新东西。所以先单独用图片描述训练它：成本低，也不会弄坏别的部件，这是**第一阶段**。**第二阶段**从这里出发，用对话数据训练，策略任选。演示用的 `run_zero2.sh` 就是这样做的。下面的柱子来自 `benchmarks/results/strategies.json`，“one stage”指只学对话，样本数相同：
 
 
 # %% tags=["figure"]
 def by_stages(kind: str) -> dict[str, list[float]]:
     """Of trainings without and with a stage 1 of their own."""
-    alone, later = f"{kind}, conversations alone", f"projector, then {kind}"
-    one, two = (alone, kind) if alone in rows else (kind, later)
-    names = {f"{kind}\none stage": one, f"{kind}\ntwo stages": two}
-    return {name: exact(rows[row]) for name, row in names.items()}
+    one, two = rows[f"{kind}, conversations alone"], rows[kind]
+    return {f"{kind}\none stage": exact(one), f"{kind}\ntwo stages": exact(two)}
 
 
-shown = {"projector": exact(rows["projector"])}
-shown |= by_stages("use_lora") | by_stages("freeze_vision")
-strategies.stages(shown)
+strategies.stages(by_stages("projector") | by_stages("use_lora") | by_stages("freeze_vision"))
 
 # %% [markdown] lang="en"
 # How much of the work does the projector do? We take the trained model apart: nothing of it ("built"), its projector alone, then both. (Even with a random projector some answers are right: they need no image, or are guessed.)
@@ -316,12 +312,12 @@ for name, model in {"built": base, "with the projector": half, "and with LoRA": 
 # %% [markdown] lang="en"
 # ## What we see
 #
-# In this demo the projector does much of the work. Its language model was trained on text alone, but in some of the texts one vector stood for a patch, the sum of the vectors of the words about it (`demo/language_half.py`). So a good translation is nearly all that it lacks. A real chat model has never met an image vector, and your data may need answers of another form: stage 2 has more to do. The rule is the same: **the projector brings what the language model can already use; the rest needs weights inside it.**
+# In this demo two stages are no better than one, and the projector does much of the work. Its language model was trained on text alone, but in some of the texts one vector stood for a patch, the sum of the vectors of the words about it (`demo/language_half.py`). So a good translation is nearly all that it lacks. A real chat model has never met an image vector, and your data may need answers of another form: stage 2 has more to do. The rule is the same: **the projector brings what the language model can already use; the rest needs weights inside it.**
 
 # %% [markdown] lang="zh"
 # ## 我们看到
 #
-# 在这个演示里，很多工作是投影层完成的。它的语言模型虽然只学过文本，但其中一部分文本里，场景的图块已经换成了向量，即描述这个图块的各个词向量之和（`demo/language_half.py`）。所以它缺的几乎只是一个好翻译。真实的对话模型从没见过图片向量，你的数据又往往要求别的回答形式，第二阶段要做的事更多。道理是一样的：**投影层只能送来语言模型本来就用得上的东西，其余的要靠语言模型自己的权重去学。**
+# 在这个演示里，分两个阶段并不比一个阶段好，很多工作是投影层完成的。它的语言模型虽然只学过文本，但其中一部分文本里，场景的图块已经换成了向量，即描述这个图块的各个词向量之和（`demo/language_half.py`）。所以它缺的几乎只是一个好翻译。真实的对话模型从没见过图片向量，你的数据又往往要求别的回答形式，第二阶段要做的事更多。道理是一样的：**投影层只能送来语言模型本来就用得上的东西，其余的要靠语言模型自己的权重去学。**
 
 # %% [markdown] lang="en"
 # ## Common questions
