@@ -79,15 +79,13 @@ def test_the_license_is_that_of_the_base(tmp_path):
     (tmp_path / "README.md").write_text(card)
     header = read(card_header([str(tmp_path)]))
     assert (header["license"], header["license_name"]) == ("other", "qwen") and "license_link" not in header
+    assert header["tags"] == ["llava"]
     (tmp_path / "README.md").write_text(card.replace("LICENSE", "https://host/LICENSE"))
     assert read(card_header([str(tmp_path)]))["license_link"] == "https://host/LICENSE"
     card = "---\nlicense: mit\nbase_model: Qwen/Qwen2.5-7B\n---\n# As hf download brings a card, with its own base\n"
     (tmp_path / "README.md").write_text(card)
     header = read(card_header([str(tmp_path)]))
     assert header["license"] == "mit" and "base_model" not in header
-    (tmp_path / "README.md").write_text("---\nlicense: other\n---\n")
-    header = read(card_header([str(tmp_path)]))
-    assert header["tags"] == ["llava"]
     for broken in ("---\n: [\n---\n", "no YAML", "---\njust words\n---\n"):
         (tmp_path / "README.md").write_text(broken)
         assert "license" not in read(card_header([str(tmp_path)]))

@@ -2,13 +2,13 @@
 
 import itertools
 import re
-import resource
 import sys
 from contextlib import nullcontext
 
 import nbformat
 import pytest
 from conftest import ROOT, call, run
+from core_time import a_minute_of_one_core
 from markdown_it import MarkdownIt
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
@@ -181,10 +181,8 @@ def test_lessons_find_the_repository_from_their_folders(monkeypatch, tmp_path):
 def test_a_lesson_runs_in_a_minute(lesson, language):
     """As it is built. Those of PLACES: test_notebooks."""
     notebook = build.notebook(lesson, language)
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    build.execute(notebook, build.notebook_path(lesson, language).parent)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 60  # of one core, however busy it is
+    with a_minute_of_one_core():
+        build.execute(notebook, build.notebook_path(lesson, language).parent)
     kinds = [[out.output_type for out in cell.outputs] for cell in build.code_cells(notebook)]
     assert kinds == [[out.output_type for out in cell.outputs] for cell in build.code_cells(kept(lesson))]
 

@@ -75,7 +75,7 @@ def notebook_path(lesson: str, language: str) -> Path:
 
 
 def read_cells(lesson: str) -> list[NotebookNode]:
-    """The cells of a source, of both languages.
+    """The cells of a source, of both languages, and START in front of its code.
 
     Raises:
         InputError: there is no such lesson, or a markdown cell has no language.
@@ -86,6 +86,8 @@ def read_cells(lesson: str) -> list[NotebookNode]:
     for cell in cells:
         if cell.cell_type == "markdown" and cell.metadata.get("lang") not in LANGUAGES:
             raise InputError(f'{lesson}: which language is this cell in? {cell.source[:60]!r} Say lang="en" or "zh".')
+    first = next(i for i, cell in enumerate(cells) if cell.cell_type == "code")
+    cells.insert(first, new_code_cell(START, metadata={"tags": ["start"]}))
     return cells
 
 
@@ -107,11 +109,8 @@ def cell_metadata(cell: NotebookNode) -> dict:
 
 def notebook(lesson: str, language: str) -> NotebookNode:
     """A lesson in one language, not executed. Its cells are numbered, so that the same source gives the same file."""
-    cells, solutions, started = [], False, False
+    cells, solutions = [], False
     for cell in read_cells(lesson):
-        if cell.cell_type == "code" and not started:
-            cells.append(new_code_cell(START, id=f"cell-{len(cells):02}", metadata=FOLDED["start"]))
-            started = True
         name = f"cell-{len(cells):02}"
         if cell.cell_type == "code":
             cells.append(new_code_cell(cell.source, id=name, metadata=cell_metadata(cell)))

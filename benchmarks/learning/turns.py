@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 
 from benchmarks.result import RESULTS, ROOT, head, parser, table, write
-from demo.questions import KINDS_OF_QUESTION, QA, ask
+from demo.questions import KINDS_OF_QUESTION, ONE_SCENE, QA, ask
 from demo.scenes import draw, random_scene
 from train_llava.ingest.conversation import IMAGE_TOKEN
 from train_llava.model.generate import generate
 from train_llava.model.load import Model, load
 
 TURNS, CHATS, BATCH = 10, 100, 50
-KINDS = [kind for kind in KINDS_OF_QUESTION if kind not in ("text", "several")]  # those about one image
+KINDS = [kind for kind in KINDS_OF_QUESTION if kind in ONE_SCENE]
 
 
 def questions(rng: np.random.Generator, language: str) -> tuple[Any, list[QA]]:
