@@ -19,6 +19,7 @@ from demo.steps import Batch, run_steps
 from demo.tokenizer import MAX_LENGTH
 
 BATCH_SIZE, LEARNING_RATE = 16, 2e-3
+SPLITS = ("validation", "held_out")  # what the figures are about
 PATCHES = (IMAGE_SIZE // CELL) ** 2
 HOLE = "<|endoftext|>"  # stands in a text for a squeezed note
 CAPTION_QUESTIONS = {words.sentence(text) for words in LANGUAGES.values() for text in words.INSTRUCTIONS}
@@ -160,7 +161,8 @@ def train_language_model(
 
     loss = run_steps(model.train(), steps, LEARNING_RATE, batch, bf16=True)
     model.eval()
-    found = {f"{split}_exact_percent": told_exact(model, tokenizer, split) for split in ("validation", "held_out")}
+    found = {f"{split}_exact_percent": told_exact(model, tokenizer, split) for split in SPLITS}
+    found |= {f"{split}_conversation_exact_percent": talk_exact(model, tokenizer, split) for split in SPLITS}
     return model, {"loss_nats_per_token": round(loss, 3), **found}
 
 
@@ -179,3 +181,22 @@ def told_exact(
         right = (model(**batch).logits[:, :-1].argmax(-1) == labels) | (labels == -100)
         found[kind] = round(100 * right.all(1).float().mean().item(), 1)
     return found
+
+
+def talk_exact(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerBase, split: str, chats: int = 100) -> float:
+    """Conversations of two to six turns, in both languages, each about a new scene that is told in plain words; the
+    model's own answers stay in them, right or wrong. How many of its answers are right, in percent."""
+    rng, right = np.random.default_rng(5), []
+    for _ in range(chats):
+        scenes = [random_scene(rng, split)]
+        messages, _ = to_chat(scenes, rounds(scenes, int(rng.integers(2, 7)), rng, mixed=0.2), False, rng)
+        for at, message in enumerate(messages):
+            if message["role"] != "assistant":
+                continue
+            options = {"add_generation_prompt": True, "return_dict": True, "return_tensors": "pt"}
+            asked = tokenizer.apply_chat_template(messages[:at], **options)
+            written = model.generate(**asked, max_new_tokens=80, do_sample=False)[0, asked.input_ids.shape[1] :]
+            said = tokenizer.decode(written, skip_special_tokens=True).strip()
+            right.append(said == message["content"])
+            message["content"] = said
+    return round(100 * float(np.mean(right)), 1)

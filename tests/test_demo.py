@@ -12,7 +12,7 @@ from conftest import ROOT, run_module
 from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel, Qwen2ForCausalLM
 
 from demo import chinese, english
-from demo.language_half import random_chat, random_facts, told_exact
+from demo.language_half import random_chat, random_facts, talk_exact, told_exact
 from demo.make_data import FORMS, write_records
 from demo.questions import KINDS_OF_QUESTION, LANGUAGES, ask, neighbour, rounds
 from demo.scenes import CELL, COLOURS, KINDS, SHAPES, SPLITS, Item, draw, home, load_scans, random_scene
@@ -215,7 +215,7 @@ def test_every_word_is_one_token():
 
 def test_the_committed_halves_are_as_written():
     """What pretrain.json says of held-out scenes: how many images' captions the CLIP finds, and how many answers the
-    Qwen has right when it is told in words. Both have the tokenizer's vocabulary.
+    Qwen has right when it is told in words, one by one and in conversations. Both have the tokenizer's vocabulary.
     """
     written = json.loads((ROOT / "demo" / "pretrain.json").read_text())
     model = CLIPModel.from_pretrained(ROOT / "demo" / "clip").eval()
@@ -229,6 +229,8 @@ def test_the_committed_halves_are_as_written():
     language_model = Qwen2ForCausalLM.from_pretrained(ROOT / "demo" / "qwen", dtype=torch.float32).eval()
     kept, told = written["qwen"]["held_out_exact_percent"], told_exact(language_model, tokenizer, "held_out", count=20)
     assert list(kept) == list(told) and abs(mean(kept.values()) - mean(told.values())) < 4
+    talked = talk_exact(language_model, tokenizer, "held_out", chats=20)
+    assert abs(talked - written["qwen"]["held_out_conversation_exact_percent"]) < 4
 
 
 def test_weights_are_small():

@@ -96,6 +96,20 @@ def test_each_question_leads_to_a_section_of_a_lesson(page, lesson):
             section = re.search(r", \*(.+)\*$|课“(.+)”$", words)
             assert section and re.match(lesson, path), words
             assert anchors(f"# {section[1] or section[2]}") == [anchor], words
+        assert any(shows(ROOT / "docs" / ".." / path, section) for _, path, section in found), question
+
+
+def shows(notebook, anchor):
+    """Whether a cell below this heading, and above the next of its kind, has an output."""
+    cells, inside = json.loads(notebook.read_text())["cells"], False
+    for cell in cells:
+        text = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            for heading in re.findall(r"^##? .*", text, re.M):
+                inside = anchors(heading) == [anchor]
+        elif inside and cell["outputs"]:
+            return True
+    return False
 
 
 @pytest.mark.parametrize("page", ["README.md", "README_zh.md"])

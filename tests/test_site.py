@@ -205,6 +205,24 @@ def test_a_browser_finds_words_and_asks_nobody(site):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("width", [360, 1280])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_pages_fit_and_are_readable(site, width, scheme):
+    """No page is wider than its window (tables and code scroll inside it), and letters stand out from what is below."""
+    with launched() as browser:
+        page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+        for name in ("lessons/10_diagnosis", "docs/training", "docs/models", "readme"):
+            for language in LANGUAGES:
+                page.goto((site[0] / language / f"{name}.html").as_uri())
+                assert page.evaluate("document.documentElement.scrollWidth") <= width, name
+                colours = page.evaluate(
+                    "[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]"
+                )
+                ink, paper = (sum(map(int, re.findall(r"\d+", colour)[:3])) / 3 for colour in colours)
+                assert (ink - paper if scheme == "dark" else paper - ink) > 120, (name, colours)
+
+
+@pytest.mark.slow
 def test_texts_are_marked_up(site):
     """Bold whose last character is a Chinese colon is no bold; two lines of a --flag are not one."""
     for path, parts in site[1].items():

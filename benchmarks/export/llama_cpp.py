@@ -70,7 +70,7 @@ class LlamaCpp:
         messages = [{**m, "content": re.sub(f"\n?{IMAGE_TOKEN}\n?", marker, m["content"])} for m in example["messages"]]
         options = {"chat_template": self.template, "add_generation_prompt": True, "tokenize": False}
         text = tokenizer.apply_chat_template(messages, **options)
-        with self.images.tokenize_prompt(text, [("image/png", png(image)) for image in example["images"]]) as prompt:
+        with self.images.tokenize_prompt(text, [*map(file_of, example["images"])]) as prompt:
             ids, features = [], []
             for chunk in prompt:
                 ids += [None] * chunk.n_tokens if chunk.type == "image" else chunk.text_tokens
@@ -93,11 +93,13 @@ class LlamaCpp:
         return np.frombuffer(self.llama._ffi.buffer(pointer, size), dtype=np.float32).copy()
 
 
-def png(image: Image.Image) -> bytes:
-    """An image as a file."""
+def file_of(image: Image.Image) -> tuple[str, bytes]:
+    """The kind and the bytes of an image's own file, mostly a JPEG in the demo; of an image without one, a PNG's."""
+    if name := getattr(image, "filename", ""):
+        return Image.MIME[image.format], Path(name).read_bytes()
     file = io.BytesIO()
     image.save(file, "PNG")
-    return file.getvalue()
+    return "image/png", file.getvalue()
 
 
 @torch.inference_mode()

@@ -12,7 +12,8 @@ most, of which some 0.6 GB are Python and its libraries.
 - original: its collator (benchmarks/speed/original_way.py) and transformers' Trainer, which computes every logit.
 - plain: the processor's chat template on whole batches, and Trainer.
 - TRL: SFTTrainer with its own collator; its gradient checkpointing and bf16, on by default, are off as for all. Its
-  fused head scores every position on a CPU; with Triton it scores answers alone, so its ratio here is no GPU's.
+  fused head computes logits at every position on a CPU, with Triton only at supervised ones, so this ratio does not
+  carry over to GPUs.
 
 --profile writes where the time of our own steps goes, by operation and then by shape, as torch's profiler sees it.
 """

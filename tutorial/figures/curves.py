@@ -33,18 +33,32 @@ def circle() -> Image:
     return canvas.shown(figure, "The five parts of a training step in a circle: batch, forward, backward, step, clear")
 
 
-def shelf(losses: Sequence[float], steps: range, blind: float, rates: Sequence[float]) -> Image:
-    """The loss, its slow steps shaded, beside what a blind model would pay, and the rate of each step."""
-    figure, axes = canvas.panels(2, 3.2, width_ratios=[3, 1])
+def shelf(
+    losses: Sequence[float],
+    steps: range,
+    blind: float,
+    by_part: dict[str, dict[int, float]],
+    guess: dict[str, float],
+) -> Image:
+    """The loss beside what a blind model would pay, and by step that of each sort of words, on new images; `guess` is
+    what guessing costs for some of them. `steps` are shaded in both."""
+    figure, axes = canvas.panels(2, 3.4)
     axes[0].plot(losses, color=canvas.BLUE)
     axes[0].axhline(blind, color=canvas.ORANGE, linestyle="--")
     axes[0].text(len(losses) - 1, blind + 0.06, "perfect grammar, blind", color=canvas.ORANGE, ha="right")
-    axes[0].axvspan(steps[0], steps[-1], color=canvas.INK, alpha=0.08, linewidth=0)
-    axes[0].text((steps[0] + steps[-1]) / 2, 2.4, "the shelf", ha="center")
+    for axis in axes:
+        axis.axvspan(steps.start, steps.stop, color=canvas.INK, alpha=0.08, linewidth=0)
+    axes[0].text((steps.start + steps.stop) / 2, 2.4, "the shelf", ha="center")
     axes[0].set(xlabel="step", ylabel="loss", ylim=(0, None))
-    axes[1].plot(rates, color=canvas.INK)
-    axes[1].set(xlabel="step", title="learning rate")
-    return canvas.shown(figure, "The loss falls, hesitates over what a blind model pays, and falls again")
+    for name, losses_of_part in by_part.items():
+        (line,) = axes[1].plot(losses_of_part.keys(), losses_of_part.values(), label=name)
+        if name in guess:
+            axes[1].axhline(guess[name], color=line.get_color(), linestyle=":")
+    axes[1].set(xlabel="step", title="loss on new images, by sort of word", ylim=(0, 6))
+    axes[1].legend(frameon=False)
+    return canvas.shown(
+        figure, "The loss falls below that of a blind model; colour and kind are the last to be learned"
+    )
 
 
 def surprises(image: np.ndarray, words: Sequence[str], by_step: dict[int, Sequence[float]]) -> Image:

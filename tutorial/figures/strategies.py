@@ -1,7 +1,7 @@
 """The figures of the lesson about strategies: what each one trains, and what measured trainings of the demo reached."""
 
 from collections.abc import Sequence
-from statistics import mean, median
+from statistics import mean
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -9,7 +9,6 @@ import numpy as np
 from IPython.display import Image
 from matplotlib.axes import Axes
 from matplotlib.path import Path as Outline
-from matplotlib.ticker import LogLocator
 
 from tutorial.figures import canvas
 
@@ -70,22 +69,22 @@ def beside(sides: dict[str, Sequence[Sequence[float]]], names: Sequence[str]) ->
 
 
 def rates(curves: dict[str, dict[str, list[dict[str, Any]]]]) -> Image:
-    """Held-out loss over the learning rate, of four curves; each has its runs at each rate."""
-    figure, (axes,) = canvas.panels(1, 3.2)
+    """Exact captions in each language over the learning rate, of four curves; each has its runs at each rate."""
+    figure, axes = canvas.panels(2, 3.4, sharey=True)
     looks = ((canvas.BLUE, "-"), (canvas.BLUE, ":"), (GREEN, "--"), (canvas.ORANGE, "--"))
-    for (name, runs), (colour, style) in zip(curves.items(), looks, strict=True):
-        losses = [median(run["held_out_loss"] for run in some) for some in runs.values()]
-        axes.plot([*map(float, runs)], losses, style, color=colour, marker=".", label=name)
-    axes.axvline(4e-4, color=canvas.INK, linewidth=0.6)
-    axes.set(xscale="log", yscale="log", ylabel="held-out loss")
-    axes.set_xlabel("learning rate; thin line: the original's, 4e-4")
     ticks = [float(rate) for rate in max(curves.values(), key=len)]
-    axes.set_xticks(ticks, [f"{rate:.0e}".replace("e-0", "e-") for rate in ticks])
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.minorticks_off()
-    axes.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
-    return canvas.shown(figure, "Loss over learning rate: none, and two that spare the tower")
+    for axis, language in zip(axes, ("English", "Chinese"), strict=True):
+        for (name, runs), (colour, style) in zip(curves.items(), looks, strict=True):
+            exact = [mean(run["exact_percent_of_languages"][language] for run in some) for some in runs.values()]
+            axis.plot([*map(float, runs)], exact, style, color=colour, marker=".", label=name)
+        axis.axvline(4e-4, color=canvas.INK, linewidth=0.6)
+        axis.set(xscale="log", ylim=(-4, 104), title=f"asked for {language} captions")
+        axis.set_xlabel("learning rate; thin line: the original's, 4e-4")
+        axis.set_xticks(ticks, [f"{rate:.0e}".replace("e-0", "e-") for rate in ticks])
+        axis.minorticks_off()
+    axes[0].set_ylabel("exactly right, %")
+    axes[0].legend(frameon=False, fontsize=9, loc="lower left")
+    return canvas.shown(figure, "Right captions over learning rate: English stays right, Chinese is forgotten")
 
 
 def stages(values: dict[str, Sequence[float]]) -> Image:

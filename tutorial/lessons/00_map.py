@@ -42,7 +42,7 @@
 #
 # 仓库里放着一个训练好的演示模型，和你正在训练的一样。给它一张图片、一个问题，留下三样东西：视觉塔给出的向量、翻译后的向量，以及回答第一个词的几个候选。
 
-# %%
+# %% tags=["figure"]
 import numpy as np
 
 from demo.scenes import Item, belongs, draw, scans_of
@@ -64,7 +64,6 @@ seen = llava.model.vision_tower(batch.pixel_values, output_hidden_states=True).h
 translated = llava.get_image_features(batch.pixel_values).pooler_output[0]
 best = overview.next_words(processor, llava(**batch).logits[0, -1])
 
-# %% tags=["figure"]
 from transformers import AutoConfig, LlavaConfig
 
 real_config = LlavaConfig(

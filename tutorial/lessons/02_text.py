@@ -22,7 +22,7 @@
 # - 为什么一个 `<image>` 会变成 16 个（真实模型是 576 个）词元；
 # - 回答里每个字母之间都有空格，是怎么来的。
 
-# %%
+# %% tags=["figure"]
 import numpy as np
 
 from demo.scenes import Item, draw

@@ -20,7 +20,7 @@
 # - transformers 源码里，对应的代码在哪里；
 # - 严格加载（strict）能抓住哪些错，又有哪些错谁都不会提醒你。
 
-# %%
+# %% tags=["figure"]
 import inspect
 from textwrap import dedent
 
@@ -38,7 +38,6 @@ chat = [{"role": "user", "content": "<image>\nWhat can you see at the bottom lef
 text = processor.apply_chat_template(chat, add_generation_prompt=True)
 batch = processor(images=image, text=text, return_tensors="pt")
 
-# %% tags=["figure"]
 vision, language = llava.config.vision_config, llava.config.text_config
 patches, length = llava.config.image_seq_length, batch.input_ids.shape[1]
 depth = vision.num_hidden_layers

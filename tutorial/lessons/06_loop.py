@@ -54,7 +54,7 @@ quiet()
 FOLDER, STEPS, SIZE = Path("output/lesson_06"), 90, 16
 shutil.rmtree(FOLDER, ignore_errors=True)
 write_records(FOLDER / "data", "captions", "train", STEPS * SIZE, seed=0)
-write_records(FOLDER / "new", "captions", "train", 1, seed=1)  # an image that the loop does not read
+write_records(FOLDER / "new", "captions", "train", 32, seed=1)  # images that the loop does not read
 
 torch.manual_seed(0)
 model, processor = build_llava("demo/clip", "demo/qwen", torch.float32)
@@ -122,26 +122,27 @@ def train(batches, rate=RATE, watch=lambda step: None):
 
 
 # %% [markdown] lang="en"
-# On the way we test the model at four moments. It writes a caption for an image that is not among the batches, and we note -log p of each token of the right caption: how much this token surprises it.
+# On the way we test the model on 32 images that are not among the batches. Every five steps we note -log p of each token of their captions: how much it surprises the model. At four moments it writes a caption for the first image.
 
 # %% [markdown] lang="zh"
-# 训练途中，我们在四个时刻测一测模型：让它给一张不在批次里的图片写描述，同时记下正确描述里每个词元的 -log p，也就是这个词元让它多意外。
+# 训练途中，我们拿 32 张不在批次里的图片测一测模型：每五步记下正确描述里每个词元的 -log p，也就是这个词元让它多意外；另外有四次，让它给第一张图写描述。
 
 # %%
 from train_llava.model.generate import caption_rows
 
 new = LlavaDataset(FOLDER / "new")
-example = collator([new[0]])
-target = example["labels"][0, 1:]
+examples = collator([new[i] for i in range(len(new))])
+targets = examples["labels"][:, 1:]
 captions, surprise = {}, {}  # by step
 
 
 def watch(step):
     if step in (0, 20, 50, STEPS):
-        captions[step] = caption_rows(model, processor, new)[0]["caption"]
+        captions[step] = caption_rows(model, processor, [new[0]])[0]["caption"]
+    if step % 5 == 0:
         with torch.no_grad():
-            logits = model(**example).logits[0, :-1]
-        surprise[step] = torch.nn.functional.cross_entropy(logits, target, reduction="none")[target >= 0]
+            logits = model(**examples).logits[:, :-1][targets >= 0]
+        surprise[step] = torch.nn.functional.cross_entropy(logits, targets[targets >= 0], reduction="none")
 
 
 projector = model.model.multi_modal_projector
@@ -153,14 +154,14 @@ for step, caption in captions.items():
 print("  right:", new[0]["messages"][-1]["content"])
 
 # %% [markdown] lang="en"
-# At step 0 it says next to nothing. At step 20 it writes in the form of a caption, but guesses. At step 50 most of it is true, and at step 90 nearly everything. The loss shows the same.
+# At step 0 it says next to nothing. At step 20 sizes and places are right, colours and kinds are not. At step 50 most of it is true, at step 90 nearly everything. The loss shows the same.
 #
 # ## The shelf
 #
 # Imagine a model that has perfect grammar and is blind. It knows how captions are made, but must guess how many things there are, where, and of which kind, colour and size. The demo's world is small: 16 kinds, eight colours, two sizes, four places. Of the 128 pairs of a kind and a colour, 12 are in no training image; they are kept for choosing settings and for tests. So we can compute what guessing costs, before any training. If $n$ things are equally likely, the right one has the probability $1/n$, and the loss is $\ln n$. Losses are added up in *nats*, the unit of the natural logarithm.
 
 # %% [markdown] lang="zh"
-# 第 0 步，模型几乎什么也说不出来。第 20 步，格式已经像一句描述，内容却是猜的。第 50 步大半说对了，第 90 步几乎全对。损失曲线上也看得出来。
+# 第 0 步，模型几乎什么也说不出来。第 20 步，大小和位置说对了，颜色和种类还不对。第 50 步大半说对了，第 90 步几乎全对。损失曲线上也看得出来。
 #
 # ## 平台
 #
@@ -186,37 +187,45 @@ blind = nats / tokens
 print(f"guessing costs {nats:.1f} nats for a caption of {tokens:.1f} tokens: {blind:.2f} per token")
 
 # %%
-smooth = np.convolve(losses, np.ones(8) / 8, "valid")  # means of eight steps
-below = int(np.argmax(smooth < blind))
-shelf = range(below - 16, below)
-assert blind < np.mean(losses[below - 16 : below]) < 1.6 * blind
-assert losses[0] - smooth[below - 16] > 2 * (smooth[below - 16] - smooth[below])  # it is slower there
+MEANINGS = {"size": ["large", "small"], "place": ["top", "bottom", "left", "right"], "colour": COLOURS, "kind": KINDS}
+words = [processor.tokenizer.decode(token).strip() for token in targets[targets >= 0]]
+parts = {name: np.isin(words, list(listed)) for name, listed in MEANINGS.items()}
+parts["grammar"] = ~np.any([*parts.values()], axis=0)
+by_part = {
+    name: {step: each[torch.tensor(of)].mean().item() for step, each in surprise.items()} for name, of in parts.items()
+}
+guess = {"colour": log(len(COLOURS)), "kind": log(len(KINDS))}
+
+known = next(step for step, loss in by_part["grammar"].items() if loss < 0.2)
+seen = next(step for step in surprise if any(by_part[name][step] < cost for name, cost in guess.items()))
+shelf = range(known, seen)
+assert len(shelf) >= 5 and by_part["size"][known] < log(2) and blind < np.mean(losses[known:seen]) < 1.5 * blind
 assert np.mean(losses[-8:]) < blind / 2
-curves.shelf(losses, shelf, blind, [RATE * share(step) for step in range(STEPS)])
+curves.shelf(losses, shelf, blind, by_part, guess)
 
 # %% [markdown] lang="en"
-# The loss falls steeply, then more slowly, and then goes below the dashed line. The slower stretch above the line (shaded) is the *shelf*; in a harder task it may be long and flat. Up to it the projector only learns not to disturb the language model. Below the line the loss is lower than that of any blind model. **There it must be looking at the image**: it cannot know captions by heart, as each image comes only once.
+# On the left, the loss goes below the dashed line, that of a blind model. **There it must be looking at the image**: it cannot know captions by heart, as each image comes only once. On the right, grammar comes first, size and place close behind. Where it is shaded, colour and kind still cost more than a guess (dotted): this is the *shelf*. The model writes well and does not yet see what things are. Here it is short, and the loss falls on; in a harder task it may be long and flat.
 #
-# Token by token this is even clearer. The darker, the more the token surprises the model:
+# Token by token, for the first image (darker: more surprise):
 
 # %% [markdown] lang="zh"
-# 损失先陡降，然后慢下来，最后降到虚线以下。虚线上方较慢的这一段（阴影）就是平台；任务更难时，它可能又长又平。到平台为止，投影层只是学会了不干扰语言模型。降到虚线以下，损失就比任何看不见图的模型都低了：**这时它一定在看图**。每张图只出现一次，所以不可能是靠背答案。
+# 左图里，损失最后降到虚线以下，比任何看不见图的模型都低：**这时它一定在看图**。每张图只出现一次，所以不可能是靠背答案。右图把词分成几类，看每一类让模型多意外：最先学会的是语法，大小和位置紧随其后；在阴影那一段，颜色和种类还不如瞎猜（点线）。这一段就是*平台*：话已经说通顺了，却还没看懂图里是什么。这里的平台很短，损失也一直在降；任务更难时，它可能又长又平。
 #
-# 逐个词元看更清楚。颜色越深，表示模型越意外：
+# 再看第一张图的每个词元。颜色越深，表示模型越意外：
 
 # %%
-words = [processor.tokenizer.decode(token).strip() for token in target[target >= 0]]
-curves.surprises(np.asarray(new[0]["images"][0]), words, surprise)
+count = (targets[0] >= 0).sum()
+curves.surprises(np.asarray(new[0]["images"][0]), words[:count], {step: surprise[step][:count] for step in captions})
 
 # %% [markdown] lang="en"
-# In the first row even the sentence's form surprises the model. The second is white wherever grammar decides; size, colour, kind and place are still guesses. Most get lighter only after the shelf. (*Yellow* and *one* are lighter already at step 20, as it then says them of everything.)
+# In the first row even the sentence's form surprises the model. In the second, colours and kinds are still dark. (*Yellow* and *one* are lighter, as it says them of everything then.)
 #
 # ## The same by the package
 #
 # Now the real trainer, as you start it: `run_zero2.sh`, two processes under ZeRO-2 (lesson 8), each with half of every batch. All else is the same. It keeps its losses in a file.
 
 # %% [markdown] lang="zh"
-# 第一行里，连句子怎么往下接都让模型意外。到了第二行，凡是由语法决定的地方都变白了，大小、颜色、种类和位置还在靠猜。它们大多要过了平台才变浅（yellow 和 one 在第 20 步就变浅了，因为那时模型对什么都这样说）。
+# 第一行里，连句子怎么往下接都让模型意外。到了第二行，还深的是颜色和种类（yellow 和 one 浅一些，因为那时模型对什么都这样说）。
 #
 # ## 换成本仓库的训练程序
 #
@@ -351,7 +360,7 @@ _ = language.requires_grad_(False)
 
 # %% tags=["solution"]
 last = float(np.mean(losses[-8:]))
-slow = float(np.mean(losses[below - 16 : below]))
+slow = float(np.mean(losses[shelf.start : shelf.stop]))
 print(f"loss {last:.2f}: p = {np.exp(-last):.2f}; on the shelf {slow:.2f}: p = {np.exp(-slow):.2f}; blind {blind:.2f}")
 
 # %% [markdown] lang="en"

@@ -160,12 +160,12 @@ memory.real_ranks(found)
 # %% [markdown] lang="en"
 # ## What we see
 #
-# From stage 1 on each rank keeps half of the moments; together they are exactly two for each weight. In stage 3 each rank keeps half of the weights as well. And the losses are the same at every stage: ZeRO changes where the numbers lie, not which numbers they are. (Gradients are not counted: after a step they are cleared.)
+# From stage 1 on each rank keeps half of the moments; together they are exactly two for each weight. In stage 3 each rank keeps half of the weights as well. And the losses are the same at every stage: ZeRO changes where the numbers lie, not which numbers they are. (Stages 1 and 2 look alike here: they differ in the gradients alone, and these are cleared after a step.)
 
 # %% [markdown] lang="zh"
 # ## 我们看到
 #
-# 从阶段 1 起，每个 rank 只存一半的矩，合起来正好每个权重两个。阶段 3 连权重也只存一半。而且每个阶段的损失都相同：ZeRO 改变的只是数放在哪里，不改变数本身。（没有数梯度，因为一步结束后梯度就清掉了。）
+# 从阶段 1 起，每个 rank 只存一半的矩，合起来正好每个权重两个。阶段 3 连权重也只存一半。而且每个阶段的损失都相同：ZeRO 改变的只是数放在哪里，不改变数本身。（阶段 1 和 2 在这里看不出差别：它们只差在梯度上，而一步结束后梯度就清掉了。）
 
 # %%
 for stage, each in found.items():

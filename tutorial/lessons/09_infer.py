@@ -176,12 +176,12 @@ for question in ["<image>\nHow many things are in the image?", "What is at the t
 # %% [markdown] lang="en"
 # ## Where it looks
 #
-# Before each token, attention decides how much the model takes from each position to the left. So for each word we can ask: how much from which patch? In the first figure below, four words of the answer have a row each; a column is a layer. The more attention a patch gets, the more orange it is; the number is the share of all attention that goes to the image. One answer proves little, so the second figure counts. In 40 new scenes of the demo we know where each thing is. We let the model read along the right captions: when size, colour and kind of a thing come next, does the patch with this thing get the most attention of all patches?
+# Before each token, attention decides how much the model takes from each position to the left. So for each word we can ask: how much from which patch? In the first figure below, the four words of the answer that look at the image most have a row each; a column is a layer. The more attention a patch gets, the more orange it is; the number is the share of all attention that goes to the image. One answer proves little, so the second figure counts. In 40 new scenes of the demo we know where each thing is. We let the model read along the right captions: when size, colour and kind of a thing come next, does the patch with this thing get the most attention of all patches?
 
 # %% [markdown] lang="zh"
 # ## 它在看哪里
 #
-# 写每个词元之前，注意力决定从左边各个位置各取多少信息。所以可以问：写这个词时，从哪个图块取了多少？下面第一张图选了回答里的四个词，每词一行，每一列是一层。图块越橙，得到的注意力越多；数字是图片分到的注意力占全部注意力的比例。一个回答说明不了什么，所以第二张图是统计。取 40 个新场景，每样东西在哪儿都是已知的。让模型顺着正确的描述读，在接下来该说某样东西的大小、颜色、种类时，看所有图块里得到注意力最多的，是不是放着这样东西的那一块。
+# 写每个词元之前，注意力决定从左边各个位置各取多少信息。所以可以问：写这个词时，从哪个图块取了多少？下面第一张图选了回答里看图最多的四个词，每词一行，每一列是一层。图块越橙，得到的注意力越多；数字是图片分到的注意力占全部注意力的比例。一个回答说明不了什么，所以第二张图是统计。取 40 个新场景，每样东西在哪儿都是已知的。让模型顺着正确的描述读，在接下来该说某样东西的大小、颜色、种类时，看所有图块里得到注意力最多的，是不是放着这样东西的那一块。
 
 # %% tags=["figure"]
 generation.attention_maps(asker, batch, write(batch))

@@ -165,7 +165,7 @@ print(content[-1]["text"], " ->  ", answer[0]["generated_text"])
 # %% [markdown] lang="en"
 # ## What we see
 #
-# - **A small change reaches many answers.** Beside W the change is small, and it has r directions only. Together with the trained projector it mends most of what the base gets wrong; exercise 🐕 shows how much of this the projector does. See where the bars differ most: stage 1 taught captions, which name all things in order, so questions that pick out one thing by its name are new to the base's projector.
+# - **The change of W is small, and here the projector does most.** Beside W the change is small, and it has r directions only. Together with the trained projector it mends most of what the base gets wrong; exercise 🐕 takes them apart. See where the bars differ most: stage 1 taught captions, which name all things in order, so questions that pick out one thing by its name are new to the base's projector.
 # - **The change is not spread evenly.** The orange table shows in which layers and matrices it is largest.
 # - **Merged or not is a question of use, not of quality.** A merged folder can be used wherever transformers models can. An adapter is small, and many adapters can share one base.
 #
@@ -178,7 +178,7 @@ print(content[-1]["text"], " ->  ", answer[0]["generated_text"])
 # %% [markdown] lang="zh"
 # ## 我们看到
 #
-# - **改动很小，影响却很广。** 和 W 相比改动不大，而且只有 r 个方向。它和训练过的投影层一起，纠正了基座的大部分错误；其中有多少是投影层的功劳，看练习 🐕。看看柱子在哪几类差得最多：第一阶段学的是描述，按顺序说出所有东西；而按名字找出其中一个再回答，基座的投影层从没遇到过。
+# - **W 的改动很小，在这里大部分工作是投影层做的。** 和 W 相比改动不大，而且只有 r 个方向。它和训练过的投影层一起，纠正了基座的大部分错误；练习 🐕 把两者分开来看。看看柱子在哪几类差得最多：第一阶段学的是描述，按顺序说出所有东西；而按名字找出其中一个再回答，基座的投影层从没遇到过。
 # - **改动并不平均。** 橙色的表能看出哪些层、哪些矩阵改得最多。
 # - **合不合并只关乎怎么用，不影响质量。** 合并后的文件夹，凡是能用 transformers 模型的地方都能用；适配器则很小，许多个可以共用一个基座。
 #

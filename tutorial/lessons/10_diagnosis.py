@@ -124,7 +124,7 @@ labels = {
 symptoms.labels(labels)
 
 # %% [markdown] lang="en"
-# The last row arises when a program searches the text for the mark in front of answers, and takes another template's mark. It finds none, so nothing is learned. The loss is 0 (a sum of nothing) or NaN (its mean, 0 / 0):
+# The last row arises when a program searches the text for another template's mark in front of answers, and finds none. The loss is 0 (a sum of nothing) or NaN (its mean, 0 / 0):
 
 # %% [markdown] lang="zh"
 # 第三行是这样来的：程序在文本里搜索“回答从这里开始”的标记，用的却是别的模板的标记。搜不到，就什么都不学，损失于是成了 0（什么都没加）或 NaN（零个数的平均，0 / 0）：
@@ -145,7 +145,7 @@ assert total == 0 and average.isnan()
 #
 # ## It never stops
 #
-# There are two causes. The labels have no end, as in the second row. Or generation waits for another end than was taught, say `<|endoftext|>`, with which pretraining ends texts:
+# Two causes: the labels have no end, as in the second row; or generation waits for another end than was taught, say `<|endoftext|>`, with which pretraining ends texts:
 
 # %% [markdown] lang="zh"
 # **怎么修：** 用 `python -m train_llava.show_batch` 把自己数据的标签画出来看。本仓库不靠搜索，回答在哪里由模板直接给出（第 5 课）。
@@ -169,7 +169,7 @@ for end in ("<|im_end|>", "<|endoftext|>"):
 #
 # ## Garbled answers
 #
-# Prompt and tokenizer must be exactly those of the training. Here is the loss of right answers behind four prompts (Vicuna is another chat model), and then a right answer decoded with a wrong vocabulary:
+# Prompt and tokenizer must be exactly those of the training. Here is the loss of right answers behind four prompts, and a right answer decoded with a wrong vocabulary:
 
 # %% [markdown] lang="zh"
 # **怎么修：** 每个回答的最后一个绿格必须是结束符，`generation_config.json` 里写的也要是它。`build_model` 会把模板和对话模型认识的结束符都写进去。
@@ -223,18 +223,18 @@ print("read with a vocabulary shifted by one:", repr(tokenizer.decode(shifted)))
 assert 3 * losses["as in training"] < min(loss for name, loss in losses.items() if name != "as in training")
 
 # %% [markdown] lang="en"
-# Every other form makes the right answers less likely, even the right template applied twice. **Fix:** hand over messages, never text that has been through a template; load the processor from the model's own folder. CLIP's tokenizer puts blanks between all letters (lesson 2).
+# Every other form makes right answers less likely, even the right template twice. **Fix:** hand over messages, never text that has been through a template; load the processor from the model's own folder. CLIP's tokenizer puts blanks between all letters (lesson 2).
 #
 # ## The loss stays on a shelf, or jumps
 #
-# A **shelf** is a stretch where the loss hardly falls (lesson 6). Three trainings on captions differ in the learning rate alone:
+# On a **shelf** grammar is known, and the image hardly read (lesson 6); the loss falls slowly there. Three trainings on captions differ in the learning rate alone:
 
 # %% [markdown] lang="zh"
 # 换成别的形式，正确的回答都会变得更不可能，就连同一个模板套两遍也不行。**怎么修：** 传给程序的应该是消息，而不是已经套过模板的文本；处理器要从模型自己的文件夹加载。如果错用了 CLIP 的分词器，字母之间会全是空格（第 2 课）。
 #
 # ## 损失停在平台上，或者跳起来
 #
-# **平台**是指损失几乎不降的一段（第 6 课）。下面用图片描述训练三次，只有学习率不同：
+# **平台**是语法已经学会、图还没怎么看懂的一段（第 6 课），那里损失降得很慢。下面用图片描述训练三次，只有学习率不同：
 
 # %%
 from train_llava.model.freeze import apply_train_type
@@ -279,14 +279,14 @@ for rate, losses in curves.items():
 assert curves[2e-3][-1] < curves[2e-6][-1] and max(curves[1e-1]) > 3 * curves[1e-1][0]
 
 # %% [markdown] lang="en"
-# Grey hardly moves: the rate is too low, or what should learn is frozen. Blue falls to the shelf, where grammar is known and the image not yet read. Be patient there. Orange has jumped: the rate is far too high. **Fix:** `--learning_rate`, `--warmup_steps`; the table of trained parts that every training prints.
+# Grey hardly moves: the rate is too low, or what should learn is frozen. Blue falls fast, then slowly: the shelf. Be patient. Orange has jumped: the rate is far too high. **Fix:** `--learning_rate`, `--warmup_steps`; see which parts are trained.
 #
 # ## NaN
 #
 # NaN means "not a number". fp16, a number of 16 bits, ends at 65,504. What is larger becomes infinite, and infinity minus infinity is NaN. bf16 has 16 bits, too, is coarser, and reaches as far as fp32:
 
 # %% [markdown] lang="zh"
-# 灰线几乎不动：学习率太低；该学的部件被冻结时，曲线也是这样。蓝线先陡降，然后走平，这就是第 6 课讲的平台：语法学会了，图还没看懂，这时要有耐心。橙线跳上去了：学习率高得离谱。**怎么修：** 调 `--learning_rate`、`--warmup_steps`；看每次训练开头打印的那张表，确认哪些部件在训练。
+# 灰线几乎不动：学习率太低；该学的部件被冻结时，曲线也是这样。蓝线先陡降，然后慢下来，到了平台：这时要有耐心。橙线跳上去了：学习率高得离谱。**怎么修：** 调 `--learning_rate`、`--warmup_steps`；看每次训练开头打印的那张表，确认哪些部件在训练。
 #
 # ## NaN
 #
@@ -328,14 +328,14 @@ except ValueError as error:
 #
 # ## It hangs
 #
-# With several GPUs, each step waits for all of them. If the batch of one GPU has no image, its projector has nothing to do, and the others wait for its gradients for ever. **Fix:** here a batch without images gets a grey one, masked and without labels, so the loss stays the same:
+# With several GPUs, each step waits for all of them. If the batch of one GPU has no image, its projector gets no gradient, and the others wait for it for ever. **Fix:** here a batch without images gets a grey one, masked and without labels. The loss stays the same, and the gradient is there, all zeros:
 
 # %% [markdown] lang="zh"
 # 报错信息里，tokens 数的是词元，features 数的却是一个个数：16 个向量，每个 128 维，共 2048 个。**怎么修：** 用 `train_llava.model.load` 加载处理器，旧文件夹缺的信息它会补上；截断对话时不要截在图片中间（这里的 `--model_max_length` 不会）。
 #
 # ## 训练卡住不动
 #
-# 多卡训练时，每一步都要等所有卡。某张卡的批次里没有图片，它的投影层就无事可做，别的卡却一直在等它的梯度。**怎么修：** 本仓库会给没有图片的批次补一张灰图，用注意力掩码遮住，也不带标签，所以不影响损失：
+# 多卡训练时，每一步都要等所有卡。某张卡的批次里没有图片，它的投影层就没有梯度，别的卡却一直在等。**怎么修：** 本仓库会给没有图片的批次补一张灰图，用注意力掩码遮住，也不带标签。损失不变，梯度也有了，只是全为零：
 
 # %%
 turns = [{"role": role, "content": "Hello!"} for role in ("user", "assistant")]
@@ -344,6 +344,16 @@ added = without["input_ids"] == encoder.image_ids[0]
 print("images:", len(without["pixel_values"]), "tokens:", added.sum().item())
 assert (without["labels"][added] == -100).all()
 assert not without["attention_mask"][added].any()
+bare = {name: without[name][~added][None] for name in ("input_ids", "labels", "attention_mask")}
+losses = []
+for name, batch in {"no image": bare, "a grey one": without}.items():
+    built.zero_grad()
+    losses.append(built(**batch).loss)
+    losses[-1].backward()
+    gradient = built.model.multi_modal_projector.linear_1.weight.grad
+    print(f"{name}: loss {losses[-1]:.4f}, gradient of the projector", gradient if gradient is None else "all zeros")
+torch.testing.assert_close(*losses)
+assert not gradient.any()
 
 # %% [markdown] lang="en"
 # ## An adapter without its projector
@@ -375,11 +385,11 @@ print(f"whole: {told(looks['trained'])}\nhalf:  {told(half)}")
 assert half["loss_own_image"] > looks["trained"]["loss_own_image"]
 
 # %% [markdown] lang="en"
-# **Fix:** `modules_to_save` must name the projector, as it does here. The base must be that of the training, too: `adapter_base.json` records it, and `train_llava.model.load` refuses another.
+# **Fix:** `modules_to_save` must name the projector. The base must be that of the training, too: `adapter_base.json` records it, and `train_llava.model.load` refuses another.
 #
 # ## Out of memory
 #
-# Estimate before you rent. This is what CLIP-L/336 with Qwen1.5-4B needs on one GPU at its peak: lesson 8's count, activations, and at the step fp32 gradients. Dotted: what a card has room for. Dashed: with gradient checkpointing, which computes activations twice instead of keeping them.
+# This is what CLIP-L/336 with Qwen1.5-4B needs on one GPU at its peak: lesson 8's count, activations, and at the step fp32 gradients. Dotted: what a card has room for. Dashed: with gradient checkpointing, which computes activations twice instead of keeping them.
 
 # %% [markdown] lang="zh"
 # **怎么修：** `modules_to_save` 里要有投影层（本仓库默认就有）。基座也必须是训练时的那个：`adapter_base.json` 记着它，用 `train_llava.model.load` 加载时，基座不对会被拒绝。
@@ -421,44 +431,52 @@ symptoms.memory_over_batch(sizes, needed, room)
 #
 # ## What we see
 #
-# | symptom | cause | look at |
-# |---|---|---|
-# | same answer for all images | projector lost or untrained; guessable data | `train_llava.evaluate` |
-# | loss 0 or NaN from the first step | all labels -100 | `train_llava.show_batch` |
-# | NaN later | fp16, rate | `--bf16 true`, `--learning_rate` |
-# | loss does not fall | frozen, low rate, shelf | the table of trained parts |
-# | does not stop, repeats itself | no end in the labels, another awaited | labels, `generation_config.json` |
-# | garbled words, blanks | wrong tokenizer or template | processor, the prompt as text |
-# | features do not match | patch size, CLS, a cut image | `train_llava.model.load`, `--model_max_length` |
-# | hangs | one GPU's batch has no image | `train_llava.check_data` counts these |
-# | good in training, bad when loaded | adapter without projector, other base | `train_llava.model.load` |
-# | out of memory | batch, activations | `train_llava.estimate` |
+# In the order of the sections above:
+#
+# | symptom | cause | look at | mend |
+# |---|---|---|---|
+# | same answer for all images | projector untrained; guessable data | `train_llava.evaluate` | `TRAIN_TYPE`, data |
+# | loss 0 or NaN at once | all labels -100 | `train_llava.show_batch` | `--model_max_length`, data |
+# | does not stop | no end in the labels, another awaited | labels | `generation_config.json` |
+# | garbled words, blanks | wrong tokenizer or template | the prompt as text | the model's own processor |
+# | loss does not fall | frozen, low rate, shelf | the printed table of parts | `--learning_rate` |
+# | NaN later | fp16, rate | the step it names | `--bf16 true` |
+# | features do not match | patch size, CLS, a cut image | the message | `train_llava.model.load` |
+# | hangs | a batch without images | `train_llava.check_data` | our collator |
+# | bad when loaded | adapter without projector, other base | `modules_to_save` | `train_llava.model.load` |
+# | out of memory | batch, activations | `train_llava.estimate` | the list above |
 #
 # ## Common questions
 #
 # **Bad answers, no error: where do I begin?** With the three losses. If the model does not look, check data, labels and projector; if it looks, prompt and end.
+#
+# **The loss is low, and answers are bad?** Ask a training record. If it fails, too, asking differs from training: prompt, template, adapter.
 
 # %% [markdown] lang="zh"
 # **怎么修，** 按这个顺序试：减小 `--per_device_train_batch_size`（用 `--global_batch_size` 保持每步的样本数不变）、`--gradient_checkpointing true`、改用 `use_lora`、`--load_in_4bit true`、加卡（第 8 课）。
 #
 # ## 我们看到
 #
-# | 症状 | 原因 | 看哪里 |
-# |---|---|---|
-# | 不管什么图，回答都一样 | 投影层丢了或没训练；数据靠猜就能答 | 三个损失：`train_llava.evaluate` |
-# | 第一步起损失就是 0 或 NaN | 标签全是 -100 | `train_llava.show_batch` |
-# | 训练中途 NaN | fp16、学习率 | `--bf16 true`、`--learning_rate` |
-# | 损失不降 | 被冻结、学习率太低；或还在平台上 | 训练开头打印的部件表 |
-# | 停不下来，不停重复 | 标签里没有结束符，或等的是别的结束符 | 标签、`generation_config.json` |
-# | 乱码、字母之间有空格 | 分词器不对，模板漏了或套了两遍 | 处理器、完整的提示词文本 |
-# | 特征数量不一致 | 图块大小、CLS、图片被截断 | `train_llava.model.load`、`--model_max_length` |
-# | 多卡训练卡住 | 某张卡的批次里没有图片 | `train_llava.check_data` 会数出这样的数据 |
-# | 训练时正常，加载后变差 | 适配器少了投影层，基座不对 | `train_llava.model.load` |
-# | 显存不足 | 批次、激活值 | `train_llava.estimate` |
+# 按上面各节的顺序，每一种都有一段代码把它造出来：
+#
+# | 症状 | 原因 | 看哪里 | 怎么修 |
+# |---|---|---|---|
+# | 不管什么图，回答都一样 | 投影层没训练；数据靠猜就能答 | 三个损失：`train_llava.evaluate` | `TRAIN_TYPE`、数据 |
+# | 第一步起损失就是 0 或 NaN | 标签全是 -100 | `train_llava.show_batch` | `--model_max_length`、数据 |
+# | 停不下来，不停重复 | 标签里没有结束符，或等的是别的结束符 | 标签 | `generation_config.json` |
+# | 乱码、字母之间有空格 | 分词器不对，模板漏了或套了两遍 | 完整的提示词文本 | 用模型自己的处理器 |
+# | 损失不降 | 被冻结、学习率太低；或还在平台上 | 训练开头打印的部件表 | `--learning_rate` |
+# | 训练中途 NaN | fp16、学习率 | 报错里说的那一步 | `--bf16 true` |
+# | 特征数量不一致 | 图块大小、CLS、图片被截断 | 报错信息 | `train_llava.model.load` |
+# | 多卡训练卡住 | 某张卡的批次里没有图片 | `train_llava.check_data` 会数出这样的数据 | 本仓库的 `LlavaCollator` |
+# | 训练时正常，加载后变差 | 适配器少了投影层，基座不对 | `modules_to_save` | `train_llava.model.load` |
+# | 显存不足 | 批次、激活值 | `train_llava.estimate` | 上面那几个办法 |
 #
 # ## 常见问题
 #
 # **没有报错，回答就是不好，从哪里查起？** 先算三个损失。没看图，就查数据、标签和投影层；看了图，就查提示词和结束符。
+#
+# **损失很低，回答却不好？** 拿一条训练数据去问。连它也答不好，就是提问和训练时不一样：查提示词、模板、适配器。
 
 # %% [markdown] lang="en"
 # ## Exercises

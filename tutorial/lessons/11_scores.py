@@ -278,10 +278,10 @@ for n in (140, 1400, 14000):
 print(METRICS["anls"][1]("cat", ["cart", "dog"]), METRICS["relaxed"][1]("48%", ["0.5"]))
 
 # %% [markdown] lang="en"
-# 🐕 It gets a part of the answers right for nothing. A model below it has learned nothing from images; above it, look at the three losses.
+# 🐕 It gets a part of the answers right for nothing. A model below it has shown nothing yet: perhaps it is blind, perhaps it words its answers in another way. The three losses tell, above the line, too.
 
 # %% [markdown] lang="zh"
-# 🐕 什么都不看也能得一部分分。模型低于它，说明没从图里学到东西；高于它，还要看那三个损失。
+# 🐕 什么都不看也能得一部分分。低于它，什么也说明不了：模型也许没看图，也许只是换了种说法。不管高于还是低于它，都要看那三个损失。
 
 # %% tags=["solution"]
 from collections import Counter, defaultdict

@@ -22,7 +22,7 @@
 # - 模型和数据在哪里下载，国内怎么下；
 # - 按什么顺序做，才能让一个错误只浪费几分钟，而不是几天。
 
-# %%
+# %% tags=["figure"]
 from tutorial.tools.quiet import quiet
 
 quiet()
@@ -45,7 +45,6 @@ models = {strategy: meta_model(config, torch.bfloat16, strategy) for strategy in
 memory = {strategy: MemoryModel.of(model) for strategy, model in models.items()}
 
 
-# %%
 def peak(strategy: str, gpus: int) -> float:
     """GiB on each GPU at the fullest moment of a step, under ZeRO-2."""
     zero = zero_config("ZeRO-2", gpus, config.text_config.hidden_size, strategy)
@@ -272,7 +271,7 @@ costs.order_of_work()
 # %% [markdown] lang="en"
 # ## Common questions
 #
-# **Out of memory. What first?** A smaller batch, which shortens at most the light part of the bar. Then gradient checkpointing, 4-bit weights (`use_lora` only), the optimizer in main memory, more GPUs. The cell below shows two of these. With 24 GB use checkpointing at once: the run on the H100 took more than such a card has.
+# **Out of memory. What first?** A smaller batch, which shortens at most the light part of the bar. Then gradient checkpointing, 4-bit weights (`use_lora` only), the optimizer in main memory, more GPUs. The cell below shows two of these. With 24 GB use checkpointing at once: the run on the H100 took nearly all that such a card has.
 #
 # **Why does a smaller batch not help `freeze_vision` on one GPU?** Because there the light part is the optimizer's copies.
 #
@@ -283,7 +282,7 @@ costs.order_of_work()
 # %% [markdown] lang="zh"
 # ## 常见问题
 #
-# **显存不够，先做什么？** 先减小批次，它最多缩短图里浅灰色的部分。然后依次是：梯度检查点、4 比特权重（仅限 `use_lora`）、把优化器放到内存、加卡。下面的代码算出梯度检查点和 4 比特能省多少。24 GB 的卡请直接打开梯度检查点：H100 上实测占用的显存超过了这种卡能用的。
+# **显存不够，先做什么？** 先减小批次，它最多缩短图里浅灰色的部分。然后依次是：梯度检查点、4 比特权重（仅限 `use_lora`）、把优化器放到内存、加卡。下面的代码算出梯度检查点和 4 比特能省多少。24 GB 的卡请直接打开梯度检查点：H100 上实测占用的显存，几乎就是这种卡的全部。
 #
 # **单卡训练 `freeze_vision`，为什么减小批次没有用？** 因为这时浅灰色是优化器更新用的副本，也和批次无关。
 #
