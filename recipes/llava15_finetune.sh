@@ -5,7 +5,7 @@
 #
 # Rate 2e-5, batch 128, one epoch, cosine, warm-up 0.03, no weight decay, at most 2,048 tokens: the hyperparameters in
 # the README of github.com/haotian-liu/LLaVA.
-# LLaVA-1.5 pads images to squares: build the first stage's model with --image_aspect_ratio pad. A model that crops
+# LLaVA-1.5 pads images in this stage: build the first stage's model with --image_aspect_ratio pad. A model that crops
 # is refused here; --image_aspect_ratio as_built at the end of the line takes it.
 TRAIN_TYPE=freeze_vision bash "$(dirname "$0")/../run_zero2.sh" \
     --image_aspect_ratio pad \

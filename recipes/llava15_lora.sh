@@ -5,7 +5,7 @@
 #
 # Rank 128, alpha 256, rate 2e-4, of the projector 2e-5, batch 128, one epoch: scripts/v1_5/finetune_lora.sh of
 # github.com/haotian-liu/LLaVA.
-# LLaVA-1.5 pads images to squares: build the first stage's model with --image_aspect_ratio pad. A model that crops
+# LLaVA-1.5 pads images in this stage: build the first stage's model with --image_aspect_ratio pad. A model that crops
 # is refused here; --image_aspect_ratio as_built at the end of the line takes it.
 TRAIN_TYPE=use_lora bash "$(dirname "$0")/../run_zero2.sh" \
     --lora_r 128 \

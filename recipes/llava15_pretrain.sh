@@ -5,8 +5,8 @@
 #
 # Rate 1e-3, batch 256, one epoch, cosine, warm-up 0.03, no weight decay, at most 2,048 tokens: the hyperparameters in
 # the README of github.com/haotian-liu/LLaVA.
-# LLaVA-1.5 pads images to squares: build models/llava with --image_aspect_ratio pad. A model that crops
-# is refused here; --image_aspect_ratio as_built at the end of the line takes it.
+# LLaVA-1.5 crops images here and pads them in its second stage. A folder of ours has one way for both, so build
+# models/llava with --image_aspect_ratio pad. One that crops is refused; --image_aspect_ratio as_built takes it.
 TRAIN_TYPE=projector bash "$(dirname "$0")/../run_zero2.sh" \
     --image_aspect_ratio pad \
     --learning_rate 1e-3 \

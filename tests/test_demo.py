@@ -18,6 +18,9 @@ from demo.questions import KINDS_OF_QUESTION, LANGUAGES, ask, neighbour, rounds
 from demo.scenes import CELL, COLOURS, KINDS, SHAPES, SPLITS, Item, draw, home, load_scans, random_scene
 from demo.tokenizer import chinese_words, make_tokenizer
 from demo.vision_half import contrastive_scenes, retrieval
+from train_llava.data import LlavaDataset
+from train_llava.model.generate import caption_rows
+from tutorial.tools.trained import trained_llava
 
 
 def test_no_scan_is_in_both_splits():
@@ -231,6 +234,14 @@ def test_the_committed_halves_are_as_written():
     assert list(kept) == list(told) and abs(mean(kept.values()) - mean(told.values())) < 4
     talked = talk_exact(language_model, tokenizer, "held_out", chats=20)
     assert abs(talked - written["qwen"]["held_out_conversation_exact_percent"]) < 4
+
+
+def test_the_trained_adapter_is_that_of_the_kept_run(tmp_path):
+    """The first held-out questions, ten of each kind, and the table of that run: 95% of 1,400."""
+    write_records(tmp_path, "held_out", "held_out", 140, seed=0)
+    rows = caption_rows(*trained_llava(), LlavaDataset(tmp_path))
+    kept = re.search(r"^  all +([\d.]+)$", (ROOT / "benchmarks" / "results" / "demo.txt").read_text(), re.M)
+    assert abs(100 * mean(row["exact"] for row in rows) - float(kept[1])) < 4
 
 
 def test_weights_are_small():

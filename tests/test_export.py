@@ -6,8 +6,10 @@ import shutil
 import pytest
 import torch
 from clip_cpp import Mmproj
+from conftest import call
 from exports import build, export, keys_of
 from families import SUPPORTED, Family, chat_folder
+from folders import changed, make_adapter, snapshot
 from gguf import GGUFReader
 from PIL import Image
 from safetensors.torch import load_file
@@ -21,6 +23,7 @@ from transformers import (
 )
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
+from train_llava import merge_lora
 from train_llava.model.load import load_processor
 from train_llava.processing.chat_template import CONTENT_PARTS
 
@@ -211,6 +214,20 @@ def test_a_template_that_no_modelfile_can_hold(with_siglip, tmp_path):
     assert done.returncode == 2 and "cannot be written as Ollama's" in done.stderr, done.stderr
     assert not (tmp_path / "ollama").exists()
     assert export(folder, tmp_path / "gguf").returncode == 0
+
+
+@pytest.mark.parametrize("kind", ["gguf", "vllm"])
+def test_an_adapter_is_merged_on_the_way(llava, tmp_path, kind):
+    """Byte for byte what the merged folder becomes, and nothing beside it."""
+    adapter = make_adapter(LlavaForConditionalGeneration.from_pretrained(llava), tmp_path / "adapter")
+    changed(adapter / "adapter_config.json", base_model_name_or_path=str(llava))
+    done = call(merge_lora.main, "--adapter_name_or_path", adapter, "--output_dir", tmp_path / "merged")
+    assert done.returncode == 0, done.stderr
+    for source, output in ((tmp_path / "merged", "two"), (adapter, "one")):
+        done = export(source, tmp_path / output, kind)
+        assert done.returncode == 0, done.stderr
+    assert snapshot(tmp_path / "one") == snapshot(tmp_path / "two")
+    assert {path.name for path in tmp_path.iterdir()} == {"adapter", "merged", "one", "two"}
 
 
 def test_a_folder_for_vllm(llava, old_llava, tmp_path):

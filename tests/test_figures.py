@@ -95,6 +95,15 @@ def test_the_tables_of_the_demo_are_those_of_the_kept_results(name, page):
     assert all(line in lines for line in numbers)
 
 
+@pytest.mark.parametrize("page", ["docs/evaluation.md", "docs/evaluation_zh.md"])
+def test_the_three_losses_are_those_of_lesson_11(page):
+    notebook = json.loads(text_of("tutorial/en/11_scores.ipynb"))
+    told = "".join("".join(out.get("text", "")) for cell in notebook["cells"] for out in cell.get("outputs", []))
+    kept = re.findall(r"^\w+: own ([\d.]+), other ([\d.]+), grey ([\d.]+)$", told, re.M)
+    rows = re.findall(r"^\| \w+ \| (\d\.\d{3}) \| (\d\.\d{3}) \| (\d\.\d{3}) \| .+ \|$", text_of(page), re.M)
+    assert len(kept) == 3 and rows == kept
+
+
 def test_the_notebook_has_the_answers_of_that_run():
     """One kept run for the front pages and the notebooks."""
     notebook = json.loads(text_of("code05_infer_lora.ipynb"))

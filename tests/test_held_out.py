@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import call
 from folders import changed
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from trainers import trainer_of
 from training import losses, weights, zero2
 
@@ -119,12 +120,25 @@ def test_two_ranks(llava, data, held_out, plain, tmp_path):
     answer = partial(plain, max_new_tokens=MAX_NEW_TOKENS, eos_token_id=ends)
     answerable = with_answers(held_out, range(9), answer, tmp_path / "data")
     flags = ["--eval_data_path", answerable, "--per_device_eval_batch_size", 4, "--eval_strategy", "steps"]
-    flags += ["--learning_rate", 1e-5]
-    flags += ["--eval_steps", 3, "--load_best_model_at_end", "true", "--eval_generate", "true"]
+    flags += ["--learning_rate", 1e-5, "--report_to", "tensorboard"]
+    flags += [
+        "--eval_steps",
+        3,
+        "--load_best_model_at_end",
+        "true",
+        "--eval_generate",
+        "true",
+        "--report_to",
+        "tensorboard",
+    ]
     done = zero2(model, data, tmp_path / "run", "freeze_vision", *flags)
     assert done.returncode == 0, done.stderr[-3000:]
     history = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
     logs = {log["step"]: log for log in history if "eval_loss" in log}
+    events = EventAccumulator(str(next((tmp_path / "run" / "runs").iterdir())))
+    events.Reload()
+    shown = {event.step: event.value for event in events.Scalars("eval/exact_match")}
+    assert shown == pytest.approx({step: log["eval_exact_match"] for step, log in logs.items()})
     assert 0 < logs[6]["eval_exact_match"] < 1 and logs[3]["eval_loss"] > logs[6]["eval_loss"]
     for step in (3, 6):
         assert_same(logs[step], evaluated(tmp_path / "run" / f"checkpoint-{step}", answerable, tmp_path / str(step)))

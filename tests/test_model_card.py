@@ -42,6 +42,7 @@ def test_what_is_pushed_is_the_whole_model_with_its_card(llava, data, tmp_path, 
     assert sum("/commit/" in path for path, _ in kept) == 1  # at the end
     card = ModelCard(sent["README.md"].decode())
     assert (card.data.library_name, card.data.base_model, card.data.datasets) == ("peft", None, None)
+    assert 'model="me/mine")' in card.text and "\n# me/mine\n" in card.text
     assert "| held-out loss, at step 2 |" in card.text and "| held-out data | `" in card.text
 
 

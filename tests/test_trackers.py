@@ -85,8 +85,8 @@ OFFLINE = {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "SWANLAB_MODE": "off
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_the_real_ones_keep_images_and_numbers(tmp_path, monkeypatch, name):
-    """With transformers' own callback, which begins and ends the run; without a network."""
+def test_the_real_ones_keep_images(tmp_path, monkeypatch, name):
+    """With transformers' own callback, which begins the run, logs numbers into it and ends it; without a network."""
     monkeypatch.chdir(tmp_path)
     for key, value in OFFLINE.items():
         monkeypatch.setenv(key, value)

@@ -1,4 +1,4 @@
-"""A whole LLaVA -> the files that another program serves it from: llama.cpp, Ollama or vLLM.
+"""A LLaVA -> the files that another program serves it from: llama.cpp, Ollama or vLLM.
 
     python -m train_llava.export --model_name_or_path models/mine --format gguf --output_dir models/mine-gguf
 
@@ -6,53 +6,66 @@ gguf    model.gguf (language model, tokenizer, chat template) and mmproj.gguf (t
 ollama  the same two and a Modelfile, for `ollama create NAME -f Modelfile`
 vllm    the folder again, with the names of weights that vLLM reads
 
-Weights keep the values they are stored with. What differs there from here, such as what becomes of an image that is not
-square: docs/serving.md.
+An adapter is merged into its base on the way. Weights keep the values they are stored with. What differs there from
+here, such as what becomes of an image that is not square: docs/serving.md.
 """
 
 import argparse
+import shutil
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from transformers import LlavaProcessor
+from transformers import LlavaConfig, LlavaProcessor
 
 from train_llava.cli import InputError, command, command_parser, output_folder
 from train_llava.model.config import load_llava_config
 from train_llava.model.folder import check_output_dir, new_folder
 from train_llava.model.generate import collator_of, ends_of_answer
-from train_llava.model.load import fetch, load, load_processor
+from train_llava.model.load import base_of, fetch, load, processor_of
+from train_llava.model.merge import merge
 from train_llava.model.older_names import copy_with_older_names
 from train_llava.model.structure import has_cls
+from train_llava.model.verify_merge import check_mergeable
 from train_llava.processing.images import FRAMINGS, FastImageProcessor
 from train_llava.processing.modelfile import modelfile
 
 LANGUAGE_FILE, VISION_FILE, MODELFILE = "model.gguf", "mmproj.gguf", "Modelfile"
+MERGED = "merged"  # a folder inside the output, until the end
 
 
 @command
 def main() -> None:
     parser = command_parser(__doc__)
-    parser.add_argument("--model_name_or_path", required=True, help="whole LLaVA: a folder or a hub id")
+    parser.add_argument("--model_name_or_path", required=True, help="whole LLaVA or adapter: a folder or a hub id")
     parser.add_argument("--format", required=True, choices=("gguf", "ollama", "vllm"))
     parser.add_argument("--output_dir", required=True, type=Path)
     args = parser.parse_args()
 
     check_output_dir(args.output_dir, overwrite=False)
     source = fetch(args.model_name_or_path)
-    load_llava_config(source)
-    processor = load_processor(source)
+    base = base_of(source) if (source / "adapter_config.json").is_file() else None
+    weights = fetch(base) if base else source
+    if base:
+        check_mergeable(source, weights)
+    config, processor = load_llava_config(weights), processor_of(weights, source)
     if args.format != "vllm":
-        check_gguf(source, processor, args)
-    with output_folder(args.output_dir, source):
-        if args.format == "vllm":
-            write_folder(source, args)
+        check_gguf(config, processor, args)
+    needed = sum(path.stat().st_size for path in weights.iterdir() if path.is_file())
+    with (
+        output_folder(args.output_dir, source, weights),
+        new_folder(args.output_dir, needed=needed * (2 if base else 1)) as folder,
+    ):
+        if not base:
+            write(source, folder, args.format)
         else:
-            write_gguf(source, args)
+            merge(source, base, folder / MERGED)
+            write(folder / MERGED, folder, args.format)
+            shutil.rmtree(folder / MERGED)
     print(f"saved to {args.output_dir}")
 
 
-def check_gguf(source: Path, processor: LlavaProcessor, args: argparse.Namespace) -> None:
+def check_gguf(config: LlavaConfig, processor: LlavaProcessor, args: argparse.Namespace) -> None:
     """Refuses what llama.cpp would compute in another way, before any weight is loaded.
 
     Raises:
@@ -64,7 +77,7 @@ def check_gguf(source: Path, processor: LlavaProcessor, args: argparse.Namespace
     from train_llava.model.gguf_vision import CLASS_TOKEN, unsupported_vision
     from train_llava.model.gguf_vocabulary import unsupported_tokenizer
 
-    config = load_llava_config(source)
+    source = args.model_name_or_path
     reason = unsupported_language_model(config.text_config) or unsupported_vision(config, processor)
     if reason := reason or unsupported_tokenizer(processor.tokenizer):
         raise InputError(
@@ -82,26 +95,21 @@ def check_gguf(source: Path, processor: LlavaProcessor, args: argparse.Namespace
     )
 
 
-def write_gguf(source: Path, args: argparse.Namespace) -> None:
-    """Writes the two files, and for Ollama the one that names them."""
+def write(source: Path, folder: Path, form: str) -> None:
+    """Writes a whole model as vLLM's folder, or as the two files of llama.cpp; for Ollama a third, which names them."""
+    if form == "vllm":
+        print(f"{copy_with_older_names(source, folder)} weights have the names of transformers 4 there")
+        return
     from train_llava.model.gguf_language import write_language_model
     from train_llava.model.gguf_vision import write_vision
 
     model, processor = load(source)
-    with new_folder(args.output_dir, needed=sum(p.nbytes for p in model.parameters())) as folder:
-        if args.format == "ollama":  # first, as it may be refused
-            ends = processor.tokenizer.convert_ids_to_tokens(ends_of_answer(model, processor))
-            text = modelfile(collator_of(processor).encoder.template, [LANGUAGE_FILE, VISION_FILE], ends)
-            (folder / MODELFILE).write_text(text, encoding="utf-8")
-        write_language_model(model, processor, folder / LANGUAGE_FILE)
-        write_vision(model, processor, folder / VISION_FILE)
-
-
-def write_folder(source: Path, args: argparse.Namespace) -> None:
-    """Writes the folder again."""
-    needed = sum(path.stat().st_size for path in source.iterdir() if path.is_file())
-    with new_folder(args.output_dir, needed=needed) as folder:
-        print(f"{copy_with_older_names(source, folder)} weights have the names of transformers 4 there")
+    if form == "ollama":  # first, as it may be refused
+        ends = processor.tokenizer.convert_ids_to_tokens(ends_of_answer(model, processor))
+        text = modelfile(collator_of(processor).encoder.template, [LANGUAGE_FILE, VISION_FILE], ends)
+        (folder / MODELFILE).write_text(text, encoding="utf-8")
+    write_language_model(model, processor, folder / LANGUAGE_FILE)
+    write_vision(model, processor, folder / VISION_FILE)
 
 
 if __name__ == "__main__":

@@ -167,7 +167,7 @@ def finish(trainer: LlavaTrainer, model_args: ModelArguments, data_args: DataArg
     if trainer.is_world_process_zero():
         if bad_images := trainer.train_dataset.bad_images.summary():
             print(bad_images, flush=True)
-        write_card(trainer.model, trainer.state, args, model_args, data_args)
+        write_card(trainer.model, trainer.state, args, model_args, data_args, trainer.hub_model_id)
         drop_old_runs(args)
     if args.push_to_hub:
         trainer.push_to_hub()

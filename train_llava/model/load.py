@@ -96,7 +96,7 @@ def load(
         raise InputError(f"{folder}: a LLaVA in the form of the repository haotian-liu/LLaVA. {hint}.")
     if in_4bit and not is_bitsandbytes_available():
         raise InputError("--load_in_4bit needs bitsandbytes: pip install bitsandbytes (the extra train_llava[quant])")
-    processor = load_processor(adapter if adapter and list(adapter.glob("processor_config.json")) else folder, folder)
+    processor = processor_of(folder, adapter)
     try:
         model = load_weights(folder, dtype, in_4bit, attn_implementation)
         # an adapter trained on this model records its name, and must find its base from anywhere
@@ -175,6 +175,11 @@ def four_bit(dtype: torch.dtype | str) -> BitsAndBytesConfig:
         bnb_4bit_compute_dtype=dtype if isinstance(dtype, torch.dtype) else torch.bfloat16,
         llm_int8_skip_modules=[".*vision_tower", ".*multi_modal_projector", "lm_head"],  # in 4 bits, too
     )
+
+
+def processor_of(folder: Path, adapter: Path | None) -> LlavaProcessor:
+    """The processor beside an adapter, or that of the model in `folder`."""
+    return load_processor(adapter if adapter and (adapter / "processor_config.json").is_file() else folder, folder)
 
 
 def load_processor(model_name_or_path: Name, model_folder: Path | None = None) -> LlavaProcessor:

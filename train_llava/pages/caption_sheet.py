@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw
 from train_llava.ingest.conversation import IMAGE_TOKEN
 from train_llava.pages.fonts import font_for, wrapped
 
-TILE, TEXT = 260, 170  # pixels: an image's side, and the height of the text under it
+TILE, TEXT = 260, 186  # pixels: an image's side, and the height of the text under it
 SMALL_LINE, LARGE_LINE = 18, 23  # pixels from one line to the next
 INK = (90, 90, 90)
 VERDICT = {None: INK, True: (20, 110, 50), False: (190, 30, 30)}
@@ -31,12 +31,13 @@ def draw_sheet(rows: list[dict[str, Any]]) -> Image.Image:
         scale = TILE / max(image.size)
         sheet.paste(image.resize([max(1, round(side * scale)) for side in image.size], enlarge), (x, y))
         y += TILE + 6
-        for text, font, height, ink in (
-            (row.get("prompt", "").replace(IMAGE_TOKEN, ""), small, SMALL_LINE, INK),
-            (row["caption"], large, LARGE_LINE, VERDICT[row.get("exact")]),
-            (f"should be: {row['reference']}" if row.get("exact") is False else "", small, SMALL_LINE, INK),
+        right = f"should be: {row['reference']}" if row.get("exact") is False else ""
+        for text, font, height, ink, most in (
+            (row.get("prompt", "").replace(IMAGE_TOKEN, ""), small, SMALL_LINE, INK, 3),
+            (row["caption"], large, LARGE_LINE, VERDICT[row.get("exact")], 3 if right else 5),
+            (right, small, SMALL_LINE, INK, 3),
         ):
-            for line in filter(None, wrapped(text, font, TILE, 3)):
+            for line in filter(None, wrapped(text, font, TILE, most)):
                 draw.text((x, y), line, ink, font)
                 y += height
     return sheet

@@ -24,7 +24,7 @@ from train_llava.planning.arguments import DataArguments, LlavaTrainingArguments
 HOW_TO_USE = """```python
 from transformers import pipeline
 
-describe = pipeline("image-text-to-text", model="{folder}")
+describe = pipeline("image-text-to-text", model="{model}")
 content = [{{"type": "image", "path": "image.jpg"}}, {{"type": "text", "text": "What is this?"}}]
 print(describe(text=[{{"role": "user", "content": content}}], return_full_text=False)[0]["generated_text"])
 ```"""
@@ -114,16 +114,10 @@ def built_card(name: str, vision: str, language: str) -> str:
     return BUILT.format(**fields)
 
 
-def merged_card(model: nn.Module, folder: Path, adapter: str, base: str) -> str:
-    """The card of a model that an adapter was merged into."""
-    fields = {
-        "header": card_header([base]),
-        "name": folder.resolve().name,
-        "base": name_of(base),
-        "adapter": name_of(adapter),
-    }
-    use = HOW_TO_USE.format(folder=fields["name"])
-    return MERGED.format(**fields, components=components_table(model), use=use)
+def merged_card(components: str, name: str, adapter: str, base: str) -> str:
+    """The card of a model that an adapter was merged into. `name` is its id on the hub, or that of its folder."""
+    fields = {"header": card_header([base]), "base": name_of(base), "adapter": name_of(adapter)}
+    return MERGED.format(**fields, name=name, components=components, use=HOW_TO_USE.format(model=name))
 
 
 def write_card(
@@ -132,9 +126,11 @@ def write_card(
     args: LlavaTrainingArguments,
     model_args: ModelArguments,
     data_args: DataArguments,
+    hub_id: str | None,
 ) -> None:
-    """Writes README.md and curves.png into the output folder, from what the run logged."""
+    """Writes README.md and curves.png into the output folder, from what the run logged. `hub_id`: its name there."""
     folder, history = Path(args.output_dir), state.log_history
+    name = hub_id or folder.resolve().name
     draw_curves(history, folder / "curves.png")
     adapter, base = isinstance(model, PeftModel), model_args.model_name_or_path
     step, scores = held_out(state, args)
@@ -160,14 +156,14 @@ def write_card(
     samples = [f"![the last sample captions](samples/{path.name})" for path in sorted(folder.glob("samples/*.png"))]
     sections = [
         card_header([base], adapter, data_args.data_path),
-        f"# {folder.resolve().name}",
+        f"# {name}",
         f"A LLaVA{' adapter' * adapter}, trained with train_llava.",
         "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts.items() if value)]),
         f"```text\n{components_table(model)}\n```",
         "![loss over steps](curves.png)",
         *samples[-1:],
         "## Use",
-        HOW_TO_USE.format(folder=folder.resolve().name),
+        HOW_TO_USE.format(model=name),
     ]
     if is_foreign_card(folder / CARD):
         return
