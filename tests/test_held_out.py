@@ -121,16 +121,7 @@ def test_two_ranks(llava, data, held_out, plain, tmp_path):
     answerable = with_answers(held_out, range(9), answer, tmp_path / "data")
     flags = ["--eval_data_path", answerable, "--per_device_eval_batch_size", 4, "--eval_strategy", "steps"]
     flags += ["--learning_rate", 1e-5, "--report_to", "tensorboard"]
-    flags += [
-        "--eval_steps",
-        3,
-        "--load_best_model_at_end",
-        "true",
-        "--eval_generate",
-        "true",
-        "--report_to",
-        "tensorboard",
-    ]
+    flags += ["--eval_steps", 3, "--load_best_model_at_end", "true", "--eval_generate", "true"]
     done = zero2(model, data, tmp_path / "run", "freeze_vision", *flags)
     assert done.returncode == 0, done.stderr[-3000:]
     history = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
