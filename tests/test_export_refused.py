@@ -6,6 +6,7 @@ import shutil
 from importlib.util import find_spec
 
 import pytest
+from conftest import call
 from exports import build, export
 from families import SUPPORTED, chat_folder
 from folders import changed, make_adapter, padding, snapshot
@@ -66,6 +67,10 @@ def test_other_refusals(llava, old_clip, tmp_path, monkeypatch):
     changed(adapter / "adapter_config.json", base_model_name_or_path=str(tmp_path / "gone"))
     done = export(adapter, tmp_path / "new")
     assert done.returncode == 2 and "say where its base is" in done.stderr and not (tmp_path / "new").exists()
+    assert f"--model_name_or_path BASE --adapter_name_or_path {adapter}" in done.stderr
+    told = ("--model_name_or_path", llava, "--adapter_name_or_path", adapter)
+    done = call(train_llava.export.main, *told, "--format", "vllm", "--output_dir", tmp_path / "told")
+    assert done.returncode == 0, done.stderr
     before = snapshot(adapter)
     done = export(llava, adapter)
     assert done.returncode == 2 and "is not empty" in done.stderr and snapshot(adapter) == before

@@ -197,3 +197,4 @@ def test_push_to_a_stand_in_for_the_hub(adapter, tmp_path, monkeypatch):
     assert done.returncode == 0, done.stderr
     assert files_sent(kept) == {path.name: path.read_bytes() for path in (tmp_path / "merged").iterdir()}
     assert json.loads(kept[0][1])["name"] == "merged"
+    assert 'model="me/merged")' in (tmp_path / "merged" / "README.md").read_text()

@@ -157,3 +157,6 @@ def test_the_kept_results():
     assert [round(none[rate]) for rate in ("0.0001", "0.0004", "0.001")] == [73, 37, 0]
     assert [round(curve["0.0004"]) for curve in (slow_tower, frozen)] == [8, 12]
     assert {curve["0.001"] for curve in percent("Chinese")} == {0}
+    trained = json.loads((ROOT / "benchmarks" / "results" / "strategies.json").read_text())["rows"]
+    kept = [run["exact_percent_of_languages"]["Chinese"] for runs in [*trained.values()][1:] for run in runs]
+    assert (round(min(kept)), max(kept)) == (88, 100)

@@ -170,6 +170,12 @@ def test_a_sheet_wraps_what_has_no_blanks():
         lines = wrapped(text, font, 260, 3)
         assert len(lines) <= 3 and all(font.getlength(line) <= 260 + 18 for line in lines)
         assert text == "" or lines[0]
+    ends = ("six at the bottom right", "two at the bottom right")  # of four things, told as the demo tells them
+    long = "a large purple cross at the top left, a small white star at the top right, a small blue heart"
+    rows = [{"image": None, "caption": f"{long} at the bottom left and a small purple {end}"} for end in ends]
+    assert draw_sheet(rows[:1]).tobytes() != draw_sheet(rows[1:]).tobytes()  # it is not cut where they differ
+    wrong = [{**rows[0], "exact": False, "reference": row["caption"]} for row in rows]
+    assert draw_sheet(wrong[:1]).tobytes() != draw_sheet(wrong[1:]).tobytes()  # nor is the right one
     row = {"image": Image.new("RGB", (9, 9)), "caption": "x" * 40}
     colours = [draw_sheet([{**row, **verdict}]).getcolors(1 << 20) for verdict in ({}, {"exact": True})]
     green = [sum(count for count, (r, g, b) in found if g > r + 40) for found in colours]

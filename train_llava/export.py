@@ -28,7 +28,7 @@ from train_llava.model.older_names import copy_with_older_names
 from train_llava.model.structure import has_cls
 from train_llava.model.verify_merge import check_mergeable
 from train_llava.processing.images import FRAMINGS, FastImageProcessor
-from train_llava.processing.modelfile import modelfile
+from train_llava.processing.modelfile import modelfile, openings
 
 LANGUAGE_FILE, VISION_FILE, MODELFILE = "model.gguf", "mmproj.gguf", "Modelfile"
 MERGED = "merged"  # a folder inside the output, until the end
@@ -38,28 +38,30 @@ MERGED = "merged"  # a folder inside the output, until the end
 def main() -> None:
     parser = command_parser(__doc__)
     parser.add_argument("--model_name_or_path", required=True, help="whole LLaVA or adapter: a folder or a hub id")
+    parser.add_argument("--adapter_name_or_path", help="adapter to merge into the model")
     parser.add_argument("--format", required=True, choices=("gguf", "ollama", "vllm"))
     parser.add_argument("--output_dir", required=True, type=Path)
     args = parser.parse_args()
 
     check_output_dir(args.output_dir, overwrite=False)
-    source = fetch(args.model_name_or_path)
-    base = base_of(source) if (source / "adapter_config.json").is_file() else None
-    weights = fetch(base) if base else source
-    if base:
-        check_mergeable(source, weights)
-    config, processor = load_llava_config(weights), processor_of(weights, source)
+    base, adapter = args.model_name_or_path, args.adapter_name_or_path and fetch(args.adapter_name_or_path)
+    if adapter is None and (fetch(base) / "adapter_config.json").is_file():
+        base, adapter = base_of(fetch(base)), fetch(base)
+    source = fetch(base)
+    if adapter:
+        check_mergeable(adapter, source)
+    config, processor = load_llava_config(source), processor_of(source, adapter)
     if args.format != "vllm":
         check_gguf(config, processor, args)
-    needed = sum(path.stat().st_size for path in weights.iterdir() if path.is_file())
+    needed = sum(path.stat().st_size for path in source.iterdir() if path.is_file())
     with (
-        output_folder(args.output_dir, source, weights),
-        new_folder(args.output_dir, needed=needed * (2 if base else 1)) as folder,
+        output_folder(args.output_dir, source, adapter),
+        new_folder(args.output_dir, needed=needed * (2 if adapter else 1)) as folder,
     ):
-        if not base:
+        if not adapter:
             write(source, folder, args.format)
         else:
-            merge(source, base, folder / MERGED)
+            merge(adapter, base, folder / MERGED)
             write(folder / MERGED, folder, args.format)
             shutil.rmtree(folder / MERGED)
     print(f"saved to {args.output_dir}")
@@ -69,7 +71,7 @@ def check_gguf(config: LlavaConfig, processor: LlavaProcessor, args: argparse.Na
     """Refuses what llama.cpp would compute in another way, before any weight is loaded.
 
     Raises:
-        InputError: names what it is; or the package gguf is not installed.
+        InputError: names what it is, see also `openings`; or the package gguf is not installed.
     """
     if find_spec("gguf") is None:
         raise InputError("--format gguf and ollama need gguf: pip install gguf (the extra train_llava[export])")
@@ -87,6 +89,8 @@ def check_gguf(config: LlavaConfig, processor: LlavaProcessor, args: argparse.Na
         if args.format == "ollama":  # which nobody builds anew
             raise InputError(f"{source}: {CLASS_TOKEN}. Ollama has the same code. Use llama.cpp, or a SigLIP tower.")
         print(f"warning: {CLASS_TOKEN}. A SigLIP tower has no such trouble.", file=sys.stderr)
+    if args.format == "ollama":
+        openings(collator_of(processor).encoder.template)
     framing = FRAMINGS[FastImageProcessor(processor.image_processor).framing()]
     print(
         f"warning: images that are not square: this model has learned to see {framing}; llama.cpp brings them to a "
@@ -104,7 +108,7 @@ def write(source: Path, folder: Path, form: str) -> None:
     from train_llava.model.gguf_vision import write_vision
 
     model, processor = load(source)
-    if form == "ollama":  # first, as it may be refused
+    if form == "ollama":
         ends = processor.tokenizer.convert_ids_to_tokens(ends_of_answer(model, processor))
         text = modelfile(collator_of(processor).encoder.template, [LANGUAGE_FILE, VISION_FILE], ends)
         (folder / MODELFILE).write_text(text, encoding="utf-8")

@@ -17,7 +17,6 @@ that was interrupted goes on. Writes a table as .md, all figures as .json, and t
 """
 
 import json
-import re
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,10 +24,12 @@ from typing import Any
 
 from benchmarks.learning.strategies import (
     HELD_OUT,
+    LANGUAGES,
     STRATEGIES,
     WORK,
     built,
     cached_run,
+    captions_of_languages,
     exact_percent,
     make_data,
     run_script,
@@ -39,7 +40,6 @@ from train_llava.pages.charts import chart
 
 ROWS = {strategy.name: strategy for strategy in STRATEGIES if strategy.original}  # the original's table
 CAPTIONS = WORK / "data" / "held_out_captions"
-LANGUAGES = ("English", "Chinese")
 RATE, STEPS = 4e-4, 1200  # the original's for every strategy; those of the curves, of 16 samples
 
 
@@ -84,19 +84,10 @@ def run(train_type: str, flags: tuple[str, ...], rate: float, seed: int, origina
             result = run_script("recipes/original.sh", model, "captions", train_type, seed, folder, *flags, **words)
         else:
             result = train(model, "captions", train_type, rate, STEPS, seed, folder, *flags, **words)
-        return result | {"exact_percent": exact_percent(folder, CAPTIONS)["all"]}
+        result |= {"exact_percent": exact_percent(folder, CAPTIONS)["all"]}
+        return result | {"exact_percent_of_languages": captions_of_languages(folder)}
 
-    name = "-".join(["original" if original else "rate", train_type, *flags, f"{rate:g}", str(seed)])
-    return cached_run(name, make) | {"exact_percent_of_languages": of_languages(WORK / name)}
-
-
-def of_languages(folder: Path) -> dict[str, float]:
-    """How many captions in each language are exactly right, in percent."""
-    lines = (folder / "answers.jsonl").read_text(encoding="utf-8").splitlines()
-    exact: dict[str, list[bool]] = {language: [] for language in LANGUAGES}
-    for answer in map(json.loads, lines):
-        exact[LANGUAGES[bool(re.search(r"[\u4e00-\u9fff]", answer["reference"]))]].append(answer["exact"])
-    return {language: 100 * statistics.mean(of) for language, of in exact.items()}
+    return cached_run("-".join(["original" if original else "rate", train_type, *flags, f"{rate:g}", str(seed)]), make)
 
 
 def comparison(rows: dict[str, dict[str, Any]]) -> str:

@@ -5,7 +5,7 @@
 An image is twice as wide as high: the two middle rows of a demo scene, with a thing in the first column and one in the
 last. CLIP's own image processor keeps the middle square, which is empty; padded (`build_model --image_aspect_ratio
 pad`), all of it is seen. Both are trained alike (`freeze_vision`) and asked about images held out as the demo holds
-them out. Exact captions: 0 to 1, `exact`. Data and models stay below output/rim; what is done there is not done again.
+them out. Exact captions: 0 to 1, `exact`. What is done is kept below output/rim-2x1, and not done again.
 """
 
 import json
@@ -26,7 +26,7 @@ from demo.scenes import CELL, IMAGE_SIZE, Scene, belongs, draw, random_item
 from train_llava.build_model import build_llava
 from train_llava.model.folder import save_llava
 
-WORK = ROOT / "output" / "rim"
+WORK = ROOT / "output" / "rim-2x1"  # another name for other images
 HELD_OUT = 300
 ENDS = [[(0, 2), (2, 0)], [(1, 3), (3, 1)]]  # place and cell in the two middle rows: of the first column, of the last
 QUESTION = "<image>\nWhat is at the two ends of this image?"
@@ -70,15 +70,15 @@ def built(name: str) -> Path:
     return folder
 
 
-def train(name: str, steps: int) -> dict[str, Any]:
+def train(name: str, data: Path, steps: int) -> dict[str, Any]:
     """One training by run_zero2.sh, and how many held-out captions the model writes exactly."""
-    output = WORK / f"trained-{name}-{steps}"
+    output = WORK / f"trained-{name}-{data.name}-{steps}"
     if not (output / "scores" / "metrics.json").is_file():
         flags = {"max_steps": steps, "learning_rate": 1e-3, "adam_beta2": 0.95, "logging_steps": max(1, steps // 10)}
         flags |= {"global_batch_size": 32, "per_device_train_batch_size": 16, "save_strategy": "no", "seed": 1}
         flags |= {"report_to": "none", "overwrite_output_dir": "true"}
         words = [text for flag, value in flags.items() for text in (f"--{flag}", str(value))]
-        where = {"MODEL": built(name), "DATA": WORK / "train", "OUTPUT_DIR": output, "TRAIN_TYPE": "freeze_vision"}
+        where = {"MODEL": built(name), "DATA": data, "OUTPUT_DIR": output, "TRAIN_TYPE": "freeze_vision"}
         subprocess.run(["bash", ROOT / "run_zero2.sh", *words], env=environment(**where), check=True)
         asked = ["--model_name_or_path", output, "--data_path", WORK / "held_out", "--output_dir", output / "scores"]
         command = [sys.executable, "-m", "train_llava.evaluate", *map(str, asked), "--max_new_tokens", "64"]
@@ -93,9 +93,10 @@ def main() -> None:
     flags.add_argument("--steps", type=int, default=600, help="of 32 samples each")
     flags.add_argument("--images", type=int, default=4000, help="to train on")
     args = flags.parse_args()
-    write_data(WORK / "train", "train", args.images)
+    data = WORK / f"train-{args.images}"
+    write_data(data, "train", args.images)
     write_data(WORK / "held_out", "held_out", HELD_OUT)
-    rows = {name: train(name, args.steps) for name in ("crop", "pad")}
+    rows = {name: train(name, data, args.steps) for name in ("crop", "pad")}
     lines = [[name, f"{100 * row['exact']:.1f}", f"{row['held_out_loss']:.3f}"] for name, row in rows.items()]
     result = head(__doc__) | {"steps": args.steps, "images": args.images, "rows": rows}
     write(args.output, result, table(["images", "exact match, %", "held-out loss"], lines))

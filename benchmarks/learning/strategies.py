@@ -32,6 +32,7 @@ from train_llava.pages.charts import COLOUR, chart
 WORK = ROOT / "output" / "strategies"
 HELD_OUT = WORK / "data" / "held_out"
 SEEDS = (1, 2, 3)
+LANGUAGES = ("English", "Chinese")
 CAPTIONS, CAPTION_RATE = 400, 2e-3  # steps of 16 samples, and the rate: those of demo/prepare.sh, as the next two
 CONVERSATIONS = 600
 RATES = {"none": 5e-4, "use_lora": 1e-3, "freeze_vision": 5e-4, "projector": 2e-3}
@@ -109,6 +110,15 @@ def exact_percent(folder: Path, data: Path = HELD_OUT) -> dict[str, float]:
     return show.exact_percent([json.loads(line) for line in lines])
 
 
+def captions_of_languages(folder: Path) -> dict[str, float]:
+    """Of those answers, how many captions in each language are exactly right, in percent."""
+    exact: dict[str, list[bool]] = {language: [] for language in LANGUAGES}
+    for answer in map(json.loads, (folder / "answers.jsonl").read_text(encoding="utf-8").splitlines()):
+        if answer["category"] == "caption":
+            exact[LANGUAGES[bool(re.search(r"[\u4e00-\u9fff]", answer["reference"]))]].append(answer["exact"])
+    return {language: 100 * statistics.mean(of) for language, of in exact.items()}
+
+
 def cached_run(name: str, make: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
     """What `make` has found about a run in this folder of WORK, from a file beside it where it was done before."""
     folder = WORK / name
@@ -130,7 +140,8 @@ def measure(strategy: Strategy, seed: int) -> dict[str, Any]:
         result = train(model, *settings, folder, *strategy.flags)
         kinds = exact_percent(folder)
         result |= {"seconds": result["seconds"] + first["seconds"]}
-        return result | {"exact_percent": kinds.pop("all"), "exact_percent_of_kinds": kinds}
+        result |= {"exact_percent": kinds.pop("all"), "exact_percent_of_kinds": kinds}
+        return result | {"exact_percent_of_languages": captions_of_languages(folder)}
 
     return cached_run(f"{strategy.name.replace(', ', '-').replace(' ', '_')}-{seed}", make)
 

@@ -2,13 +2,14 @@
 
 from typing import Any
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from train_llava.ingest.conversation import IMAGE_TOKEN
 from train_llava.pages.fonts import font_for, wrapped
 
-TILE, TEXT = 260, 186  # pixels: an image's side, and the height of the text under it
-SMALL_LINE, LARGE_LINE = 18, 23  # pixels from one line to the next
+TILE, GAP = 260, 20  # pixels: an image's side, and from one image to the next
+SMALL, LARGE = (14, 18), (18, 23)  # pixels: a letter's height, and from one line to the next
+MOST = 8  # lines of a text
 INK = (90, 90, 90)
 VERDICT = {None: INK, True: (20, 110, 50), False: (190, 30, 30)}
 
@@ -19,25 +20,38 @@ def draw_sheet(rows: list[dict[str, Any]]) -> Image.Image:
     Where a row says whether the answer is `exact`, it is green if so, else red with the right one below.
     """
     words = "".join(row["caption"] + row.get("reference", "") + row.get("prompt", "") for row in rows)
-    large, small = (font_for(words, size) for size in (18, 14))
-    gap, columns = 20, min(4, len(rows))
-    lines = -(-len(rows) // columns)
-    sheet = Image.new("RGB", (columns * (TILE + gap) + gap, lines * (TILE + TEXT) + gap), "white")
+    large, small = (font_for(words, size) for size, _ in (LARGE, SMALL))
+    below = [texts(row, large, small) for row in rows]
+    columns = min(4, len(rows))
+    heights = [
+        max(sum(height for *_, height in lines) for lines in below[i : i + columns])
+        for i in range(0, len(rows), columns)
+    ]
+    size = (columns * (TILE + GAP) + GAP, sum(heights) + len(heights) * (TILE + 2 * GAP))
+    sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
-    for i, row in enumerate(rows):
-        x, y = gap + i % columns * (TILE + gap), gap + i // columns * (TILE + TEXT)
+    for i, (row, lines) in enumerate(zip(rows, below, strict=True)):
+        above = i // columns
+        x, y = GAP + i % columns * (TILE + GAP), GAP + sum(heights[:above]) + above * (TILE + 2 * GAP)
         image = row["image"] or Image.new("RGB", (TILE, TILE), "white")
         enlarge = Image.Resampling.NEAREST if max(image.size) < TILE else Image.Resampling.LANCZOS
         scale = TILE / max(image.size)
         sheet.paste(image.resize([max(1, round(side * scale)) for side in image.size], enlarge), (x, y))
         y += TILE + 6
-        right = f"should be: {row['reference']}" if row.get("exact") is False else ""
-        for text, font, height, ink, most in (
-            (row.get("prompt", "").replace(IMAGE_TOKEN, ""), small, SMALL_LINE, INK, 3),
-            (row["caption"], large, LARGE_LINE, VERDICT[row.get("exact")], 3 if right else 5),
-            (right, small, SMALL_LINE, INK, 3),
-        ):
-            for line in filter(None, wrapped(text, font, TILE, most)):
-                draw.text((x, y), line, ink, font)
-                y += height
+        for line, font, ink, height in lines:
+            draw.text((x, y), line, ink, font)
+            y += height
     return sheet
+
+
+def texts(
+    row: dict[str, Any], large: ImageFont.FreeTypeFont, small: ImageFont.FreeTypeFont
+) -> list[tuple[str, ImageFont.FreeTypeFont, tuple[int, int, int], int]]:
+    """The lines under an image: text, font, colour, and how far the next one is below."""
+    right = f"should be: {row['reference']}" if row.get("exact") is False else ""
+    parts = (
+        (row.get("prompt", "").replace(IMAGE_TOKEN, ""), small, INK, SMALL[1]),
+        (row["caption"], large, VERDICT[row.get("exact")], LARGE[1]),
+        (right, small, INK, SMALL[1]),
+    )
+    return [(line, *rest) for text, *rest in parts for line in wrapped(text, rest[0], TILE, MOST) if line]

@@ -173,10 +173,10 @@ for name, runs in original["curves"].items():
 assert language_percent(original["curves"]["none, 16 samples a step"]["0.0001"], "Chinese") > 70
 
 # %% [markdown] lang="en"
-# English is right at every rate. Chinese goes as the rate grows, and at 1e-3 nothing is left: **a model forgets what its data does not show, and the training loss does not tell.** Is it the tower that forgets? Two lines spare it: one freezes it, one gives it a small rate of its own. They forget no less, so it is the language model. Did the author see this, with 4e-4 for all rows? Only the real model can tell. What helps is a small rate, LoRA, and data like what must stay: a quarter of the demo's conversations are Chinese.
+# English is right at every rate. Chinese goes as the rate grows, and at 1e-3 nothing is left: **a model forgets what its data does not show, and the training loss does not tell.** Is it the tower that forgets? Two lines spare it: one freezes it, one gives it a small rate of its own. They forget no less, so it is the language model. Did the author see this, with 4e-4 for all rows? Only the real model can tell. What helps is a small rate, and data like what must stay: a quarter of the demo's conversations are Chinese.
 
 # %% [markdown] lang="zh"
-# 英文描述在任何学习率下都答得对。中文则是学习率越大，剩下的越少，到 1e-3 一个也答不对了：**数据里没有的，模型会忘掉，而训练损失看不出来。** 是视觉塔忘了吗？有两条线保护了它：一条冻结它，一条给它单独的小学习率。可它们忘得一点不少，所以忘的是语言模型。原作者也是用英文描述训练的，所有策略都用 4e-4；模型越大，能承受的学习率越小。他看到的是不是这个，只有在真实模型上才能验证。管用的办法是：小学习率、LoRA，再在数据里掺进想保住的东西：演示的对话里有四分之一是中文。
+# 英文描述在任何学习率下都答得对。中文则是学习率越大，剩下的越少，到 1e-3 一个也答不对了：**数据里没有的，模型会忘掉，而训练损失看不出来。** 是视觉塔忘了吗？有两条线保护了它：一条冻结它，一条给它单独的小学习率。可它们忘得一点不少，所以忘的是语言模型。原作者所有策略都用 4e-4，他看到的是不是这个？只有在真实模型上才能验证。管用的办法是：小学习率，再在数据里掺进想保住的东西：演示的对话里有四分之一是中文。
 
 # %% [markdown] lang="en"
 # ## LoRA: a small change beside a large matrix
@@ -327,7 +327,7 @@ for name, model in {"built": base, "with the projector": half, "and with LoRA": 
 #
 # **What does LoRA change?** It adds a matrix of small rank, see the figure with W, B and A. W itself is not touched, so the adapter can be taken off again.
 #
-# **Why freeze the vision tower?** CLIP has seen hundreds of millions of images, and your data are few. It can learn little from them and forget much, as the figure of learning rates shows.
+# **Why freeze the vision tower?** CLIP has seen hundreds of millions of images, and your data are few. If you train it, take `--vision_learning_rate 2e-6`.
 #
 # **Does `none` train everything?** Nearly: some weights of the tower get no gradient (second exercise).
 #
@@ -342,7 +342,7 @@ for name, model in {"built": base, "with the projector": half, "and with LoRA": 
 #
 # **LoRA 到底改了什么？** 看画着 W、B、A 的那张图：它加上了一个低秩矩阵，W 本身一点没动，所以适配器随时可以取下来。
 #
-# **为什么要冻结视觉塔？** CLIP 见过几亿张图片，而你的数据很少。它在这里能学到的不多，会忘掉的不少，学习率那张图就是证据。
+# **为什么要冻结视觉塔？** CLIP 见过几亿张图片，而你的数据很少，能学到的不多。真要训练它，请加上 `--vision_learning_rate 2e-6`。
 #
 # **`none` 真的训练全部权重吗？** 几乎是：视觉塔里有一些权重得不到梯度（见第二个练习）。
 #
