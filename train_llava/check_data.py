@@ -158,9 +158,9 @@ def report(findings: Findings, total: int, positions: int | None = None) -> str:
         lines.append(f"{len(widths):,} images, width x height in pixels")
         for name, value in (("smallest", np.min), ("median", np.median), ("largest", np.max)):
             lines.append(f"  {name:<40}{f'{int(value(widths))} x {int(value(heights))}':>10}")
-    for kind in ("image", "record"):
+    for kind, what in (("image", "came before, as the same file or a copy"), ("record", "are copies of another")):
         copies = sum(n - 1 for name, n in findings.seen.items() if name.startswith(kind))
-        lines.append(f"{copies:,} {kind}s that are copies of another")
+        lines.append(f"{copies:,} {kind}s that {what}")
     if findings.lengths:
         mean, most = np.mean(findings.lengths), max(findings.lengths)
         lines += [f"tokens per record: {mean:.0f} on average, at most {most:,}", histogram(findings.lengths)]

@@ -302,7 +302,7 @@ for each in demo, real:
     print(f"40 + 2 x {each.vectors} = {40 + 2 * each.vectors}")
 
 # %% [markdown] lang="en"
-# 🐕 About 0.2%, in two matrices, each with a bias. All other weights are frozen in stage 1, so even a high learning rate cannot harm them.
+# 🐕 About 0.2%, in two matrices, each with a bias. All other weights stay as they are in stage 1, so training cannot harm them.
 
 # %% [markdown] lang="zh"
 # 🐕 大约 0.2%，只有两个矩阵，各带一个偏置。第一阶段其余的权重全部冻结，所以学习率再高也伤不到它们。

@@ -331,7 +331,7 @@ assert torch.allclose(again, by_convolution[:, order], atol=1e-4)
 print("the same vectors in another order")
 
 # %% [markdown] lang="en"
-# 🦁 The photo is 1.5 times as wide as it is high, so a third of the square is padding: 8 of 24 rows, or 192 patches. Their vectors cost as much to compute as all others.
+# 🦁 The photo is 1.5 times as wide as it is high, so a third of the square is padding: 8 of 24 rows, or 192 patches. Each costs as much to compute as any other.
 
 # %% [markdown] lang="zh"
 # 🦁 照片的宽是高的 1.5 倍，所以正方形的三分之一是填充：24 行里占 8 行，共 192 块。它们的计算量和别的一样。

@@ -184,10 +184,10 @@ table[image_id] = kept
 print("the same logits, bit for bit")
 
 # %% [markdown] lang="en"
-# And what do the image vectors say? For each of the 16 we look for the English words and pieces of words whose vectors point most nearly in its direction. The boxes show how long the vectors are: the two patches with a thing have the longest, and say most.
+# And what do the image vectors say? For each of the 16 we look for the English words and pieces of words whose vectors point most nearly in its direction. The box on the right shows how long the vectors are. The two circles above it are the patches with a thing: they are longest, and say most.
 
 # %% [markdown] lang="zh"
-# 那么图像向量说了些什么？为这 16 个向量逐个找出方向最接近的英文词和词的片段。箱线图画的是向量的长度：有东西的两个图块，向量最长，说明的东西也最多。
+# 那么图像向量说了些什么？为这 16 个向量逐个找出方向最接近的英文词和词的片段。右边的箱线图画的是向量的长度：箱子上方的两个圆圈是有东西的两个图块，向量最长，说的也最多。
 
 # %%
 known = table[: plain.vocab_size]
@@ -263,7 +263,7 @@ assert tokenizer.backend_tokenizer.model.end_of_word_suffix == ""
 # %% [markdown] lang="en"
 # ## Exercises
 #
-# 🐢 **Easy.** Ask about two images in one question. How many tokens does the second image add?
+# 🐢 **Easy.** Ask about two images in one question, each `<image>` on a line of its own. How many tokens does the second add?
 #
 # 🐕 **Middle.** Put `<image>` after the question instead of before it. Which logits change, and which cannot? (A language model reads from left to right: a position sees itself and what stands before it.)
 #
@@ -272,7 +272,7 @@ assert tokenizer.backend_tokenizer.model.end_of_word_suffix == ""
 # %% [markdown] lang="zh"
 # ## 练习
 #
-# 🐢 **简单。** 在一个问题里放两张图片。第二张图多了多少个词元？
+# 🐢 **简单。** 在一个问题里放两张图片，每个 `<image>` 独占一行。第二张图多了多少个词元？
 #
 # 🐕 **中等。** 把 `<image>` 从问题前面移到后面。哪些 logits 会变，哪些不可能变？（语言模型从左往右读：每个位置只看得到自己和前面的内容。）
 #

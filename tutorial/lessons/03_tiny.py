@@ -338,7 +338,7 @@ tiny_llava.mistakes({"right": 0, **change}, said)
 #
 # 🐕 **Middle.** Ask about two images in one question. Must TinyLlava change? Compare with transformers again.
 #
-# 🦁 **Hard.** `self.language` is still a black box. Write its loop over the layers by hand, and get the same logits. (Each layer wants `position_embeddings`, which `language.rotary_emb(row, places)` gives; `places` are the numbers of the positions. A norm comes last.)
+# 🦁 **Hard.** `self.language` is still a black box. Write its loop over the layers by hand, and get the same logits. (Each layer wants `position_embeddings`, which `language.rotary_emb(row, places)` gives; `places` are the numbers of the positions. `language.norm`, which brings each vector to one size, comes last. No mask is needed.)
 
 # %% [markdown] lang="zh"
 # ## 练习
@@ -347,7 +347,7 @@ tiny_llava.mistakes({"right": 0, **change}, said)
 #
 # 🐕 **中等。** 一个问题里放两张图片。TinyLlava 要改吗？再和 transformers 比一次。
 #
-# 🦁 **困难。** `self.language` 还是个黑盒。把它逐层的循环自己写出来，得到同样的 logits。（每一层都要 `position_embeddings`，由 `language.rotary_emb(row, places)` 给出，`places` 是各个位置的序号；最后还有一个归一化。）
+# 🦁 **困难。** `self.language` 还是个黑盒。把它逐层的循环自己写出来，得到同样的 logits。（每一层都要 `position_embeddings`，由 `language.rotary_emb(row, places)` 给出，`places` 是各个位置的序号；最后还有一个归一化 `language.norm`。不需要掩码。）
 
 # %% [markdown] lang="en"
 # ## Solutions

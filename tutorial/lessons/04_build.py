@@ -66,14 +66,14 @@ shapes |= {"language model": ("tokens", width), "head": ("tokens", model.config.
 structure.parts(image, shapes)
 
 # %% [markdown] lang="en"
-# Each box shows the shape of what comes out of it. Everything runs on two miniatures that lie in `demo/`. **For the real thing** change the two names above to `"openai/clip-vit-large-patch14-336"` and `"Qwen/Qwen1.5-4B-Chat"`; nothing else changes. The lesson then needs about 45 GB of memory, since it holds the model up to four times, once in fp32.
+# Each box shows the shape of what comes out of it. Everything runs on two miniatures that lie in `demo/`. **For the real thing** change the two names above to `"openai/clip-vit-large-patch14-336"` and `"Qwen/Qwen1.5-4B-Chat"`; nothing else changes. The lesson then needs about 45 GB of memory, since it holds the model up to four times, once in fp32, numbers of 4 bytes.
 #
 # ## By hand
 #
 # Load both halves as they are; of CLIP we need the vision tower alone, not its text half. Give the tokenizer one more token, `<image>`: the place that an image will take. Then write one config that holds both configs, and copy the weights over part by part. `load_state_dict` is strict: a missing tensor is an error. The projector gets no weights. It stays random.
 
 # %% [markdown] lang="zh"
-# 每个方框里写着它输出的形状。这里用的是 `demo/` 里的两个迷你模型。**想搭真的**，把上面两个名字改成 `"openai/clip-vit-large-patch14-336"` 和 `"Qwen/Qwen1.5-4B-Chat"`，其余都不用动。那时这一课大约需要 45 GB 内存，因为模型最多会同时有四份，其中一份是 fp32。
+# 每个方框里写着它输出的形状。这里用的是 `demo/` 里的两个迷你模型。**想搭真的**，把上面两个名字改成 `"openai/clip-vit-large-patch14-336"` 和 `"Qwen/Qwen1.5-4B-Chat"`，其余都不用动。那时这一课大约需要 45 GB 内存，因为模型最多会同时有四份，其中一份是 fp32（每个数 4 字节）。
 #
 # ## 手写
 #
@@ -234,7 +234,7 @@ print(pipe(text=chat, max_new_tokens=30, return_full_text=False)[0]["generated_t
 #
 # **Why is nothing resized for `<image>`?** Because the table has more rows than there are tokens. Qwen1.5-4B's has 151,936, and `<image>` becomes number 151,646. If no row were free, `build_llava` would add some.
 #
-# **Must both halves have the same dtype?** No. Each keeps the one that it was published in, and the projector takes that of the language model: see the table printed above.
+# **Must both halves have the same dtype** (kind of number)**?** No. Each keeps the one that it was published in, and the projector takes that of the language model: see the table printed above.
 #
 # **"Image features and image tokens do not match": what does it mean?** The processor wrote more or fewer `<image>` than the tower gives vectors, mostly because of CLS ([transformers#36002](https://github.com/huggingface/transformers/issues/36002)). We make the mistake on purpose: this processor believes that there is no CLS, and writes one `<image>` too few. The first number of the message counts `<image>`; the second counts single numbers, 16 vectors of 128:
 
@@ -245,7 +245,7 @@ print(pipe(text=chat, max_new_tokens=30, return_full_text=False)[0]["generated_t
 #
 # **加了 `<image>`，为什么不用扩大词向量表？** 因为表的行数比词元多。Qwen1.5-4B 的表有 151,936 行，`<image>` 的编号是 151,646。要是没有空行，`build_llava` 会自动加。
 #
-# **两个模型的 dtype 必须一样吗？** 不必。各自保持发布时的精度，投影层跟语言模型一致，见上面打印的表。
+# **两个模型的 dtype（数的类型）必须一样吗？** 不必。各自保持发布时的精度，投影层跟语言模型一致，见上面打印的表。
 #
 # **“Image features and image tokens do not match” 是什么意思？** 处理器写的 `<image>` 个数和视觉塔给的向量个数对不上，多半是 CLS 造成的（[transformers#36002](https://github.com/huggingface/transformers/issues/36002)）。下面故意犯一次：这个处理器以为没有 CLS，少写了一个 `<image>`。报错里的第一个数是 `<image>` 的个数；第二个数是按单个数值计的，也就是 16 个 128 维的向量：
 
@@ -261,7 +261,7 @@ print(other_halves.refusal(by_hand, **mismatched))
 #
 # 🐕 **Middle.** Build with a Llama whose head is its table of word vectors (`other_halves.llama` takes `tie_word_embeddings=True`). How many parameters does that save?
 #
-# 🦁 **Hard.** The first LLaVA had a single matrix as its projector. Put one into `by_hand.model.multi_modal_projector`. Does the model run? Could it be saved and read again?
+# 🦁 **Hard.** The first LLaVA had a single matrix as its projector. Put one into `by_hand.model.multi_modal_projector`. Does the model run? Could it be saved (`save_llava`) and read again (`load`)?
 #
 # ## Solutions
 #
@@ -269,7 +269,7 @@ print(other_halves.refusal(by_hand, **mismatched))
 #
 # 🐕 As many as the head has: rows × width. Small language models often do that, since the table is a large part of them.
 #
-# 🦁 It runs, since no code looks at what the projector is inside. But it does not come back: the class that reads a folder builds a projector of two matrices, and transformers fills it with random weights. Its warning is easy to overlook. The loader of this repository refuses such a folder.
+# 🦁 It runs, since no code looks at what the projector is inside. But it does not come back: the class that reads a folder builds a projector of two matrices, and transformers fills it with random weights. Its warning, which this lesson hides, is easy to overlook. The loader of this repository refuses such a folder.
 
 # %% [markdown] lang="zh"
 # ## 练习

@@ -154,14 +154,14 @@ for step, caption in captions.items():
 print("  right:", new[0]["messages"][-1]["content"])
 
 # %% [markdown] lang="en"
-# At step 0 it says next to nothing. At step 20 sizes and places are right, colours and kinds are not. At step 50 most of it is true, at step 90 nearly everything. The loss shows the same.
+# At step 0 it says next to nothing. At step 20 sizes and places are right, colour and kind the same for all. At step 50 most of it is true, at step 90 nearly everything. The loss shows the same.
 #
 # ## The shelf
 #
 # Imagine a model that has perfect grammar and is blind. It knows how captions are made, but must guess how many things there are, where, and of which kind, colour and size. The demo's world is small: 16 kinds, eight colours, two sizes, four places. Of the 128 pairs of a kind and a colour, 12 are in no training image; they are kept for choosing settings and for tests. So we can compute what guessing costs, before any training. If $n$ things are equally likely, the right one has the probability $1/n$, and the loss is $\ln n$. Losses are added up in *nats*, the unit of the natural logarithm.
 
 # %% [markdown] lang="zh"
-# 第 0 步，模型几乎什么也说不出来。第 20 步，大小和位置说对了，颜色和种类还不对。第 50 步大半说对了，第 90 步几乎全对。损失曲线上也看得出来。
+# 第 0 步，模型几乎什么也说不出来。第 20 步，大小和位置说对了，颜色和种类却都说成一样。第 50 步大半说对了，第 90 步几乎全对。损失曲线上也看得出来。
 #
 # ## 平台
 #
@@ -337,7 +337,7 @@ _ = language.requires_grad_(False)
 #
 # 🐕 **Middle.** Train the projector from its start, 24 steps each, with a tenth of the rate and with a hundred times the rate. Guess first: which loss ends highest?
 #
-# 🦁 **Hard.** Train 40 steps from the start, with each caption beside the image of another record. Where does the loss stop?
+# 🦁 **Hard.** Train 40 steps from the start, with each caption beside the image of another record. Does the loss get below `blind`?
 
 # %% [markdown] lang="zh"
 # ## 练习
@@ -346,7 +346,7 @@ _ = language.requires_grad_(False)
 #
 # 🐕 **中等。** 让投影层回到起点，学习率分别取十分之一和一百倍，各训练 24 步。先猜一猜：哪个损失最后最高？
 #
-# 🦁 **困难。** 让投影层回到起点，给每条描述配上另一条数据的图片，训练 40 步。损失停在哪里？
+# 🦁 **困难。** 让投影层回到起点，给每条描述配上另一条数据的图片，训练 40 步。损失会降到 `blind` 以下吗？
 
 # %% [markdown] lang="en"
 # ## Solutions

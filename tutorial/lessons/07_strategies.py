@@ -133,7 +133,7 @@ def exact(runs: list[dict]) -> list[float]:
 def label(name: str) -> str:
     """A row's name, and what the author says about it."""
     words = f'"{said[name]}"' if name in said else "(not judged)"
-    return f"{name.replace('projector random and ', '')}\n{words}"
+    return f"{name.replace('random and ', '')}\n{words}"
 
 
 sides = {

@@ -196,7 +196,7 @@ memory.tricks(json.loads(Path("benchmarks/results/tricks.json").read_text())["ro
 # %% [markdown] lang="en"
 # - If most time goes into reading images: **workers**, processes that decode images while the step runs (`--dataloader_num_workers`). `--dataloader_persistent_workers true` keeps them from one epoch to the next. `--dataloader_pin_memory true` helps GPUs only.
 # - If memory is short: **accumulation** adds up the gradients of several small batches before one step. **Gradient checkpointing** computes activations again in the backward pass instead of keeping them; the deeper the model, the more memory this saves, and it costs time.
-# - If the processor has instructions for it: **bf16**, for speed. **Packing** puts several short records into one row, **length grouping** those of like length into one batch: less padding. Here packing is slower: on a CPU, less padding does not pay for it.
+# - If the processor has instructions for it: **bf16**, for speed. **Packing** puts several short records into one row, **length grouping** those of like length into one batch: less padding. Here bf16 saves no memory, as without DeepSpeed the weights stay in fp32; and packing is slower: on a CPU, attention also computes what may not be looked at.
 #
 # ## Common questions
 #
@@ -213,7 +213,7 @@ memory.tricks(json.loads(Path("benchmarks/results/tricks.json").read_text())["ro
 # %% [markdown] lang="zh"
 # - 时间主要花在读图片上：多开几个 **worker**，也就是一边训练一边解码图片的进程（`--dataloader_num_workers`）。`--dataloader_persistent_workers true` 让它们在各轮（epoch）之间一直留着。`--dataloader_pin_memory true` 只对 GPU 有用。
 # - 显存不够：**梯度累积**把几个小批次的梯度加起来，再更新一次。**梯度检查点（gradient checkpointing）** 不保存激活值，反向传播时重算；模型越深，省得越多，但要多花时间。
-# - 处理器有 bf16 指令：用 **bf16** 提速。**packing** 把几条短数据拼进一行，**length grouping** 把长度相近的放进一批，填充都会变少。图里 packing 反而更慢：在 CPU 上，省下的填充不抵它的开销。
+# - 处理器有 bf16 指令：用 **bf16** 提速。**packing** 把几条短数据拼进一行，**length grouping** 把长度相近的放进一批，填充都会变少。图里 bf16 没有省内存，因为不用 DeepSpeed 时权重仍是 fp32；packing 反而更慢，因为在 CPU 上，不该看的位置注意力也照样算了。
 #
 # ## 常见问题
 #
@@ -230,7 +230,7 @@ memory.tricks(json.loads(Path("benchmarks/results/tricks.json").read_text())["ro
 # %%
 model, samples = torch.nn.Linear(8, 1), torch.randn(32, 8)
 at_once = torch.autograd.grad(model(samples).sum(), model.weight)[0]
-for few in samples.split(4):  # eight micro-batches of four
+for few in samples.split(4):  # eight small batches of four
     model(few).sum().backward()  # adds to the gradient
 assert torch.allclose(model.weight.grad, at_once, atol=1e-4)
 print("32 samples at once, and 8 times 4: the same gradient")

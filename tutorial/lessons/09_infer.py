@@ -1,7 +1,7 @@
 # %% [markdown] lang="en"
 # # 9. Asking a trained LLaVA: full weights
 #
-# The model is trained. Now you show it an image and ask. This lesson takes the answering apart: how an answer is written, why it is fast, which mistakes in use make a good model answer wrongly, and where the model looks. It is for a model trained with `TRAIN_TYPE=freeze_vision`, `none` or `projector`, or a merged one. The demo's is made by `TRAIN_TYPE=freeze_vision bash run_zero2.sh`, in a few minutes on two CPU cores. For an adapter see [the other half of this lesson](code05_infer_lora.ipynb).
+# The model is trained. Now you show it an image and ask. This lesson takes the answering apart: how an answer is written, why it is fast, which mistakes in use make a good model answer wrongly, and where the model looks. It is for a model trained with `TRAIN_TYPE=freeze_vision`, `none` or `projector`, or a merged one. For the demo's, first run `TRAIN_TYPE=freeze_vision bash run_zero2.sh`, a few minutes on two CPU cores; lesson 0's run made an adapter. For an adapter see [the other half of this lesson](code05_infer_lora.ipynb).
 #
 # ## What you will know
 #
@@ -278,10 +278,10 @@ for temperature in (0.5, 1.0, 2.0):
     print(f"temperature {temperature}: {len(answers)} different answers of 10")
 
 # %% [markdown] lang="en"
-# 🦁 Two vectors, key and value, in each layer: layers × 2 × key-value heads × size of a head × bytes of a number.
+# 🦁 Two vectors, key and value, in each layer: layers × 2 × key-value heads (`num_key_value_heads`) × size of a head (`hidden_size` / `num_attention_heads`) × bytes of a number.
 
 # %% [markdown] lang="zh"
-# 🦁 每层两个向量，键和值：层数 × 2 × 键值头数 × 每个头的维度 × 每个数的字节数。
+# 🦁 每层两个向量，键和值：层数 × 2 × 键值头数（`num_key_value_heads`）× 每个头的维度（`hidden_size` / `num_attention_heads`）× 每个数的字节数。
 
 # %% tags=["solution"]
 from transformers import AutoConfig

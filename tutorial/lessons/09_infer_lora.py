@@ -207,7 +207,7 @@ print(f"merged in bf16, {lost:.1%} of this change is rounded away: {most.split('
 #
 # 🐕 **Middle.** Make the adapter stronger and weaker: load it once more, and multiply the `scaling` of every adapted layer by 0, 0.5, 1, 4 and 16. How many of the first 84 answers are exactly right? (`bars.percent` counts the rows of `caption_rows`.)
 #
-# 🦁 **Hard.** Does the adapter need all its r directions? Keep only the k largest singular values of each B A, for some k, and count right answers. (`torch.linalg.svd` takes a matrix apart.)
+# 🦁 **Hard.** Merge by hand. Add alpha / r · B A to the base's weights, put the adapter's projector in place of the base's, and compare all weights with those of `merged`. (`base_of` finds the base; the names in `tensors` begin with PEFT's `base_model.model.`.)
 #
 # ## Solutions
 #
@@ -220,7 +220,7 @@ print(f"merged in bf16, {lost:.1%} of this change is rounded away: {most.split('
 #
 # 🐕 **中等。** 把适配器调强调弱：重新加载它，给每个适配层的 `scaling` 乘上 0、0.5、1、4、16，前 84 条里各有多少回答一字不差？（`bars.percent` 可以统计 `caption_rows` 的结果。）
 #
-# 🦁 **困难。** 适配器的 r 个方向都用得上吗？每个 B A 只保留最大的 k 个奇异值，换几个 k，数一数答对多少。（`torch.linalg.svd` 可以分解矩阵。）
+# 🦁 **困难。** 亲手合并：给基座的权重加上 alpha / r · B A，投影层换成适配器里的，再和 `merged` 的权重逐个比较。（`base_of` 能找到基座；`tensors` 里的名字以 PEFT 的 `base_model.model.` 开头。）
 #
 # ## 答案
 #
@@ -246,19 +246,26 @@ for factor in (0, 0.5, 4, 16, 1):  # 1 comes last, and stays
     print(f"scaling x {factor}: {bars.percent(caption_rows(model, processor, examples[:84])):.0f}% exactly right")
 
 # %% [markdown] lang="en"
-# 🦁 A few are enough here, as the trained projector does most of the work. What the adapter had to add is simple; a harder task may need a larger r.
+# 🦁 They are equal but for rounding. So a merge is no more than this sum; what takes care is the names, and that the projector is not forgotten.
 
 # %% [markdown] lang="zh"
-# 🦁 这里留下少数几个方向就够了，因为大部分工作是训练过的投影层做的。适配器要补的东西很简单；任务更难，可能需要更大的 r。
+# 🦁 除了舍入误差，全都相等。可见合并不过是这样一个加法；要小心的是名字，还有别忘了投影层。
 
 # %% tags=["solution"]
-pairs = [(layer.lora_A["default"].weight.data, layer.lora_B["default"].weight.data) for layer in layers]
-parts = [torch.linalg.svd(b @ a, full_matrices=False) for a, b in pairs]
-for k in (1, 2, 4, 8, 16, rank):
-    for (a, b), (u, s, v) in zip(pairs, parts, strict=True):
-        a.copy_(v[: len(a)])
-        b.copy_(u[:, : len(a)] * s[: len(a)] * (torch.arange(len(a), device=s.device) < k))
-    print(f"{k:2} directions: {bars.percent(caption_rows(model, processor, examples[:84])):.0f}% exactly right")
+from train_llava.model.load import base_of
+
+plain, _ = load(base_of(Path(ADAPTER)), dtype=torch.float32)
+by_hand = plain.state_dict()
+for name, tensor in tensors.items():
+    name = name.removeprefix("base_model.model.")
+    if "lora_A" in name:
+        B = tensors[f"base_model.model.{name.replace('lora_A', 'lora_B')}"]
+        by_hand[name.replace(".lora_A", "")] += scalings[0] * (B @ tensor).to(plain.device)
+    elif "lora_B" not in name:
+        by_hand[name].copy_(tensor)
+for name, weight in merged.state_dict().items():
+    assert torch.allclose(by_hand[name], weight.to(plain.device), atol=1e-6), name
+print(f"{len(by_hand)} tensors are equal")
 
 # %% [markdown] lang="en"
 # Next lesson: [it does not work, why?](tutorial/en/10_diagnosis.ipynb)

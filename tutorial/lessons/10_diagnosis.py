@@ -65,7 +65,7 @@ symptoms.losses_by_image(images, looks)
 # %% [markdown] lang="en"
 # ## Does it look at the image?
 #
-# We compute the loss of the same answers three times: with the record's own image, with another record's, and with a grey one. If a model looks, its loss jumps with another image. If it ignores images, all three are the same. Right answers prove little: many questions can be guessed.
+# We compute the loss of the same answers three times: with the record's own image, with another record's, and with a grey one. If a model looks, its loss jumps with another image. If it ignores images, another serves as well. Right answers prove little: many questions can be guessed.
 #
 # Below, a third model is made blind: a hook, which PyTorch calls behind the projector, replaces its output by zeros.
 
@@ -389,7 +389,7 @@ assert half["loss_own_image"] > looks["trained"]["loss_own_image"]
 #
 # ## Out of memory
 #
-# This is what CLIP-L/336 with Qwen1.5-4B needs on one GPU at its peak: lesson 8's count, activations, and at the step fp32 gradients. Dotted: what a card has room for. Dashed: with gradient checkpointing, which computes activations twice instead of keeping them.
+# Estimated need of CLIP-L/336 with Qwen1.5-4B on one GPU at its peak: lesson 8's count, activations, and at the step fp32 gradients. Dotted: what a card has room for. Dashed: with gradient checkpointing, which computes activations twice instead of keeping them.
 
 # %% [markdown] lang="zh"
 # **怎么修：** `modules_to_save` 里要有投影层（本仓库默认就有）。基座也必须是训练时的那个：`adapter_base.json` 记着它，用 `train_llava.model.load` 加载时，基座不对会被拒绝。
