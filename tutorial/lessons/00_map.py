@@ -81,7 +81,7 @@ overview.the_map(image, pieces, (seen, translated), best, demo, real)
 # 2. The **vision tower** turns each patch into a vector, a list of numbers that say what is there.
 # 3. The **projector** translates each of these vectors for the language model: into a vector as long as that of a word, with a meaning that the language model can read.
 # 4. The translated vectors stand in one row with those of the words, at the place where the prompt has `<image>`. A word's vector comes from a table.
-# 5. The **language model** reads the row and gives every word that it knows a probability to be the next one. The likeliest word is written at the end of the row, and the model reads the row again, until the answer is complete.
+# 5. The **language model** reads the row and gives every word that it knows a probability to be the next one. The likeliest word is written at the end of the row, and the model reads the row again, until the answer is complete. (Where the figure says *(Chinese)*, the word is one, and its font has none.)
 #
 # That is all. The cell below checks the sizes in code.
 
@@ -92,7 +92,7 @@ overview.the_map(image, pieces, (seen, translated), best, demo, real)
 # 2. **视觉塔**把每个图块变成一个向量，也就是一串数，记录那里有什么。
 # 3. **投影层**把这些向量逐个翻译给语言模型：翻译后的向量和词向量一样长，意思也是语言模型读得懂的。
 # 4. 翻译好的向量和词向量排在同一个序列里，占据提示（prompt，发给模型的全部文字）中 `<image>` 的位置；词向量则从一张表里查出来。
-# 5. **语言模型**读完整个序列，给它认识的每个词一个概率：下一个词是它的可能性有多大。把概率最大的词写到序列末尾，再读一遍，直到回答写完。
+# 5. **语言模型**读完整个序列，给它认识的每个词一个概率：下一个词是它的可能性有多大。把概率最大的词写到序列末尾，再读一遍，直到回答写完。（图里的 (Chinese) 代表一个中文词元，字体画不出来。）
 #
 # 全部就这些。下面用代码核对这些尺寸。
 
@@ -195,7 +195,7 @@ overview.conversation(image, pairs[:5], answers[:5])
 # | 视觉塔 | vision tower | 把图块变成向量；也叫视觉编码器 |
 # | 投影层 | projector | 把这些向量翻译给语言模型 |
 # | 语言模型 | language model | 给出下一个词元的概率 |
-# | 适配器 | adapter, LoRA | 冻结的大矩阵旁可训练的小矩阵 |
+# | 适配器 | adapter, LoRA | 不变的大矩阵旁可训练的小矩阵 |
 # | 标签 | label | 这个位置要学的词元；-100 表示不学 |
 # | 批次 | batch | 一起送进模型的若干条数据 |
 # | 检查点 | checkpoint | 保存下来、可以续训（resume）的训练状态 |
@@ -305,7 +305,7 @@ for each in demo, real:
 # 🐕 About 0.2%, in two matrices, each with a bias. All other weights stay as they are in stage 1, so training cannot harm them.
 
 # %% [markdown] lang="zh"
-# 🐕 大约 0.2%，只有两个矩阵，各带一个偏置。第一阶段其余的权重全部冻结，所以学习率再高也伤不到它们。
+# 🐕 大约 0.2%，只有两个矩阵，各带一个偏置。第一阶段其余的权重都不变，所以训练伤不到它们。
 
 # %% tags=["solution"]
 projector = dict(whole.model.multi_modal_projector.named_parameters())

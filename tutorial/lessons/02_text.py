@@ -267,7 +267,7 @@ assert tokenizer.backend_tokenizer.model.end_of_word_suffix == ""
 #
 # 🐕 **Middle.** Put `<image>` after the question instead of before it. Which logits change, and which cannot? (A language model reads from left to right: a position sees itself and what stands before it.)
 #
-# 🦁 **Hard.** Which rows of the table get a gradient from our chat? Is the row of `<image>` among them? (The first cell made `labels`, which mark the answer. `llava(..., labels=...)` gives a loss; `table` must ask for a gradient.)
+# 🦁 **Hard.** Which rows of the table get a gradient from our chat? Is the row of `<image>` among them? (The cell of the first figure made `labels`, which mark the answer. `llava(..., labels=...)` gives a loss; `table` must ask for a gradient.)
 
 # %% [markdown] lang="zh"
 # ## 练习
@@ -276,7 +276,7 @@ assert tokenizer.backend_tokenizer.model.end_of_word_suffix == ""
 #
 # 🐕 **中等。** 把 `<image>` 从问题前面移到后面。哪些 logits 会变，哪些不可能变？（语言模型从左往右读：每个位置只看得到自己和前面的内容。）
 #
-# 🦁 **困难。** 我们这段对话会让表里的哪些行得到梯度？`<image>` 那一行在不在里面？（第一个代码单元里的 `labels` 标出了回答；`llava(..., labels=...)` 会算出损失；`table` 要先设成需要梯度。）
+# 🦁 **困难。** 我们这段对话会让表里的哪些行得到梯度？`<image>` 那一行在不在里面？（画第一张图的代码里，`labels` 标出了回答；`llava(..., labels=...)` 会算出损失；`table` 要先设成需要梯度。）
 
 # %% [markdown] lang="en"
 # ## Solutions

@@ -278,7 +278,7 @@ print(other_halves.refusal(by_hand, **mismatched))
 #
 # 🐕 **中等。** 用一个输出层与词向量表共用权重的 Llama 来搭（给 `other_halves.llama` 传 `tie_word_embeddings=True`）。省下多少参数？
 #
-# 🦁 **困难。** 最早的 LLaVA，投影层只有一个矩阵。换到 `by_hand.model.multi_modal_projector` 里试试：模型还能跑吗？存下来还能再读吗？
+# 🦁 **困难。** 最早的 LLaVA，投影层只有一个矩阵。换到 `by_hand.model.multi_modal_projector` 里试试：模型还能跑吗？存下来（`save_llava`）还能再读（`load`）吗？
 #
 # ## 答案
 #
@@ -286,7 +286,7 @@ print(other_halves.refusal(by_hand, **mismatched))
 #
 # 🐕 省下的正好是输出层：行数 × 宽度。小的语言模型常这样做，因为词向量表占了它们很大一块。
 #
-# 🦁 能跑，因为没有代码关心投影层里面是什么。但存下来就读不回原样了：加载文件夹的类会造出两个矩阵的投影层，transformers 给它们填上随机权重，只有一条容易看漏的警告。本仓库的加载则会拒绝这个文件夹。
+# 🦁 能跑，因为没有代码关心投影层里面是什么。但存下来就读不回原样了：加载文件夹的类会造出两个矩阵的投影层，transformers 给它们填上随机权重，只有一条容易看漏的警告（本课把它关掉了）。本仓库的加载则会拒绝这个文件夹。
 
 # %% tags=["solution"]
 print(f"{1024 * 2560 + 2560:,} + {2560 * 2560 + 2560:,} = {1024 * 2560 + 2560 + 2560 * 2560 + 2560:,}")

@@ -209,7 +209,7 @@ refused = [json.loads(line)["id"] for line in (FOLDER / "report" / "refused.json
 assert refused == ["mine_2", "mine_4", "mine_5", "mine_6", "mine_7"]
 
 # %% [markdown] lang="en"
-# All five are found, each with its reason (the last line counts records without usable text; images are counted above it): an image that is not there, one `<image>` too many, an unknown role, a file that was cut off, an answer without words. Then look with your own eyes, too: `python -m train_llava.show_batch` makes a page with the tokens and labels of your own data, as in the first figure.
+# All five are found, each with its reason (the last line counts records without usable text; images are counted above it): an image that is not there, one `<image>` too many, an unknown role, a file that was cut off, an answer without words. Then look with your own eyes, too: `python -m train_llava.show_batch --model_name_or_path … --data_path …` makes a page with the tokens and labels of your own data, as in the first figure.
 #
 # ## Common questions
 #
@@ -224,11 +224,11 @@ assert refused == ["mine_2", "mine_4", "mine_5", "mine_6", "mine_7"]
 # **What if a conversation is too long?** `--model_max_length` cuts it behind an answer, never inside one:
 
 # %% [markdown] lang="zh"
-# 五处错误全部找到，每处都说明了原因（最后一行只数文本有问题的数据，图片在上面另算）：图片不存在、`<image>` 多了一个、角色名不认识、文件被截断、回答是空的。然后还要亲眼看一看：`python -m train_llava.show_batch` 会生成一个页面，像第一张图那样画出你自己数据的词元和标签。
+# 五处错误全部找到，每处都说明了原因（最后一行只数文本有问题的数据，图片在上面另算）：图片不存在、`<image>` 多了一个、角色名不认识、文件被截断、回答是空的。然后还要亲眼看一看：`python -m train_llava.show_batch --model_name_or_path … --data_path …` 会生成一个页面，像第一张图那样画出你自己数据的词元和标签。
 #
 # ## 常见问题
 #
-# **问题和回答拼在一起，模型不就看到答案了吗？**（[有人这样问过](https://github.com/yuanzhoulvpi2017/zero_nlp/issues/192)）看不到。每个位置只能看自己左边。之所以这样拼，是为了一次前向就学到每个回答的每个词元。
+# **问题和回答拼在一起，模型不就看到答案了吗？**（[有人这样问过](https://github.com/yuanzhoulvpi2017/zero_nlp/issues/192)）看不到。每个位置只能看自己和左边。之所以这样拼，是为了一次前向就学到每个回答的每个词元。
 #
 # **我的模型停不下来，为什么？**（[这里](https://github.com/yuanzhoulvpi2017/zero_nlp/issues/211)和[这里](https://github.com/haotian-liu/LLaVA/issues/682)都有人问）要么标签里没有结尾，就像上面那样；要么生成时等的结束符，和训练时教的不是同一个。本仓库两者都取自对话模板；如果模板的回答没有结尾，会直接拒绝。
 #
@@ -248,7 +248,7 @@ assert kept == ids[: len(kept)] and kept[-1] == END
 #
 # 🐢 **Easy.** Which share of all tokens of the 24 records is learned? And which share are image tokens?
 #
-# 🐕 **Middle.** Pad the six records on the left (set `tokenizer.padding_side`, then make a new collator) and leave the mask out. Is the loss still the same? Why?
+# 🐕 **Middle.** Pad the six records on the left (set `tokenizer.padding_side`, then make a new `LlavaCollator`, which makes batches of records) and leave the mask out. Is the loss still the same? Why?
 #
 # 🦁 **Hard.** Train the demo's own chat model, `demo/qwen`, on the nine questions, again without the end. `train` above takes it; 20 steps at a rate of 3e-4 are enough. Does it write on, too?
 #
@@ -265,7 +265,7 @@ assert kept == ids[: len(kept)] and kept[-1] == END
 #
 # 🐢 **简单。** 24 条数据的全部词元里，要学的占多少？图片的词元又占多少？
 #
-# 🐕 **中等。** 把那六条数据改成左填充（先设 `tokenizer.padding_side`，再新建一个 collator），并且去掉掩码。损失还一样吗？为什么？
+# 🐕 **中等。** 把那六条数据改成左填充（先设 `tokenizer.padding_side`，再新建一个 `LlavaCollator`，它把几条数据拼成批次），并且去掉掩码。损失还一样吗？为什么？
 #
 # 🦁 **困难。** 不用全新的模型，改用演示自带的对话模型 `demo/qwen` 学这九个问题，标签里同样没有结尾。可以直接用上面的 `train`，学习率 3e-4，20 步就够。它也会停不下来吗？
 #

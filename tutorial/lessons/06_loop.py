@@ -18,7 +18,7 @@
 #
 # - 训练的每一步做哪五件事；
 # - 损失曲线上的那段平台是什么意思，看不见图的模型最低能降到多少；
-# - Trainer 和 ZeRO-2 在这几行代码之外多做了什么。
+# - Trainer（transformers 的训练类，本仓库的训练程序用它）和 ZeRO-2 在这几行代码之外多做了什么。
 
 # %%
 from tutorial.figures import curves
@@ -364,10 +364,10 @@ slow = float(np.mean(losses[shelf.start : shelf.stop]))
 print(f"loss {last:.2f}: p = {np.exp(-last):.2f}; on the shelf {slow:.2f}: p = {np.exp(-slow):.2f}; blind {blind:.2f}")
 
 # %% [markdown] lang="en"
-# 🐕 The small rate ends highest: the loss falls, but has come less far. Too large a rate makes each step overshoot: it gets down, but stays above the right one.
+# 🐕 The small rate ends highest: the loss falls, but has come less far. Too large a rate makes each step overshoot: it gets down as fast, but ends above the right one.
 
 # %% [markdown] lang="zh"
-# 🐕 最后最高的是小学习率：损失在降，只是还没降多少。太大，每一步都迈过了头：损失也在降，却一直比合适的学习率高。
+# 🐕 最后最高的是小学习率：损失在降，只是还没降多少。太大，每一步都迈过了头：损失起初降得一样快，后来却停在更高的地方。
 
 # %% tags=["solution"]
 tries = {RATE: losses[:24]}

@@ -181,12 +181,12 @@ assert language_percent(original["curves"]["none, 16 samples a step"]["0.0001"],
 # %% [markdown] lang="en"
 # ## LoRA: a small change beside a large matrix
 #
-# LoRA leaves a matrix W as it is and learns what to add: W + (alpha / r) · B A. B is tall and narrow, A is flat and wide. The number r, the **rank**, is the width of B and the height of A. Here they are in the demo's trained adapter, for `q_proj`, one of the four matrices of attention, in the first layer:
+# LoRA leaves a matrix W as it is and learns what to add: W + (alpha / r) · B A. B is tall and narrow, A is flat and wide. The number r, the **rank**, is the width of B and the height of A. Training begins with B at zero. Here they are in the demo's trained adapter, for `q_proj`, one of the four matrices of attention, in the first layer:
 
 # %% [markdown] lang="zh"
 # ## LoRA：在大矩阵旁边加一个小改动
 #
-# LoRA 不动原来的矩阵 W，只学要加上去的部分：W + (alpha / r) · B A。B 又高又窄，A 又扁又宽；B 的宽度、也是 A 的高度 r，就是**秩**（rank）。下面取自演示里训练好的适配器，是第一层的 `q_proj`，即注意力的四个矩阵之一：
+# LoRA 不动原来的矩阵 W，只学要加上去的部分：W + (alpha / r) · B A。B 又高又窄，A 又扁又宽；B 的宽度、也是 A 的高度 r，就是**秩**（rank）。训练开始时 B 全是零，所以模型和原来一样。下面取自演示里训练好的适配器，是第一层的 `q_proj`，即注意力的四个矩阵之一：
 
 # %% tags=["figure"]
 from peft import PeftModel
@@ -327,7 +327,7 @@ for name, model in {"built": base, "with the projector": half, "and with LoRA": 
 #
 # **What does LoRA change?** It adds a matrix of small rank, see the figure with W, B and A. W itself is not touched, so the adapter can be taken off again.
 #
-# **Why freeze the vision tower?** CLIP has seen hundreds of millions of images, and your data are few. If you train it, take `--vision_learning_rate 2e-6`.
+# **Why freeze the vision tower?** CLIP has seen hundreds of millions of images, and your data are few. If you train it, take `--vision_learning_rate 2e-6`, as LLaVA-NeXT does.
 #
 # **Does `none` train everything?** Nearly: some weights of the tower get no gradient (second exercise).
 #
@@ -342,7 +342,7 @@ for name, model in {"built": base, "with the projector": half, "and with LoRA": 
 #
 # **LoRA 到底改了什么？** 看画着 W、B、A 的那张图：它加上了一个低秩矩阵，W 本身一点没动，所以适配器随时可以取下来。
 #
-# **为什么要冻结视觉塔？** CLIP 见过几亿张图片，而你的数据很少，能学到的不多。真要训练它，请加上 `--vision_learning_rate 2e-6`。
+# **为什么要冻结视觉塔？** CLIP 见过几亿张图片，而你的数据很少，能学到的不多。真要训练它，可以像 LLaVA-NeXT 那样加上 `--vision_learning_rate 2e-6`。
 #
 # **`none` 真的训练全部权重吗？** 几乎是：视觉塔里有一些权重得不到梯度（见第二个练习）。
 #

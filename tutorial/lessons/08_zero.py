@@ -211,9 +211,9 @@ memory.tricks(json.loads(Path("benchmarks/results/tricks.json").read_text())["ro
 # **Does accumulation change the result?** No: the gradient of a sum is the sum of the gradients. Only the loss must be divided by the number of labels in the whole step, which this repository does.
 
 # %% [markdown] lang="zh"
-# - 时间主要花在读图片上：多开几个 **worker**，也就是一边训练一边解码图片的进程（`--dataloader_num_workers`）。`--dataloader_persistent_workers true` 让它们在各轮（epoch）之间一直留着。`--dataloader_pin_memory true` 只对 GPU 有用。
-# - 显存不够：**梯度累积**把几个小批次的梯度加起来，再更新一次。**梯度检查点（gradient checkpointing）** 不保存激活值，反向传播时重算；模型越深，省得越多，但要多花时间。
-# - 处理器有 bf16 指令：用 **bf16** 提速。**packing** 把几条短数据拼进一行，**length grouping** 把长度相近的放进一批，填充都会变少。图里 bf16 没有省内存，因为不用 DeepSpeed 时权重仍是 fp32；packing 反而更慢，因为在 CPU 上，不该看的位置注意力也照样算了。
+# - 如果时间主要花在读图片上，就多开几个 **worker**，也就是一边训练一边解码图片的进程（`--dataloader_num_workers`）。`--dataloader_persistent_workers true` 让它们在各轮（epoch）之间一直留着。`--dataloader_pin_memory true` 只对 GPU 有用。
+# - 如果显存不够：**梯度累积**把几个小批次的梯度加起来，再更新一次。**梯度检查点（gradient checkpointing）** 不保存激活值，反向传播时重算；模型越深，省得越多，但要多花时间。
+# - 如果处理器有 bf16 指令，就用 **bf16** 提速。**packing** 把几条短数据拼进一行，**length grouping** 把长度相近的放进一批，填充都会变少。图里 bf16 没有省内存，因为不用 DeepSpeed 时权重仍是 fp32；packing 反而更慢，因为在 CPU 上，不该看的位置注意力也照样算了。
 #
 # ## 常见问题
 #
@@ -240,7 +240,7 @@ print("32 samples at once, and 8 times 4: the same gradient")
 #
 # 🐢 **Easy.** Each GPU may keep at most 16 GiB of weights, gradients and optimizer states. How many GPUs does `none` need under ZeRO-2? And under ZeRO-3? (`gib(memories["none"], stage, gpus)` gives the parts.)
 #
-# 🐕 **Middle.** LoRA of rank 128 instead of 32: how much larger are the optimizer states? (Give `memory_model` a `LoraSettings(lora_r=128, lora_alpha=256)`.)
+# 🐕 **Middle.** LoRA of rank 128 instead of 32: how much larger are the optimizer states? (Give `memory_model` a `LoraSettings(lora_r=128)`.)
 #
 # 🦁 **Hard.** Write the forward pass of ZeRO-3: four ranks keep a quarter of each layer, and gather a layer only while they need it. How many weights does a rank hold at most?
 #
@@ -257,7 +257,7 @@ print("32 samples at once, and 8 times 4: the same gradient")
 #
 # 🐢 **简单。** 要让每块 GPU 存的权重、梯度和优化器状态不超过 16 GiB，用 `none` 训练时 ZeRO-2 要几块 GPU？ZeRO-3 呢？（`gib(memories["none"], stage, gpus)` 给出各部分的大小。）
 #
-# 🐕 **中等。** LoRA 的秩从 32 改成 128，优化器状态会大多少？（给 `memory_model` 传 `LoraSettings(lora_r=128, lora_alpha=256)`。）
+# 🐕 **中等。** LoRA 的秩从 32 改成 128，优化器状态会大多少？（给 `memory_model` 传 `LoraSettings(lora_r=128)`。）
 #
 # 🦁 **困难。** 写出 ZeRO-3 的前向：四个 rank 各存每一层的四分之一，用到哪层才收齐哪层。一个 rank 最多同时存多少权重？
 #
@@ -275,7 +275,7 @@ for stage in (2, 3):
     print(f"ZeRO-{stage}: {fits} GPUs")
 
 # %% tags=["solution"]
-large = memory_model("use_lora", LoraSettings(lora_r=128, lora_alpha=256))
+large = memory_model("use_lora", LoraSettings(lora_r=128))
 before, after = (gib(each, 2, 1)["optimizer"] for each in (memories["use_lora"], large))
 print(f"{before:.2f} GiB with rank 32, {after:.2f} GiB with rank 128: {after / before:.2f} times")
 

@@ -15,7 +15,7 @@
 # %% [markdown] lang="zh"
 # # 9. 向训练好的 LLaVA 提问：完整权重
 #
-# 模型训练好了，接下来就是给它看图、向它提问。这一课把推理过程拆开来看：回答是怎样写出来的，为什么写得快，好模型在哪些用法下会答错，以及它在看图片的哪里。适用于用 `TRAIN_TYPE=freeze_vision`、`none`、`projector` 训练的模型，或者合并过的模型。演示用的这个由 `TRAIN_TYPE=freeze_vision bash run_zero2.sh` 训练，两个 CPU 核上几分钟就够。如果你训练的是适配器，请看[这一课的另一半](code05_infer_lora.ipynb)。
+# 模型训练好了，接下来就是给它看图、向它提问。这一课把推理过程拆开来看：回答是怎样写出来的，为什么写得快，好模型在哪些用法下会答错，以及它在看图片的哪里。适用于用 `TRAIN_TYPE=freeze_vision`、`none`、`projector` 训练的模型，或者合并过的模型。用演示的模型，请先运行 `TRAIN_TYPE=freeze_vision bash run_zero2.sh`，两个 CPU 核上几分钟；第 0 课训练出的是适配器。如果你训练的是适配器，请看[这一课的另一半](code05_infer_lora.ipynb)。
 #
 # ## 你会学到
 #
@@ -85,12 +85,12 @@ assert by_hand == by_generate or model.dtype != torch.float32  # 16 bits may rou
 # %% [markdown] lang="en"
 # ## The KV cache
 #
-# Our loop is wasteful. At each step it computes the whole prompt again, image included. But attention looks only to the left (lesson 5): what the model has computed for a position never changes. So each layer keeps two vectors of each position, the **key** and the **value**. The key says what the position offers, and the value is what others take from it. This is the **KV cache**. From the second step on, only the new token is computed.
+# Our loop is wasteful. At each step it computes the whole prompt again, image included. But attention looks only to the left (lesson 5): what the model has computed for a position never changes. So each layer keeps two vectors of each position, the **key** and the **value**. The key says what the position offers, and the value is what others take from it. Both are cut into pieces that are used apart, the **heads**. This is the **KV cache**. From the second step on, only the new token is computed.
 
 # %% [markdown] lang="zh"
 # ## KV 缓存
 #
-# 上面的循环很浪费：每一步都把整个提示词（包括图片）重读一遍。可注意力只往左看（第 5 课），一个位置上算好的东西以后不会再变。所以每一层都把每个位置的两个向量存下来：**键**（key）表示这个位置有什么，**值**（value）是别的位置从它那里取走的内容。这就是 **KV 缓存**。从第二步起，只需要算新词元这一个位置。
+# 上面的循环很浪费：每一步都把整个提示词（包括图片）重读一遍。可注意力只往左看（第 5 课），一个位置上算好的东西以后不会再变。所以每一层都把每个位置的两个向量存下来：**键**（key）表示这个位置有什么，**值**（value）是别的位置从它那里取走的内容。向量切成几段分开用，每段叫一个**头**。这就是 **KV 缓存**。从第二步起，只需要算新词元这一个位置。
 
 # %% tags=["figure"]
 generation.cache_costs(asker, batch)

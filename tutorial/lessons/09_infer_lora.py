@@ -207,7 +207,7 @@ print(f"merged in bf16, {lost:.1%} of this change is rounded away: {most.split('
 #
 # 🐕 **Middle.** Make the adapter stronger and weaker: load it once more, and multiply the `scaling` of every adapted layer by 0, 0.5, 1, 4 and 16. How many of the first 84 answers are exactly right? (`bars.percent` counts the rows of `caption_rows`.)
 #
-# 🦁 **Hard.** Merge by hand. Add alpha / r · B A to the base's weights, put the adapter's projector in place of the base's, and compare all weights with those of `merged`. (`base_of` finds the base; the names in `tensors` begin with PEFT's `base_model.model.`.)
+# 🦁 **Hard.** Merge by hand. Add alpha / r · B A to the base's weights, put the adapter's projector in place of the base's, and compare all weights with those of `merged`. (`base_of(Path(ADAPTER))` of `train_llava.model.load` finds the base; the names in `tensors` begin with PEFT's `base_model.model.`.)
 #
 # ## Solutions
 #
@@ -220,7 +220,7 @@ print(f"merged in bf16, {lost:.1%} of this change is rounded away: {most.split('
 #
 # 🐕 **中等。** 把适配器调强调弱：重新加载它，给每个适配层的 `scaling` 乘上 0、0.5、1、4、16，前 84 条里各有多少回答一字不差？（`bars.percent` 可以统计 `caption_rows` 的结果。）
 #
-# 🦁 **困难。** 亲手合并：给基座的权重加上 alpha / r · B A，投影层换成适配器里的，再和 `merged` 的权重逐个比较。（`base_of` 能找到基座；`tensors` 里的名字以 PEFT 的 `base_model.model.` 开头。）
+# 🦁 **困难。** 亲手合并：给基座的权重加上 alpha / r · B A，投影层换成适配器里的，再和 `merged` 的权重逐个比较。（`train_llava.model.load` 里的 `base_of(Path(ADAPTER))` 能找到基座；`tensors` 里的名字以 PEFT 的 `base_model.model.` 开头。）
 #
 # ## 答案
 #
@@ -231,10 +231,10 @@ trained, whole = sum(tensor.numel() for tensor in tensors.values()), sum(p.numel
 print(f"{trained:,} of {whole:,}: {trained / whole:.1%}")
 
 # %% [markdown] lang="en"
-# 🐕 At 0 the trained projector works with the unchanged language model, and in the demo that is enough for nearly all answers. Far above 1 the change is too large: the weights were trained for 1.
+# 🐕 At 0 the trained projector works with the unchanged language model, and in the demo that gets nearly as many answers right. Far above 1 the change is too large: the weights were trained for 1.
 
 # %% [markdown] lang="zh"
-# 🐕 乘 0 时，只剩训练过的投影层配上原来的语言模型，在演示里，几乎所有题这样就能答对。比 1 大太多就改过头了：这些权重本来就是按 1 训练的。
+# 🐕 乘 0 时，只剩训练过的投影层配上原来的语言模型；在演示里，答对的只比用适配器少一点。比 1 大太多就改过头了：这些权重本来就是按 1 训练的。
 
 # %% tags=["solution"]
 model, _ = load(ADAPTER, dtype=torch.float32)  # once more: the first one is merged

@@ -72,7 +72,7 @@ symptoms.losses_by_image(images, looks)
 # %% [markdown] lang="zh"
 # ## 模型看图了吗？
 #
-# 同样的问题和答案算三次损失：配这条数据自己的图（own）、另一条数据的图（other）、一张灰图（grey）。看图的模型离不开自己的那张图，换一张损失就跳上去；不看图的模型，三次损失一样。答对几道题说明不了什么，很多题靠猜也能对。
+# 同样的问题和答案算三次损失：配这条数据自己的图（own）、另一条数据的图（other）、一张灰图（grey）。看图的模型离不开自己的那张图，换一张损失就跳上去；不看图的模型，换成别人的图也差不多。答对几道题说明不了什么，很多题靠猜也能对。
 #
 # 下面在图中两个模型之外再加一个：把训练好的模型弄瞎。办法是挂一个钩子（hook），不管投影层输出什么，都换成零。
 
@@ -396,7 +396,7 @@ assert half["loss_own_image"] > looks["trained"]["loss_own_image"]
 #
 # ## 显存不足
 #
-# 租卡之前先估算。图中是 CLIP-L/336 加 Qwen1.5-4B 在一张卡上的显存峰值：第 8 课算的那些，加上激活值，更新时梯度还要再存一份 fp32；横轴是一个批次里的图片数。水平的点线是一张卡能放下的上限；虚线表示打开梯度检查点（gradient checkpointing）：不保存激活值，用到时再算一遍。
+# 租卡之前先估算。图中是 CLIP-L/336 加 Qwen1.5-4B 在一张卡上的显存峰值的估计：第 8 课算的那些，加上激活值，更新时梯度还要再存一份 fp32；横轴是一个批次里的图片数。水平的点线是一张卡能放下的上限；虚线表示打开梯度检查点（gradient checkpointing）：不保存激活值，用到时再算一遍。
 
 # %% tags=["figure"]
 from train_llava.estimate import (
@@ -436,7 +436,7 @@ symptoms.memory_over_batch(sizes, needed, room)
 # | symptom | cause | look at | mend |
 # |---|---|---|---|
 # | same answer for all images | projector untrained; guessable data | `train_llava.evaluate` | `TRAIN_TYPE`, data |
-# | loss 0 or NaN at once | all labels -100 | `train_llava.show_batch` | `--model_max_length`, data |
+# | loss 0 or NaN at once | all labels -100 | `train_llava.show_batch` | template, data |
 # | does not stop | no end in the labels, another awaited | labels | `generation_config.json` |
 # | garbled words, blanks | wrong tokenizer or template | the prompt as text | the model's own processor |
 # | loss does not fall | frozen, low rate, shelf | the printed table of parts | `--learning_rate` |
@@ -462,7 +462,7 @@ symptoms.memory_over_batch(sizes, needed, room)
 # | 症状 | 原因 | 看哪里 | 怎么修 |
 # |---|---|---|---|
 # | 不管什么图，回答都一样 | 投影层没训练；数据靠猜就能答 | 三个损失：`train_llava.evaluate` | `TRAIN_TYPE`、数据 |
-# | 第一步起损失就是 0 或 NaN | 标签全是 -100 | `train_llava.show_batch` | `--model_max_length`、数据 |
+# | 第一步起损失就是 0 或 NaN | 标签全是 -100 | `train_llava.show_batch` | 模板、数据 |
 # | 停不下来，不停重复 | 标签里没有结束符，或等的是别的结束符 | 标签 | `generation_config.json` |
 # | 乱码、字母之间有空格 | 分词器不对，模板漏了或套了两遍 | 完整的提示词文本 | 用模型自己的处理器 |
 # | 损失不降 | 被冻结、学习率太低；或还在平台上 | 训练开头打印的部件表 | `--learning_rate` |

@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import torch
 import torch.distributed as dist
@@ -73,7 +74,9 @@ def main() -> None:
         dist.all_gather_object(ranks := [None] * dist.get_world_size(), mine)
         found[stage] = {"losses": losses, "trained": trained, "ranks": ranks}
     if dist.get_rank() == 0:
-        print(json.dumps(found))
+        print(json.dumps(found), flush=True)
+    dist.barrier()
+    time.sleep(0.5)  # as train_llava/train.py does, for Gloo's threads
     dist.destroy_process_group()
 
 
