@@ -210,8 +210,10 @@ def test_a_template_that_no_modelfile_can_hold(with_siglip, tmp_path):
         "{%- if add_generation_prompt %}<|im_start|>{{ messages|length + 1 }} assistant\n{%- endif %}"
     )
     (folder / "chat_template.jinja").write_text(CONTENT_PARTS.read_text() + counting)
+    weights = (folder / "model.safetensors").rename(tmp_path / "weights")
     done = export(folder, tmp_path / "ollama", "ollama")
     assert done.returncode == 2 and "cannot be written as Ollama's" in done.stderr, done.stderr
+    weights.rename(folder / "model.safetensors")
     assert not (tmp_path / "ollama").exists()
     assert export(folder, tmp_path / "gguf").returncode == 0
 

@@ -54,7 +54,7 @@ quiet()
 FOLDER, STEPS, SIZE = Path("output/lesson_06"), 90, 16
 shutil.rmtree(FOLDER, ignore_errors=True)
 write_records(FOLDER / "data", "captions", "train", STEPS * SIZE, seed=0)
-write_records(FOLDER / "new", "captions", "train", 32, seed=1)  # images that the loop does not read
+write_records(FOLDER / "new", "captions", "train", 16, seed=1)  # images that the loop does not read
 
 torch.manual_seed(0)
 model, processor = build_llava("demo/clip", "demo/qwen", torch.float32)
@@ -122,10 +122,10 @@ def train(batches, rate=RATE, watch=lambda step: None):
 
 
 # %% [markdown] lang="en"
-# On the way we test the model on 32 images that are not among the batches. Every five steps we note -log p of each token of their captions: how much it surprises the model. At four moments it writes a caption for the first image.
+# On the way we test the model on 16 images that are not among the batches. Every ten steps we note -log p of each token of their captions: how much it surprises the model. At four moments it writes a caption for the first image.
 
 # %% [markdown] lang="zh"
-# 训练途中，我们拿 32 张不在批次里的图片测一测模型：每五步记下正确描述里每个词元的 -log p，也就是这个词元让它多意外；另外有四次，让它给第一张图写描述。
+# 训练途中，我们拿 16 张不在批次里的图片测一测模型：每十步记下正确描述里每个词元的 -log p，也就是这个词元让它多意外；另外有四次，让它给第一张图写描述。
 
 # %%
 from train_llava.model.generate import caption_rows
@@ -139,7 +139,7 @@ captions, surprise = {}, {}  # by step
 def watch(step):
     if step in (0, 20, 50, STEPS):
         captions[step] = caption_rows(model, processor, [new[0]])[0]["caption"]
-    if step % 5 == 0:
+    if step % 10 == 0:
         with torch.no_grad():
             logits = model(**examples).logits[:, :-1][targets >= 0]
         surprise[step] = torch.nn.functional.cross_entropy(logits, targets[targets >= 0], reduction="none")
@@ -204,12 +204,12 @@ assert np.mean(losses[-8:]) < blind / 2
 curves.shelf(losses, shelf, blind, by_part, guess)
 
 # %% [markdown] lang="en"
-# On the left, the loss goes below the dashed line, that of a blind model. **There it must be looking at the image**: it cannot know captions by heart, as each image comes only once. On the right, grammar comes first, size and place close behind. Where it is shaded, colour and kind still cost more than a guess (dotted): this is the *shelf*. The model writes well and does not yet see what things are. Here it is short, and the loss falls on; in a harder task it may be long and flat.
+# On the left, the loss goes below the dashed line, that of a blind model. **There it must be looking at the image**: it cannot know captions by heart, as each image comes only once. On the right, grammar comes first, then size and place. Where it is shaded, kind and at first colour still cost more than a guess (dotted): this is the *shelf*. The model writes well and does not yet see what things are. Here it is short, and the loss falls on; in a harder task it may be long and flat.
 #
-# Token by token, for the first image (darker: more surprise):
+# Token by token, for one image (darker: more surprise):
 
 # %% [markdown] lang="zh"
-# 左图里，损失最后降到虚线以下，比任何看不见图的模型都低：**这时它一定在看图**。每张图只出现一次，所以不可能是靠背答案。右图把词分成几类，看每一类让模型多意外：最先学会的是语法，大小和位置紧随其后；在阴影那一段，颜色和种类还不如瞎猜（点线）。这一段就是*平台*：话已经说通顺了，却还没看懂图里是什么。这里的平台很短，损失也一直在降；任务更难时，它可能又长又平。
+# 左图里，损失最后降到虚线以下，比任何看不见图的模型都低：**这时它一定在看图**。每张图只出现一次，所以不可能是靠背答案。右图把词分成几类，看每一类让模型多意外：最先学会的是语法，大小和位置紧随其后；在阴影那一段，种类还不如瞎猜（点线），颜色起初也是。这一段就是*平台*：话已经说通顺了，却还没看懂图里是什么。这里的平台很短，损失也一直在降；任务更难时，它可能又长又平。
 #
 # 再看第一张图的每个词元。颜色越深，表示模型越意外：
 
