@@ -1,4 +1,4 @@
-"""A real chat model from its publisher's weights to a LLaVA that reads images it never saw (slow: 10 minutes)."""
+"""A real chat model from its publisher's weights to a LLaVA that reads images it never saw (slow: 13 minutes)."""
 
 import json
 import sys
