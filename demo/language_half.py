@@ -19,7 +19,6 @@ from demo.steps import Batch, run_steps
 from demo.tokenizer import MAX_LENGTH
 
 BATCH_SIZE, LEARNING_RATE = 16, 2e-3
-SPLITS = ("validation", "held_out")  # what the figures are about
 PATCHES = (IMAGE_SIZE // CELL) ** 2
 HOLE = "<|endoftext|>"  # stands in a text for a squeezed note
 CAPTION_QUESTIONS = {words.sentence(text) for words in LANGUAGES.values() for text in words.INSTRUCTIONS}
@@ -161,9 +160,11 @@ def train_language_model(
 
     loss = run_steps(model.train(), steps, LEARNING_RATE, batch, bf16=True)
     model.eval()
-    found = {f"{split}_exact_percent": told_exact(model, tokenizer, split) for split in SPLITS}
-    found |= {f"{split}_conversation_exact_percent": talk_exact(model, tokenizer, split) for split in SPLITS}
-    return model, {"loss_nats_per_token": round(loss, 3), **found}
+    found: dict[str, Any] = {"loss_nats_per_token": round(loss, 3)}
+    for split in ("validation", "held_out"):
+        found[f"{split}_exact_percent"] = told_exact(model, tokenizer, split)
+        found[f"{split}_conversation_exact_percent"] = talk_exact(model, tokenizer, split)
+    return model, found
 
 
 @torch.no_grad()

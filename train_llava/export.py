@@ -22,7 +22,7 @@ from train_llava.cli import InputError, command, command_parser, output_folder
 from train_llava.model.config import load_llava_config
 from train_llava.model.folder import check_output_dir, new_folder
 from train_llava.model.generate import collator_of, ends_of_answer
-from train_llava.model.load import base_of, fetch, load, processor_of
+from train_llava.model.load import base_and_adapter, fetch, load, processor_of
 from train_llava.model.merge import merge
 from train_llava.model.older_names import copy_with_older_names
 from train_llava.model.structure import has_cls
@@ -44,9 +44,7 @@ def main() -> None:
     args = parser.parse_args()
 
     check_output_dir(args.output_dir, overwrite=False)
-    base, adapter = args.model_name_or_path, args.adapter_name_or_path and fetch(args.adapter_name_or_path)
-    if adapter is None and (fetch(base) / "adapter_config.json").is_file():
-        base, adapter = base_of(fetch(base)), fetch(base)
+    base, adapter = base_and_adapter(args.model_name_or_path, args.adapter_name_or_path)
     source = fetch(base)
     if adapter:
         check_mergeable(adapter, source)

@@ -5,7 +5,6 @@
 """
 
 import sys
-import time
 from functools import partial
 from pathlib import Path
 
@@ -34,7 +33,7 @@ from train_llava.processing.chat import ChatEncoder
 from train_llava.processing.images import FRAMINGS
 from train_llava.training.callbacks import DiskSpaceCallback, ProgressLine
 from train_llava.training.compiled_ops import compile_no_op
-from train_llava.training.fault_tolerance import PreemptionCallback, Watchdog
+from train_llava.training.fault_tolerance import PreemptionCallback, Watchdog, close_process_group
 from train_llava.training.flag_checks import check_flags, check_framing
 from train_llava.training.held_out import check_scores
 from train_llava.training.model_card import write_card
@@ -179,11 +178,7 @@ def shut_down(args: LlavaTrainingArguments, preemption: PreemptionCallback) -> N
         hint = "The same command with --resume_from_checkpoint true goes on from there"
         print(f"The checkpoint is {newest_first(args)[0]}. {hint}.", flush=True)
     if dist.is_initialized():
-        dist.barrier()
-        # A thread of Gloo's still holds the last tensors, and needs Python's lock to release them. Whoever ends the
-        # group, here or where the model is dropped, holds that lock and waits for the thread. So let it run before.
-        time.sleep(0.5)
-        dist.destroy_process_group()
+        close_process_group()
     if preemption.received:
         sys.exit(128 + preemption.received)  # as shells report it
 

@@ -115,7 +115,7 @@ def captions_of_languages(folder: Path) -> dict[str, float]:
     exact: dict[str, list[bool]] = {language: [] for language in LANGUAGES}
     for answer in map(json.loads, (folder / "answers.jsonl").read_text(encoding="utf-8").splitlines()):
         if answer["category"] == "caption":
-            exact[LANGUAGES[bool(re.search(r"[\u4e00-\u9fff]", answer["reference"]))]].append(answer["exact"])
+            exact["English" if answer["reference"].isascii() else "Chinese"].append(answer["exact"])
     return {language: 100 * statistics.mean(of) for language, of in exact.items()}
 
 

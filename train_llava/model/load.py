@@ -81,9 +81,8 @@ def load(
         InputError: no LLaVA there, or not a whole one; the adapter's base is not where the adapter says, or is another
             model by now; bitsandbytes is not installed.
     """
-    folder, adapter = fetch(model_name_or_path), adapter_name_or_path and fetch(adapter_name_or_path)
-    if adapter is None and (folder / "adapter_config.json").is_file():
-        return load(base_of(folder), folder, dtype, in_4bit, attn_implementation)
+    model_name_or_path, adapter = base_and_adapter(model_name_or_path, adapter_name_or_path)
+    folder = fetch(model_name_or_path)
     if adapter is not None:
         read_json(adapter, "adapter_config.json")
         if not list(adapter.glob("adapter_model.*")):
@@ -221,6 +220,14 @@ def pad_left(tokenizer: PreTrainedTokenizerBase) -> None:
     """Lets prompts be padded on the left, where generation does not continue; also in plain transformers, once the
     tokenizer is saved. The collator pads training batches on the right by itself."""
     tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"  # what is saved are those of init_kwargs
+
+
+def base_and_adapter(model_name_or_path: Name, adapter_name_or_path: Name | None) -> tuple[Name, Path | None]:
+    """A whole model and the folder of its adapter, if any: an adapter alone knows its base (`fetch`, `base_of`)."""
+    folder, adapter = fetch(model_name_or_path), adapter_name_or_path and fetch(adapter_name_or_path)
+    if adapter is None and (folder / "adapter_config.json").is_file():
+        return base_of(folder), folder
+    return model_name_or_path, adapter
 
 
 def base_of(adapter: Path) -> str:

@@ -23,16 +23,14 @@ def draw_sheet(rows: list[dict[str, Any]]) -> Image.Image:
     large, small = (font_for(words, size) for size, _ in (LARGE, SMALL))
     below = [texts(row, large, small) for row in rows]
     columns = min(4, len(rows))
-    heights = [
-        max(sum(height for *_, height in lines) for lines in below[i : i + columns])
+    heights = [  # of each line of images, with what is below them
+        TILE + 2 * GAP + max(sum(height for *_, height in lines) for lines in below[i : i + columns])
         for i in range(0, len(rows), columns)
     ]
-    size = (columns * (TILE + GAP) + GAP, sum(heights) + len(heights) * (TILE + 2 * GAP))
-    sheet = Image.new("RGB", size, "white")
+    sheet = Image.new("RGB", (columns * (TILE + GAP) + GAP, sum(heights)), "white")
     draw = ImageDraw.Draw(sheet)
     for i, (row, lines) in enumerate(zip(rows, below, strict=True)):
-        above = i // columns
-        x, y = GAP + i % columns * (TILE + GAP), GAP + sum(heights[:above]) + above * (TILE + 2 * GAP)
+        x, y = GAP + i % columns * (TILE + GAP), GAP + sum(heights[: i // columns])
         image = row["image"] or Image.new("RGB", (TILE, TILE), "white")
         enlarge = Image.Resampling.NEAREST if max(image.size) < TILE else Image.Resampling.LANCZOS
         scale = TILE / max(image.size)

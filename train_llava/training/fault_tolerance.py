@@ -1,4 +1,4 @@
-"""What a run does when it is told to stop, when another rank hangs, and when a worker is forked beside Gloo's threads.
+"""What a run does when it is told to stop, when another rank hangs, and when it forks or ends beside Gloo's threads.
 
 On SIGTERM or SIGINT all ranks save a checkpoint of the same step and end; a second signal ends them at once.
 """
@@ -20,6 +20,17 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 GRACE_SECONDS = 5  # for the current step to end, and three times as long as the last step took
 DEDUP_SECONDS = 1.0  # within which a signal is the same one, sent by a scheduler and passed on by a launcher
 FORK_DELAY = 0.02  # seconds, in which Gloo's threads become idle
+
+
+def close_process_group() -> None:
+    """Ends the process group once all ranks are here.
+
+    A thread of Gloo's still holds the last tensors, and needs Python's lock to release them. Whoever ends the group,
+    here or where the model is dropped, holds that lock and waits for the thread. So let it run before.
+    """
+    dist.barrier()
+    time.sleep(0.5)
+    dist.destroy_process_group()
 
 
 def ignore_signals_in_worker(worker: int) -> None:

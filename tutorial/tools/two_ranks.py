@@ -9,12 +9,13 @@ import json
 import os
 import subprocess
 import sys
-import time
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from transformers import AutoModelForCausalLM
+
+from train_llava.training.fault_tolerance import close_process_group
 
 STAGES = (0, 1, 2, 3)
 STEPS = 3
@@ -75,9 +76,7 @@ def main() -> None:
         found[stage] = {"losses": losses, "trained": trained, "ranks": ranks}
     if dist.get_rank() == 0:
         print(json.dumps(found), flush=True)
-    dist.barrier()
-    time.sleep(0.5)  # as train_llava/train.py does, for Gloo's threads
-    dist.destroy_process_group()
+    close_process_group()
 
 
 if __name__ == "__main__":
